@@ -1,0 +1,91 @@
+"""What a client is told at the start: endpoints, and how it is to reach them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a member listens for clients.
+
+    Attributes:
+        name: As the user wrote it; errors and logs say it.
+        target: The address in gRPC's syntax.
+    """
+
+    name: str
+    target: str
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read ``host:port``, ``[ipv6]:port``, ``http://host:port`` or ``unix:path``.
+
+        Raises:
+            TypeError: It is not a str.
+            ValueError: It is none of these.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"an endpoint must be a str, not {type(text).__name__}")
+        text = text.strip()
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:")
+            path = path.removeprefix("//")
+            if not path:
+                raise ValueError(f"endpoint {text!r} has no path")
+            return cls(text, f"unix:{path}")
+        address = text
+        if "://" in text:
+            scheme, _, address = text.partition("://")
+            if scheme == "https":
+                raise ValueError(f"endpoint {text!r}: TLS is not supported by this version")
+            if scheme != "http":
+                raise ValueError(f"endpoint {text!r} has an unknown scheme {scheme!r}")
+        try:
+            parts = urlsplit(f"//{address}")
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ValueError(f"endpoint {text!r} cannot be parsed: {error}") from None
+        if not host or any(character.isspace() for character in address):
+            raise ValueError(f"endpoint {text!r} has no host (expected host:port)")
+        if not port:
+            raise ValueError(f"endpoint {text!r} has no port (expected host:port, such as 2379)")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError(f"endpoint {text!r} must be host:port and nothing more")
+        if parts.path not in ("", "/"):
+            raise ValueError(f"endpoint {text!r} must not have a path")
+        return cls(text, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:
+    """Read one endpoint, several separated by commas, or a sequence of them.
+
+    Raises:
+        ValueError: There is none, one cannot be parsed, or one is there twice.
+        TypeError: Not str.
+    """
+    texts = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
+    parsed = tuple(Endpoint.parse(text) for text in texts)
+    if not parsed:
+        raise ValueError("endpoints must name at least one endpoint")
+    if len({endpoint.target for endpoint in parsed}) != len(parsed):
+        raise ValueError(f"endpoints names the same one twice: {', '.join(map(str, texts))}")
+    return parsed
+
+
+class Default(enum.Enum):
+    """The type of `DEFAULT`."""
+
+    DEFAULT = "the client's timeout"
+
+    def __repr__(self) -> str:
+        """Show it as a signature should."""
+        return "DEFAULT"
+
+
+# A ``timeout`` that was not given: None means that there is none.
+DEFAULT: Final = Default.DEFAULT

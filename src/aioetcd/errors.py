@@ -1,0 +1,326 @@
+"""Every error that aioetcd raises, by cause.
+
+An error says what happened, whether a write may have been applied all the same, and which
+endpoint said so. Those with a twin among Python's builtins inherit it too, so that
+``except TimeoutError`` and ``except ConnectionError`` work. Arguments that are wrong in themselves
+(a negative limit, a key of type ``int``) are plain ``ValueError`` and ``TypeError``, raised before
+anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aioetcd.types import KeyValue
+
+
+class EtcdError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        code: The gRPC status name (``"UNAVAILABLE"``), or None where no server spoke.
+        details: The server's own text, or None where no server spoke.
+        maybe_applied: False only where the request surely had no effect. A read has none.
+        endpoint: The endpoint that answered, or None.
+    """
+
+    code: str | None
+    details: str | None
+    maybe_applied: bool
+    endpoint: str | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        details: str | None = None,
+        maybe_applied: bool = False,
+        endpoint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = details
+        self.maybe_applied = maybe_applied
+        self.endpoint = endpoint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would call the class with positional arguments only, and OSError's would
+        # look for an errno: an error must survive a trip to another process with its facts.
+        return (_restore, (type(self), self.args, self.__dict__))
+
+
+def _restore(cls: type[EtcdError], args: tuple[object, ...], state: dict[str, object]) -> EtcdError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ClientClosedError(EtcdError):
+    """The client was closed: by ``aclose()``, or by leaving its ``async with``."""
+
+
+class UnavailableError(EtcdError, ConnectionError):
+    """Nobody could be reached, the connection was lost, or the member is stopping."""
+
+
+class NoEndpointError(UnavailableError):
+    """No endpoint took the request within the deadline; it surely was not applied.
+
+    Attributes:
+        reasons: Why each endpoint failed, by endpoint.
+    """
+
+    reasons: Mapping[str, str]
+
+    def __init__(self, message: str, *, reasons: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
+class NoLeaderError(UnavailableError):
+    """The member has no leader: it is cut off from the quorum, or an election is on."""
+
+
+class DeadlineExceededError(EtcdError, TimeoutError):
+    """No answer within the deadline.
+
+    Attributes:
+        timeout: The seconds that the call was given, or None where the server gave up by a
+            limit of its own.
+    """
+
+    timeout: float | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        timeout: float | None = None,
+        code: str | None = None,
+        details: str | None = None,
+        maybe_applied: bool = False,
+        endpoint: str | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            code=code,
+            details=details,
+            maybe_applied=maybe_applied,
+            endpoint=endpoint,
+        )
+        self.timeout = timeout
+
+
+class AuthError(EtcdError):
+    """Who you are, or what you may do, stood in the way."""
+
+
+class AuthenticationError(AuthError):
+    """The user, password or token was not accepted."""
+
+
+class PermissionDeniedError(AuthError, PermissionError):
+    """The user may not do this."""
+
+
+class AuthNotEnabledError(AuthError):
+    """The cluster runs without authentication."""
+
+
+class InvalidRequestError(EtcdError, ValueError):
+    """The server refused the request for what it says; nothing was applied."""
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """The request is larger than the server takes (``--max-request-bytes``, 1.5 MiB by default)."""
+
+
+class TooManyOpsError(InvalidRequestError):
+    """A txn has more operations than the server takes (``--max-txn-ops``, 128 by default)."""
+
+
+class DuplicateKeyError(InvalidRequestError):
+    """A txn puts the same key twice, or puts a key that it also deletes."""
+
+
+class KeyNotFoundError(InvalidRequestError):
+    """The key does not exist, and ``ignore_value`` or ``ignore_lease`` needs it."""
+
+
+class CompactedError(EtcdError):
+    """The revision asked for is no longer in the history.
+
+    Attributes:
+        compact_revision: The first revision that is still there, where the server tells it
+            (watches do, reads do not).
+    """
+
+    compact_revision: int | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        compact_revision: int | None = None,
+        code: str | None = None,
+        details: str | None = None,
+        maybe_applied: bool = False,
+        endpoint: str | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            code=code,
+            details=details,
+            maybe_applied=maybe_applied,
+            endpoint=endpoint,
+        )
+        self.compact_revision = compact_revision
+
+
+class FutureRevisionError(EtcdError):
+    """The revision asked for has not happened yet."""
+
+
+class LeaseError(EtcdError):
+    """About a lease."""
+
+
+class LeaseNotFoundError(LeaseError):
+    """The server knows no such lease: never granted, revoked, or expired."""
+
+
+class LeaseExistsError(LeaseError):
+    """A lease with this id is there already."""
+
+
+class LeaseLostError(LeaseError):
+    """A lease that was held is gone, and with it every key attached to it.
+
+    Attributes:
+        lease_id: The lease.
+        reason: ``"expired"``, ``"revoked"``, ``"not found"`` or ``"closed"``.
+    """
+
+    lease_id: int
+    reason: str
+
+    def __init__(self, message: str, *, lease_id: int, reason: str) -> None:
+        super().__init__(message)
+        self.lease_id = lease_id
+        self.reason = reason
+
+
+class LeaseExpiredError(LeaseLostError):
+    """A lease was not renewed within its time to live, as far as this client can know."""
+
+    def __init__(self, message: str, *, lease_id: int) -> None:
+        super().__init__(message, lease_id=lease_id, reason="expired")
+
+
+class NoSpaceError(EtcdError):
+    """The server's storage quota is used up: compact, defragment, then disarm the alarm."""
+
+
+class TooManyRequestsError(EtcdError):
+    """The server is overloaded and refused the request before doing anything."""
+
+
+class ClusterMismatchError(EtcdError):
+    """Another cluster answers, or the same one with a history that went back."""
+
+
+class CorruptClusterError(EtcdError):
+    """A member's data differs from the others' (``CORRUPT`` alarm)."""
+
+
+class UnsupportedByServerError(EtcdError):
+    """The server is too old for this.
+
+    Attributes:
+        server_version: What the server is, where it told.
+        needs: The first version that has it.
+    """
+
+    server_version: str | None
+    needs: str | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        server_version: str | None = None,
+        needs: str | None = None,
+        code: str | None = None,
+        details: str | None = None,
+        maybe_applied: bool = False,
+        endpoint: str | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            code=code,
+            details=details,
+            maybe_applied=maybe_applied,
+            endpoint=endpoint,
+        )
+        self.server_version = server_version
+        self.needs = needs
+
+
+class MemberError(EtcdError):
+    """The cluster refused a change of its members, or of its version."""
+
+
+class MemberNotFoundError(MemberError):
+    """There is no such member."""
+
+
+class LearnerError(MemberError):
+    """The member is a learner and does not serve this, or is not ready to be promoted."""
+
+
+class NotLeaderError(MemberError):
+    """Only the leader does this, and this member is not it."""
+
+
+class UnhealthyClusterError(MemberError):
+    """Too few members are healthy to change the membership safely."""
+
+
+class LockError(EtcdError):
+    """About a lock."""
+
+
+class LockNotAcquiredError(LockError):
+    """Somebody else holds the lock, and you asked not to wait.
+
+    Attributes:
+        holder: The holder's key, whose ``value`` is what the holder wrote for onlookers.
+    """
+
+    holder: KeyValue
+
+    def __init__(self, message: str, *, holder: KeyValue) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+class LockTimeoutError(LockError, TimeoutError):
+    """The lock's turn did not come within the time you gave it.
+
+    Attributes:
+        timeout: That time in seconds.
+    """
+
+    timeout: float
+
+    def __init__(self, message: str, *, timeout: float) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+
+
+class LockLostError(LockError):
+    """The lock, or the place in its queue, is gone: lease lost, or the key was deleted."""
