@@ -1,0 +1,1 @@
+"""Everything that knows gRPC: connections, calls, streams, errors, background tasks."""

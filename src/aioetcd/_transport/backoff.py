@@ -1,0 +1,31 @@
+"""How long to wait before the next try."""
+
+from __future__ import annotations
+
+import random
+
+_jitter = random.Random()  # not for secrets: spreads clients that failed at the same moment
+
+
+def spread(seconds: float, fraction: float) -> float:
+    """Give `seconds` plus or minus a random part of it."""
+    return seconds * _jitter.uniform(1 - fraction, 1 + fraction)
+
+
+class Backoff:
+    """Doubling delays with full jitter: the first from 0 to `first` seconds, none above `most`."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self._first = first
+        self._most = most
+        self._ceiling = first
+
+    def reset(self) -> None:
+        """Start over: something worked."""
+        self._ceiling = self._first
+
+    def next_delay(self) -> float:
+        """Give the seconds to wait now; the next ones are longer."""
+        delay = _jitter.uniform(self._ceiling / 2, self._ceiling)
+        self._ceiling = min(self._ceiling * 2, self._most)
+        return delay

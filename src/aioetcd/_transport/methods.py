@@ -1,0 +1,86 @@
+"""The RPCs that the services use, and what may be done with each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from aioetcd._proto import rpc_pb2, rpc_pb2_grpc
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unary(Generic[Request, Response]):
+    """A unary RPC.
+
+    Attributes:
+        stub: The generated stub class of its service.
+        name: Its name there.
+        is_write: Whether it may change anything.
+        repeatable: Whether doing it twice is the same as once, so that a lost answer is a reason
+            to ask again.
+    """
+
+    stub: type
+    name: str
+    is_write: bool
+    repeatable: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bidi(Generic[Request, Response]):
+    """A bidirectional stream.
+
+    Attributes:
+        stub: The generated stub class of its service.
+        name: Its name there.
+    """
+
+    stub: type
+    name: str
+
+
+def _read(stub: type, name: str) -> Unary[Any, Any]:
+    return Unary(stub, name, is_write=False, repeatable=True)
+
+
+def _write(stub: type, name: str, *, repeatable: bool = False) -> Unary[Any, Any]:
+    return Unary(stub, name, is_write=True, repeatable=repeatable)
+
+
+RANGE: Unary[rpc_pb2.RangeRequest, rpc_pb2.RangeResponse] = _read(rpc_pb2_grpc.KVStub, "Range")
+PUT: Unary[rpc_pb2.PutRequest, rpc_pb2.PutResponse] = _write(rpc_pb2_grpc.KVStub, "Put")
+DELETE_RANGE: Unary[rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse] = _write(
+    rpc_pb2_grpc.KVStub, "DeleteRange"
+)
+TXN: Unary[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = _write(rpc_pb2_grpc.KVStub, "Txn")
+READ_ONLY_TXN: Unary[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = _read(rpc_pb2_grpc.KVStub, "Txn")
+IDEMPOTENT_TXN: Unary[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = _write(
+    rpc_pb2_grpc.KVStub, "Txn", repeatable=True
+)
+COMPACT: Unary[rpc_pb2.CompactionRequest, rpc_pb2.CompactionResponse] = _write(
+    rpc_pb2_grpc.KVStub, "Compact"
+)
+# The id is the client's choice, so a second grant of the same one cannot make a second lease.
+LEASE_GRANT: Unary[rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse] = _write(
+    rpc_pb2_grpc.LeaseStub, "LeaseGrant", repeatable=True
+)
+LEASE_REVOKE: Unary[rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse] = _write(
+    rpc_pb2_grpc.LeaseStub, "LeaseRevoke", repeatable=True
+)
+LEASE_TIME_TO_LIVE: Unary[rpc_pb2.LeaseTimeToLiveRequest, rpc_pb2.LeaseTimeToLiveResponse] = _read(
+    rpc_pb2_grpc.LeaseStub, "LeaseTimeToLive"
+)
+LEASE_LEASES: Unary[rpc_pb2.LeaseLeasesRequest, rpc_pb2.LeaseLeasesResponse] = _read(
+    rpc_pb2_grpc.LeaseStub, "LeaseLeases"
+)
+STATUS: Unary[rpc_pb2.StatusRequest, rpc_pb2.StatusResponse] = _read(
+    rpc_pb2_grpc.MaintenanceStub, "Status"
+)
+
+LEASE_KEEP_ALIVE: Bidi[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse] = Bidi(
+    rpc_pb2_grpc.LeaseStub, "LeaseKeepAlive"
+)
+WATCH: Bidi[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = Bidi(rpc_pb2_grpc.WatchStub, "Watch")

@@ -1,0 +1,224 @@
+"""The one way to own a bidirectional stream.
+
+A stream of etcd is shared by many users: all watches, all leases of a client. What is said on it
+is decided by rules without I/O (`StreamRules`); this module connects, reads, writes, keeps the
+time and connects again. Nobody but its tasks touches the gRPC call, because cancelling a read or
+a write ends the call for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import Any, Generic, Protocol, TypeVar
+
+import anyio
+import grpc
+import grpc.aio
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.endpoints import Connection
+from aioetcd._transport.failures import Rule, error_from_status, rule_for, status_of
+from aioetcd._transport.methods import Bidi, Request, Response
+from aioetcd._transport.transport import Transport
+from aioetcd.errors import ClientClosedError, EtcdError
+
+Request_co = TypeVar("Request_co", covariant=True)
+Response_contra = TypeVar("Response_contra", contravariant=True)
+
+# An idle stream is kept for so long, for the next watch or lease.
+LINGER = 1.0
+
+
+class StreamRules(Protocol[Request_co, Response_contra]):
+    """What a stream's owner asks the rules, and tells them. Times are `time.monotonic`'s."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to have a stream for."""
+
+    def opened(self, endpoint: str, now: float) -> None:
+        """A new stream is there; nothing was sent on it yet."""
+
+    def next_request(self, now: float) -> Request_co | None:
+        """Give what to send next, or None for nothing now."""
+
+    def received(self, response: Response_contra, now: float) -> bool:
+        """An answer came. True: there is now something to send, or another time to wait for."""
+
+    def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
+        """The stream ended. `final`: another one would end in the same way."""
+
+    def next_tick(self) -> float | None:
+        """Give the time at which `tick` wants to be called; None for no time."""
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+
+
+class SharedStream(Generic[Request, Response]):
+    """Keeps a stream open for as long as its rules want one.
+
+    Args:
+        transport: Gives connections, and the supervisor for the stream's task.
+        method: The RPC.
+        rules: What to say, and what the answers mean.
+        require_leader: Have the server end the stream when it has no leader; without that it
+            stays open and silent in a partition.
+        logger: Told when the stream is lost, and when it is back.
+
+    Attributes:
+        connection: Where the stream is now, or None.
+        reconnects: How often it was opened again after a loss.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        method: Bidi[Request, Response],
+        rules: StreamRules[Request, Response],
+        *,
+        require_leader: bool,
+        logger: logging.Logger,
+    ) -> None:
+        self.connection: Connection | None = None
+        self.reconnects = 0
+        self._transport = transport
+        self._method = method
+        self._rules = rules
+        self._metadata = (("hasleader", "true"),) if require_leader else ()
+        self._logger = logger
+        self._running = False
+        self._send_wake = asyncio.Event()
+        self._time_wake = asyncio.Event()
+
+    def poke(self) -> None:
+        """Look at the rules again: there may be something to send, or another time to wait for."""
+        if not self._running and self._rules.wanted:
+            self._running = True
+            self._transport.supervisor.spawn(self._run, f"aioetcd {self._method.name} stream")
+        self._send_wake.set()
+        self._time_wake.set()
+
+    async def _run(self) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._converse)
+                while await self._keep_time():
+                    pass
+                group.cancel_scope.cancel()
+        finally:
+            self._running = False
+            self.connection = None
+        # Somebody may have come while the last stream was being taken down.
+        self.poke()
+
+    async def _keep_time(self) -> bool:
+        """Let the rules have their ticks; False when nobody wants the stream any more."""
+        while self._rules.wanted:
+            self._time_wake.clear()
+            self._rules.tick(monotonic())
+            self._send_wake.set()
+            at = self._rules.next_tick()
+            with anyio.move_on_after(None if at is None else at - monotonic()):
+                await self._time_wake.wait()
+        self._time_wake.clear()
+        with anyio.move_on_after(LINGER):
+            while not self._rules.wanted:
+                await self._time_wake.wait()
+                self._time_wake.clear()
+        return self._rules.wanted
+
+    async def _converse(self) -> None:
+        backoff = Backoff(0.05, 2.0)
+        lost_at: float | None = None
+        while True:
+            try:
+                connection = await self._transport.endpoints.wait_connected(None)
+            except ClientClosedError:
+                return  # the rules were told already
+            self.connection = connection
+            call = connection.call(self._method)(metadata=self._metadata)
+            name = connection.endpoint.name
+            self._rules.opened(name, monotonic())
+            # The first answer shows that the stream is there: gRPC says nothing before it.
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._write, call)
+                    answered = False
+                    while True:
+                        response, failure = await self._read(call)
+                        if response is None:
+                            break
+                        if not answered:
+                            answered = True
+                            backoff.reset()
+                            if lost_at is not None:
+                                self._logger.info(
+                                    "%s stream is back at %s after %.3f s",
+                                    self._method.name,
+                                    name,
+                                    monotonic() - lost_at,
+                                )
+                                lost_at = None
+                        if self._rules.received(response, monotonic()):
+                            self._send_wake.set()
+                            self._time_wake.set()
+                    group.cancel_scope.cancel()
+            finally:
+                call.cancel()
+                self.connection = None
+            rule, error = self._failure(failure, name)
+            if lost_at is None:
+                lost_at = monotonic()
+                self._logger.warning("%s stream to %s is lost: %s", self._method.name, name, error)
+            if rule.changes_endpoint:
+                self._transport.endpoints.failed(connection)
+            self._rules.lost(error, final=not rule.transient, now=monotonic())
+            self._time_wake.set()
+            self.reconnects += 1
+            await anyio.sleep(backoff.next_delay())
+
+    async def _write(self, call: Any) -> None:
+        try:
+            while True:
+                self._send_wake.clear()
+                while (request := self._rules.next_request(monotonic())) is not None:
+                    await call.write(request)
+                await self._send_wake.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the reader has the reason
+        except asyncio.CancelledError:
+            await checkpoint_if_cancelled()
+            return  # the call was cancelled: the reader says why
+
+    async def _read(self, call: Any) -> tuple[Response | None, grpc.aio.AioRpcError | None]:
+        """Give the next answer, or why there is none (None: the server ended the stream)."""
+        try:
+            response = await call.read()
+        except grpc.aio.AioRpcError as error:
+            return None, error
+        except asyncio.CancelledError:
+            await checkpoint_if_cancelled()
+            raise
+        return (None if response is grpc.aio.EOF else response), None
+
+    def _failure(
+        self, failure: grpc.aio.AioRpcError | None, endpoint: str
+    ) -> tuple[Rule, EtcdError]:
+        code, details = ("UNAVAILABLE", "the server ended the stream")
+        if failure is not None:
+            code, details = status_of(failure)
+        rule = rule_for(code, details)
+        error = error_from_status(
+            rule,
+            code=code,
+            details=details,
+            what=self._method.name,
+            is_write=False,
+            endpoint=endpoint,
+        )
+        error.__cause__ = failure
+        return rule, error

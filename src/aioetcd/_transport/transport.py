@@ -1,0 +1,237 @@
+"""The one way to etcd: every unary RPC passes `Transport.unary`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+import anyio
+import grpc
+import grpc.aio
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.endpoints import CONNECT_TIMEOUT, Connection, Endpoints
+from aioetcd._transport.failures import error_from_status, rule_for, status_of
+from aioetcd._transport.methods import Request, Response, Unary
+from aioetcd._transport.supervisor import Supervisor
+from aioetcd.config import DEFAULT, Default, Endpoint
+from aioetcd.errors import ClientClosedError, EtcdError
+from aioetcd.ranges import check_seconds
+
+logger = logging.getLogger("aioetcd.transport")
+
+
+def channel_options(keepalive_time: float, keepalive_timeout: float) -> list[tuple[str, Any]]:
+    """Give the gRPC options that decide how a client lives through faults."""
+    return [
+        # gRPC's default of 4 MiB would end a watch for good; etcd's answers have no limit.
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.keepalive_time_ms", int(keepalive_time * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
+        # Without this one the keepalive timeout is ignored while data is on its way, and a
+        # paused member goes unnoticed for more than a minute.
+        ("grpc.http2.ping_timeout_ms", int(keepalive_timeout * 1000)),
+        # The default stops pinging a stream that has been idle for two pings.
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        # gRPC's name for how long one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT * 1000)),
+        # So that a client is back within 2 s of the member.
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # Two clients of one process would share a connection, and its faults.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+class Transport:
+    """A client's connections, its deadlines and retries, and its background tasks.
+
+    It starts with the first use, in the event loop of that use, and belongs to that loop.
+
+    Attributes:
+        endpoints: The picker.
+        supervisor: The owner of all background tasks.
+        timeout: The default deadline of a call in seconds.
+        calls: Unary calls made, retries not counted.
+        retries: How often one of them was sent again.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        timeout: float | None,
+        keepalive_time: float,
+        keepalive_timeout: float,
+    ) -> None:
+        self.timeout = timeout
+        self.calls = 0
+        self.retries = 0
+        self.supervisor = Supervisor(self._crashed)
+        self.endpoints = Endpoints(
+            endpoints,
+            options=channel_options(keepalive_time, keepalive_timeout),
+            supervisor=self.supervisor,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed: ClientClosedError | None = None
+        self._closers: list[Callable[[EtcdError], None]] = []
+        self._in_flight: set[Any] = set()
+
+    def check_usable(self) -> None:
+        """Start with the first use; refuse a closed client and another event loop.
+
+        Raises:
+            ClientClosedError: The client was closed.
+            RuntimeError: This is not the client's event loop, or there is none.
+        """
+        if self._closed is not None:
+            raise self._closed_error()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError("aioetcd needs a running asyncio event loop") from None
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise RuntimeError(
+                    "this client belongs to another event loop: open one client a loop"
+                )
+            self._loop = loop
+            self.supervisor.start(loop)
+
+    def resolve_timeout(self, timeout: float | Default | None) -> float | None:
+        """Give the deadline in seconds that a call's ``timeout`` means."""
+        return self.timeout if timeout is DEFAULT else check_seconds("timeout", timeout)
+
+    def _closed_error(self, *, maybe_applied: bool = False) -> ClientClosedError:
+        """Make an error of its own for each call, with the reason for the closing behind it."""
+        assert self._closed is not None
+        error = ClientClosedError(str(self._closed), maybe_applied=maybe_applied)
+        error.__cause__ = self._closed.__cause__
+        return error
+
+    async def unary(
+        self,
+        method: Unary[Request, Response],
+        request: Request,
+        timeout: float | Default | None = DEFAULT,
+        *,
+        connection: Connection | None = None,
+    ) -> Response:
+        """Call a unary RPC.
+
+        It waits for a connection, repairs what grpc.aio does to cancellation, maps errors, and
+        tries again where that cannot do a write twice: when the request surely was not applied
+        and the cause may pass, or when an answer was lost and the RPC may be repeated.
+
+        Args:
+            method: The RPC.
+            request: Its request message.
+            timeout: The deadline in seconds for all of this together.
+            connection: Ask this connection only, without retries.
+
+        Raises:
+            EtcdError: By cause; see `aioetcd.errors`.
+        """
+        self.check_usable()
+        seconds = self.resolve_timeout(timeout)
+        deadline = None if seconds is None else monotonic() + seconds
+        self.calls += 1
+        fixed = connection is not None
+        backoff: Backoff | None = None
+        # Whether an attempt before this one may have been applied.
+        uncertain = False
+        failure: EtcdError | None = None
+        while True:
+            if not fixed:
+                connection = self.endpoints.current
+            if connection is None:
+                connection = await self._connect(deadline, uncertain, failure)
+            left = None if deadline is None else deadline - monotonic()
+            call = connection.call(method)(request, timeout=left)
+            self._in_flight.add(call)
+            try:
+                return await call  # type: ignore[no-any-return]
+            except grpc.aio.AioRpcError as error:
+                rpc_error = error
+            except asyncio.CancelledError:
+                # grpc.aio loses the marker by which anyio knows its own cancellations.
+                await checkpoint_if_cancelled()
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # Nobody cancelled us: the call was, by `aclose`.
+                raise self._closed_error(maybe_applied=uncertain or method.is_write) from None
+            finally:
+                self._in_flight.discard(call)
+            code, details = status_of(rpc_error)
+            rule = rule_for(code, details)
+            left = None if deadline is None else deadline - monotonic()
+            timed_out = code == "DEADLINE_EXCEEDED" and left is not None and left <= 0.01
+            failure = error_from_status(
+                rule,
+                code=code,
+                details=details,
+                what=method.name,
+                is_write=method.is_write,
+                endpoint=connection.endpoint.name,
+                timeout=seconds if timed_out else None,
+            )
+            failure.__cause__ = rpc_error
+            uncertain = failure.maybe_applied = uncertain or failure.maybe_applied
+            if rule.changes_endpoint:
+                self.endpoints.failed(connection)
+            if fixed or timed_out or not rule.transient:
+                raise failure
+            if rule.maybe_applied and not method.repeatable:
+                raise failure
+            backoff = backoff or Backoff(0.025, 1.0)
+            delay = backoff.next_delay()
+            if left is not None and delay >= left:
+                raise failure
+            self.retries += 1
+            logger.debug("%s is tried again in %.3f s: %s", method.name, delay, failure)
+            await anyio.sleep(delay)
+            if self._closed is not None:
+                raise self._closed_error(maybe_applied=uncertain)
+
+    async def _connect(
+        self, deadline: float | None, uncertain: bool, failure: EtcdError | None
+    ) -> Connection:
+        try:
+            return await self.endpoints.wait_connected(deadline)
+        except EtcdError as error:
+            error.maybe_applied = uncertain
+            raise error from failure
+
+    def on_close(self, closer: Callable[[EtcdError], None]) -> None:
+        """Have `closer` called with the error to tell when the client closes."""
+        self._closers.append(closer)
+
+    def _crashed(self, cause: BaseException) -> None:
+        closed = ClientClosedError(f"a background task of the client failed: {cause!r}")
+        closed.__cause__ = cause
+        self._end(closed)
+
+    def _end(self, closed: ClientClosedError) -> None:
+        if self._closed is not None:
+            return
+        self._closed = closed
+        self.endpoints.close()
+        for closer in self._closers:
+            closer(closed)
+        for call in list(self._in_flight):
+            call.cancel()
+
+    async def aclose(self) -> None:
+        """End everything that is open with `ClientClosedError`, then close the connections."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("this client belongs to another event loop: close it there")
+        self._end(ClientClosedError("the client is closed"))
+        with anyio.CancelScope(shield=True):
+            await self.supervisor.aclose()
+            await self.endpoints.aclose()
