@@ -1,0 +1,138 @@
+"""The client: opens the transport and hands out the services."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+
+from aioetcd._transport.transport import Transport
+from aioetcd.concurrency import Lock, Session
+from aioetcd.concurrency._guard import OnLost
+from aioetcd.config import parse_endpoints
+from aioetcd.kv import KV
+from aioetcd.lease import LeaseService
+from aioetcd.ranges import check_seconds
+from aioetcd.watch import Watcher
+
+__all__ = ["Client"]
+
+
+class Client:
+    """A client of one etcd cluster.
+
+    Use it as ``async with Client(...) as client``, or close it with ``await client.aclose()``.
+    Nothing is sent before the first call, which connects. Many tasks of one event loop may share a
+    client; it belongs to the loop of its first use.
+
+    Args:
+        endpoints: ``"host:port"``, several of them separated by commas, or a sequence. With
+            several, another one is used when the one in use fails.
+        timeout: The default deadline of a call in seconds; None is none.
+        keepalive_time: Ping a connection with open streams so many seconds after it was last
+            heard; 5 at the least, or etcd closes the connection.
+        keepalive_timeout: Give it up when the ping is not answered in so many seconds.
+
+    Attributes:
+        kv: Reads and writes keys.
+        lease: Grants leases and keeps them alive.
+        watch: Call it to watch keys: ``client.watch("key")``.
+
+    Raises:
+        ValueError: An endpoint that cannot be parsed, a duration out of its limits.
+        TypeError: An argument of the wrong type.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str] = "127.0.0.1:2379",
+        *,
+        timeout: float | None = 10.0,
+        keepalive_time: float = 10.0,
+        keepalive_timeout: float = 5.0,
+    ) -> None:
+        check_seconds("keepalive_time", keepalive_time)
+        check_seconds("keepalive_timeout", keepalive_timeout)
+        if keepalive_time < 5:
+            raise ValueError(f"keepalive_time must be at least 5 seconds, not {keepalive_time}")
+        self._transport = Transport(
+            parse_endpoints(endpoints),
+            timeout=check_seconds("timeout", timeout),
+            keepalive_time=keepalive_time,
+            keepalive_timeout=keepalive_timeout,
+        )
+        self.kv = KV(self._transport)
+        self.lease = LeaseService(self._transport)
+        self.watch = Watcher(self._transport)
+
+    def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
+        """Make a session: a lease that is kept alive for an ``async with``.
+
+        Args:
+            ttl: Seconds that the lease lives without being renewed.
+            on_lost: ``"cancel"`` cancels the body when the lease is lost, and the block raises
+                `LeaseLostError`; ``"ignore"`` leaves it to `Session.wait_lost`.
+
+        Raises:
+            ValueError: `ttl` is not within 1 and 9 000 000 000 seconds.
+        """
+        return Session(self.lease, ttl=ttl, on_lost=on_lost, timeout=self._transport.timeout)
+
+    def lock(
+        self,
+        name: str | bytes,
+        *,
+        ttl: int = 10,
+        value: str | bytes = b"",
+        blocking: bool = True,
+        timeout: float | None = None,
+        on_lost: OnLost = "cancel",
+    ) -> Lock:
+        """Make a lock on a name, for an ``async with``.
+
+        It costs a lease, kept alive; a txn; a watch on its own key; and while it waits, a watch
+        on the key before it. `etcdctl lock` and the Go client's mutex respect it.
+
+        Args:
+            name: What to lock.
+            ttl: Seconds after which others may enter when this process is gone.
+            value: What others see of the holder, for example in `LockNotAcquiredError.holder`.
+            blocking: Wait for one's turn; False fails at once instead.
+            timeout: Wait so many seconds at the most.
+            on_lost: ``"cancel"`` cancels the body when the lock is lost, and the block raises
+                `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
+
+        Raises:
+            ValueError: An empty name, `ttl` out of its limits, `timeout` with ``blocking=False``.
+            TypeError: An argument of the wrong type.
+        """
+        return Lock(
+            self.kv,
+            self.lease,
+            self.watch,
+            self._transport.supervisor,
+            name,
+            value=value,
+            ttl=ttl,
+            blocking=blocking,
+            timeout=timeout,
+            on_lost=on_lost,
+            call_timeout=self._transport.timeout,
+        )
+
+    async def __aenter__(self) -> Client:
+        """Do nothing yet: the first call connects."""
+        self._transport.check_usable()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the client."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the client: everything open on it ends with `ClientClosedError`."""
+        await self._transport.aclose()

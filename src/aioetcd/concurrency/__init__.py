@@ -1,0 +1,6 @@
+"""Recipes over the services: sessions and locks."""
+
+from aioetcd.concurrency.lock import Lock
+from aioetcd.concurrency.session import Session
+
+__all__ = ["Lock", "Session"]

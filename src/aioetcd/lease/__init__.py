@@ -1,0 +1,208 @@
+"""Leases: etcd's Lease service."""
+
+from __future__ import annotations
+
+import logging
+import random
+from time import monotonic
+
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.methods import (
+    LEASE_GRANT,
+    LEASE_KEEP_ALIVE,
+    LEASE_LEASES,
+    LEASE_REVOKE,
+    LEASE_TIME_TO_LIVE,
+)
+from aioetcd._transport.streams import SharedStream
+from aioetcd._transport.transport import Transport
+from aioetcd.config import DEFAULT, Default
+from aioetcd.errors import LeaseExistsError, LeaseNotFoundError
+from aioetcd.lease._handle import KeepAlive
+from aioetcd.lease._state import LeaseRules
+from aioetcd.ranges import INT64_MAX, check_int
+from aioetcd.types import (
+    Lease,
+    LeaseList,
+    LeaseRenewal,
+    LeaseRevokeResponse,
+    LeaseTimeToLive,
+    ResponseHeader,
+)
+
+__all__ = ["KeepAlive", "LeaseService"]
+
+logger = logging.getLogger("aioetcd.lease")
+
+# etcd's own limit.
+MAX_TTL = 9_000_000_000
+
+_ids = random.SystemRandom()  # ids must differ from those of every other client
+
+
+def new_lease_id() -> int:
+    """Give an id that no other lease has."""
+    return _ids.randint(1, INT64_MAX)
+
+
+class LeaseService:
+    """Grants leases and keeps them alive; it is ``client.lease``.
+
+    All renewals of a client share one stream.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.rules = LeaseRules()
+        self.stream = SharedStream(
+            transport, LEASE_KEEP_ALIVE, self.rules, require_leader=True, logger=logger
+        )
+        transport.on_close(self.rules.close)
+
+    async def grant(
+        self,
+        ttl: int,
+        *,
+        lease_id: int | None = None,
+        timeout: float | Default | None = DEFAULT,
+    ) -> Lease:
+        """Make a lease (RPC ``LeaseGrant``).
+
+        The id is chosen here and not by the server: a grant whose answer was lost is sent again
+        with the same id, and so never leaves a second lease behind.
+
+        Args:
+            ttl: Seconds to live. The server may raise it, see `Lease.ttl`: to 2 s at the least
+                with its default election timeout.
+            lease_id: The id to give it; None for a random one.
+            timeout: The call's deadline in seconds.
+
+        Raises:
+            ValueError: `ttl` is not within 1 and 9 000 000 000 seconds.
+            LeaseExistsError: `lease_id` is taken.
+            NoSpaceError: The server's storage quota is used up.
+            EtcdError: By cause; where `maybe_applied` is true, the lease may be there, and is
+                gone after its time to live.
+        """
+        check_int("ttl", ttl, 1, MAX_TTL)
+        if lease_id is None:
+            lease_id = new_lease_id()
+        else:
+            check_int("lease_id", lease_id, 1)
+        # Before the request: the server's clock for it starts later.
+        sent_at = monotonic()
+        request = rpc_pb2.LeaseGrantRequest(TTL=ttl, ID=lease_id)
+        try:
+            response = await self._transport.unary(LEASE_GRANT, request, timeout)
+        except LeaseExistsError as error:
+            if not error.maybe_applied:
+                raise
+            # An earlier try, whose answer was lost, has made it.
+            left = await self.time_to_live(lease_id, timeout=timeout)
+            lease = Lease(left.header, lease_id, left.granted_ttl)
+        else:
+            lease = Lease(ResponseHeader.from_message(response.header), response.ID, response.TTL)
+        self.rules.granted(lease.id, lease.ttl, sent_at, monotonic())
+        return lease
+
+    async def revoke(
+        self, lease_id: int, *, timeout: float | Default | None = DEFAULT
+    ) -> LeaseRevokeResponse:
+        """End a lease and delete its keys (RPC ``LeaseRevoke``).
+
+        Args:
+            lease_id: The lease.
+            timeout: The call's deadline in seconds.
+
+        Raises:
+            LeaseNotFoundError: There is no such lease.
+            EtcdError: By cause.
+        """
+        request = rpc_pb2.LeaseRevokeRequest(ID=check_int("lease_id", lease_id, 1))
+        try:
+            response = await self._transport.unary(LEASE_REVOKE, request, timeout)
+        except LeaseNotFoundError as error:
+            self.rules.revoked(lease_id)
+            if not error.maybe_applied:
+                raise
+            # An earlier try, whose answer was lost, has done it; this one changed nothing, so any
+            # header will do.
+            leases = await self.leases(timeout=timeout)
+            return LeaseRevokeResponse(leases.header)
+        self.rules.revoked(lease_id)
+        self.stream.poke()
+        return LeaseRevokeResponse(ResponseHeader.from_message(response.header))
+
+    async def time_to_live(
+        self, lease_id: int, *, keys: bool = False, timeout: float | Default | None = DEFAULT
+    ) -> LeaseTimeToLive:
+        """Ask what is left of a lease (RPC ``LeaseTimeToLive``).
+
+        Args:
+            lease_id: The lease.
+            keys: Also list the keys attached to it.
+            timeout: The call's deadline in seconds.
+
+        Raises:
+            LeaseNotFoundError: There is no such lease. (The RPC itself answers with a time of -1.)
+            EtcdError: By cause.
+        """
+        request = rpc_pb2.LeaseTimeToLiveRequest(ID=check_int("lease_id", lease_id, 1), keys=keys)
+        response = await self._transport.unary(LEASE_TIME_TO_LIVE, request, timeout)
+        if response.TTL < 0:
+            raise LeaseNotFoundError(f"lease {lease_id:x} is not known to the server")
+        return LeaseTimeToLive(
+            ResponseHeader.from_message(response.header),
+            response.ID,
+            response.TTL,
+            response.grantedTTL,
+            tuple(response.keys),
+        )
+
+    async def leases(self, *, timeout: float | Default | None = DEFAULT) -> LeaseList:
+        """List all leases (RPC ``LeaseLeases``), as the answering member knows them.
+
+        Args:
+            timeout: The call's deadline in seconds.
+
+        Raises:
+            EtcdError: By cause.
+        """
+        request = rpc_pb2.LeaseLeasesRequest()
+        response = await self._transport.unary(LEASE_LEASES, request, timeout)
+        return LeaseList(
+            ResponseHeader.from_message(response.header),
+            tuple(lease.ID for lease in response.leases),
+        )
+
+    def keep_alive(self, lease_id: int, *, timeout: float | Default | None = DEFAULT) -> KeepAlive:
+        """Renew a lease in the background (RPC ``LeaseKeepAlive``), at a third of its time to live.
+
+        Args:
+            lease_id: The lease.
+            timeout: Seconds until the first answer must have come, for a lease that this client
+                did not grant. Of one that it did it knows the deadline.
+        """
+        return KeepAlive(
+            self._transport,
+            self.stream,
+            self.rules,
+            check_int("lease_id", lease_id, 1),
+            timeout=self._transport.resolve_timeout(timeout),
+        )
+
+    async def keep_alive_once(
+        self, lease_id: int, *, timeout: float | Default | None = DEFAULT
+    ) -> LeaseRenewal:
+        """Renew a lease once, on the shared stream.
+
+        Args:
+            lease_id: The lease.
+            timeout: The call's deadline in seconds.
+
+        Raises:
+            LeaseNotFoundError: There is no such lease.
+            LeaseLostError: The lease is gone: it was revoked, or its time is over.
+            EtcdError: By cause.
+        """
+        return await self.keep_alive(lease_id, timeout=timeout).once()

@@ -1,0 +1,165 @@
+"""What the user holds of a lease's renewals."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+from types import TracebackType
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.streams import SharedStream
+from aioetcd._transport.transport import Transport
+from aioetcd.errors import DeadlineExceededError, EtcdError
+from aioetcd.lease._state import Keeper, LeaseRules
+from aioetcd.types import LeaseRenewal
+
+
+class KeepAlive:
+    """Keeps a lease alive in the background; ``client.lease.keep_alive(...)`` makes it.
+
+    ``async for renewal in keep_alive`` gives the answered renewals. The lease is renewed whether
+    or not the loop keeps pace; a slow one sees the latest. Leaving the loop, or the block with
+    ``async with``, stops the renewing; the lease itself then lives until its time is over.
+
+    The loop ends by raising when the lease is gone: `LeaseExpiredError` when it could not be
+    renewed in time, `LeaseLostError` when somebody revoked it, `LeaseNotFoundError` when there
+    was no such lease.
+
+    Attributes:
+        on_lost: Called with that error, at once and in the event loop's thread, whether or not a
+            loop is waiting.
+    """
+
+    on_lost: Callable[[EtcdError], None] | None = None
+
+    def __init__(
+        self,
+        transport: Transport,
+        stream: SharedStream[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse],
+        rules: LeaseRules,
+        lease_id: int,
+        *,
+        timeout: float | None,
+    ) -> None:
+        self._transport = transport
+        self._stream = stream
+        self._rules = rules
+        self._timeout = timeout
+        self._keeper = Keeper(lease_id, self._notify)
+        self._changed = anyio.Event()
+        self._started = False
+        self._entered = False
+
+    def __repr__(self) -> str:
+        """Show the lease."""
+        return f"<KeepAlive {self._keeper.lease_id:x}>"
+
+    async def __aenter__(self) -> KeepAlive:
+        """Start renewing."""
+        self._start()
+        self._entered = True
+        await checkpoint()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop renewing."""
+        self._stop()
+
+    def __aiter__(self) -> AsyncIterator[LeaseRenewal]:
+        """Iterate over the answered renewals."""
+        return self._renewals()
+
+    async def _renewals(self) -> AsyncIterator[LeaseRenewal]:
+        try:
+            self._start()
+            while True:
+                renewal = await self._next()
+                if renewal is None:
+                    return
+                yield renewal
+        finally:
+            if not self._entered:
+                self._stop()
+
+    async def aclose(self) -> None:
+        """Stop renewing; loops over it end. It may be called from any task, and twice."""
+        self._stop()
+        await checkpoint()
+
+    async def once(self) -> LeaseRenewal:
+        """Wait for the answer to a renewal that is sent now, then stop."""
+        self._keeper.not_before = monotonic()
+        try:
+            self._start()
+            renewal = await self._next()
+        finally:
+            self._stop()
+        assert renewal is not None  # only `aclose` ends it without an error
+        return renewal
+
+    @property
+    def expires_in(self) -> float | None:
+        """The seconds for which the lease surely lives on, were no renewal to succeed any more.
+
+        None where that is not known: before the first answer for a lease that this client did not
+        grant.
+        """
+        deadline = self._rules.deadline(self._keeper.lease_id)
+        return None if deadline is None else max(0.0, deadline - monotonic())
+
+    def _notify(self) -> None:
+        self._changed.set()
+        if self._keeper.error is not None and self.on_lost is not None:
+            self.on_lost(self._keeper.error)
+
+    def _start(self) -> None:
+        if not self._started:
+            self._transport.check_usable()
+            self._started = True
+            if not self._keeper.ended:
+                self._rules.add(self._keeper, monotonic())
+                self._stream.poke()
+
+    def _stop(self) -> None:
+        if self._started:
+            self._rules.remove(self._keeper, monotonic())
+            self._stream.poke()
+        self._keeper.ended = True
+
+    async def _next(self) -> LeaseRenewal | None:
+        await checkpoint()
+        keeper = self._keeper
+        while True:
+            # Before a buffered answer is believed: the loop may have been blocked for long.
+            self._rules.expire(monotonic())
+            if keeper.renewal is not None:
+                renewal, keeper.renewal = keeper.renewal, None
+                return renewal
+            if keeper.error is not None:
+                raise keeper.error
+            if keeper.ended:
+                return None
+            # Of a lease that is not ours the deadline is unknown until the first answer.
+            unknown = self._rules.deadline(keeper.lease_id) is None
+            with anyio.move_on_after(self._timeout if unknown else None) as scope:
+                if self._changed.is_set():
+                    self._changed = anyio.Event()
+                await self._changed.wait()
+            if scope.cancelled_caught:
+                self._stop()
+                endpoints = self._transport.endpoints
+                if endpoints.current is None:
+                    raise endpoints.unreachable()
+                raise DeadlineExceededError(
+                    f"no answer to a renewal of lease {keeper.lease_id:x} within "
+                    f"{self._timeout:g} s",
+                    timeout=self._timeout,
+                )

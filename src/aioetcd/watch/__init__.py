@@ -1,0 +1,81 @@
+"""Watching keys: etcd's Watch service."""
+
+from __future__ import annotations
+
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.transport import Transport
+from aioetcd.config import DEFAULT, Default
+from aioetcd.ranges import check_int, key_range
+from aioetcd.types import EventType
+from aioetcd.watch._handle import Watch
+from aioetcd.watch._state import WatchSpec
+from aioetcd.watch._stream import WatchStream
+
+__all__ = ["Watch", "Watcher"]
+
+_FILTERS = {
+    None: (),
+    EventType.PUT: (rpc_pb2.WatchCreateRequest.NODELETE,),
+    EventType.DELETE: (rpc_pb2.WatchCreateRequest.NOPUT,),
+}
+
+
+class Watcher:
+    """Makes watches; it is ``client.watch``.
+
+    All of a client's watches share one stream (one more for those without ``require_leader``).
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.streams: dict[bool, WatchStream] = {}
+
+    def __call__(
+        self,
+        key: str | bytes,
+        *,
+        prefix: bool = False,
+        range_end: str | bytes | None = None,
+        start_revision: int | None = None,
+        prev_kv: bool = False,
+        only: EventType | None = None,
+        progress_notify: bool = False,
+        require_leader: bool = True,
+        timeout: float | Default | None = DEFAULT,
+    ) -> Watch:
+        r"""Watch a key, a prefix or a range (RPC ``Watch``). Nothing is sent yet.
+
+        Args:
+            key: The key, the prefix, or the first key of the range.
+            prefix: Watch all keys that begin with `key`.
+            range_end: The first key after the range; ``"\0"`` means no end.
+            start_revision: The first revision to deliver. Without it the watch begins with its
+                creation. After a `get`, pass its ``header.revision + 1``: nothing is missed.
+            prev_kv: Have each event carry the key as it was before, unless that is compacted.
+            only: Have the server leave out the other type of event.
+            progress_notify: Have the server send a bookmark now and then (every 10 minutes by
+                default) while there are no events; `Watch.batches` shows it.
+            require_leader: Move to another endpoint when the member has lost its leader. Without
+                it the watch of a member that is cut off from the others is silent for as long.
+            timeout: Seconds until the watch must have been created. Later interruptions have no
+                limit: the watch resumes.
+
+        Raises:
+            ValueError: An empty key, both `prefix` and `range_end`, a revision below 1.
+            TypeError: An argument of the wrong type.
+        """
+        start, end = key_range(key, prefix, range_end)
+        filters = _FILTERS[None if only is None else EventType(only)]
+        spec = WatchSpec(start, end, prev_kv, progress_notify, filters)
+        if start_revision is not None:
+            check_int("start_revision", start_revision, 1)
+        stream = self.streams.get(require_leader)
+        if stream is None:
+            stream = WatchStream(self._transport, require_leader=require_leader)
+            self.streams[require_leader] = stream
+        return Watch(
+            stream,
+            spec,
+            start_revision=start_revision,
+            timeout=self._transport.resolve_timeout(timeout),
+        )

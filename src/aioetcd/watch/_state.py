@@ -1,0 +1,457 @@
+"""The rules of watching, without I/O: answers and the time go in, requests and batches come out.
+
+What holds at any moment, for each watch:
+
+- All its events below ``floor`` went into its inbox, each once and in order of revision; none
+  from ``floor`` on did. A batch in the inbox holds whole revisions.
+- ``next_revision`` is where it starts when it is created (again) at a server: ``floor``, once
+  anything was received; before that what the user asked for, or None for "from now on".
+- It has an id on the stream only while it is being created or open there. Each creation takes
+  a new id, so that late answers to an old one cannot be mistaken.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass, field
+
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.failures import error_from_reason
+from aioetcd.errors import ClusterMismatchError, CompactedError, EtcdError
+from aioetcd.types import Batch, Event, events_from_messages
+
+# A watch whose consumer has so much before it is paused at the server.
+INBOX_EVENTS = 20_000
+INBOX_BYTES = 16 * 2**20
+# What an event takes in memory beside its key and values.
+_EVENT_OVERHEAD = 400
+# A request for progress goes unanswered while a watch of the stream lags: so it is repeated.
+PROGRESS_INTERVAL = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSpec:
+    """What to watch."""
+
+    key: bytes
+    range_end: bytes | None = None
+    prev_kv: bool = False
+    progress_notify: bool = False
+    filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = ()
+
+    def to_message(self, watch_id: int, start_revision: int | None) -> rpc_pb2.WatchRequest:
+        """Give the request that creates it."""
+        create = rpc_pb2.WatchCreateRequest(
+            key=self.key,
+            watch_id=watch_id,
+            fragment=True,
+            prev_kv=self.prev_kv,
+            progress_notify=self.progress_notify,
+            filters=self.filters,
+        )
+        if self.range_end is not None:
+            create.range_end = self.range_end
+        if start_revision is not None:
+            create.start_revision = start_revision
+        return rpc_pb2.WatchRequest(create_request=create)
+
+
+class Phase(enum.Enum):
+    """Where a watch stands."""
+
+    WAITING = "to be created"
+    CREATING = "creation sent"
+    OPEN = "created"
+    PAUSED = "cancelled at the server until the consumer catches up"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class WatchState:
+    """One watch.
+
+    Attributes:
+        spec: What it watches.
+        next_revision: Where it starts when it is created; None for "from now on".
+        notify: Called when there is something for the consumer to see.
+        phase: Where it stands.
+        floor: Everything below it is in the inbox, or was.
+        created_revision: The store's revision when it was first created, or None before that.
+        error: Why it ended; None where the user ended it.
+        watch_id: Its id on the stream.
+        partial: Events of a revision that may have more to come.
+        inbox: Batches for the consumer, each with its size in bytes.
+        inbox_events: The events in it.
+        inbox_bytes: The bytes in it.
+        progress_asked: Whether the consumer waits for a bookmark.
+    """
+
+    spec: WatchSpec
+    next_revision: int | None
+    notify: Callable[[], None]
+    phase: Phase = Phase.WAITING
+    floor: int = 0
+    created_revision: int | None = None
+    error: EtcdError | None = None
+    watch_id: int = 0
+    partial: list[Event] = field(default_factory=list)
+    inbox: deque[tuple[Batch, int]] = field(default_factory=deque)
+    inbox_events: int = 0
+    inbox_bytes: int = 0
+    progress_asked: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the consumer has enough before it."""
+        return self.inbox_events >= INBOX_EVENTS or self.inbox_bytes >= INBOX_BYTES
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether a paused watch may go on."""
+        return self.inbox_events <= INBOX_EVENTS // 2 and self.inbox_bytes <= INBOX_BYTES // 2
+
+
+class WatchRules:
+    """All watches of one stream.
+
+    Args:
+        ask: Called when only a unary call can tell how to go on; see `suspect` and
+            `wants_version`.
+
+    Attributes:
+        highest_revision: The highest revision that any server has shown.
+        suspect: A watch whose server is behind `highest_revision`. Either this member lags, or
+            the history went back: a linearizable read decides, see `checked_revision`.
+        progress_trusted: Whether this stream's server answers requests for progress truly; None
+            until `checked_version` tells.
+    """
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self.highest_revision = 0
+        self.suspect: WatchState | None = None
+        self.progress_trusted: bool | None = None
+        self._ask = ask
+        self._cluster_id = 0
+        self._fresh = True
+        self._last_id = 0
+        self._watches: set[WatchState] = set()
+        # By id on the stream: answers are matched by it.
+        self._creating: dict[int, WatchState] = {}
+        self._open: dict[int, WatchState] = {}
+        # Refusals that name no watch, until every other creation in flight is answered.
+        self._refusals: list[rpc_pb2.WatchResponse] = []
+        self._to_create: deque[WatchState] = deque()
+        self._to_cancel: deque[int] = deque()
+        self._progress_at = 0.0
+
+    # What the handles do.
+
+    def add(self, state: WatchState) -> None:
+        """Take a new watch."""
+        state.floor = state.next_revision or 0
+        self._watches.add(state)
+        self._to_create.append(state)
+
+    def cancel(self, state: WatchState) -> None:
+        """End a watch because the user did."""
+        state.inbox.clear()
+        self._end(state, None)
+
+    def take(self, state: WatchState) -> tuple[Batch | None, bool]:
+        """Give a watch's next batch, and whether that made something to send."""
+        if not state.inbox:
+            return None, False
+        batch, size = state.inbox.popleft()
+        state.inbox_events -= len(batch.events)
+        state.inbox_bytes -= size
+        if state.phase is Phase.PAUSED and state.is_drained:
+            state.phase = Phase.WAITING
+            self._to_create.append(state)
+            return batch, True
+        return batch, False
+
+    def ask_progress(self, state: WatchState) -> None:
+        """Ask the server how far this watch is, until it answers."""
+        state.progress_asked = True
+        self._progress_at = 0.0
+        if self.progress_trusted is None:
+            self._ask()
+
+    @property
+    def wants_version(self) -> bool:
+        """Whether somebody asked for progress and the server's version is not known."""
+        return self.progress_trusted is None and self._progress_wanted
+
+    @property
+    def _progress_wanted(self) -> bool:
+        return any(state.progress_asked for state in self._open.values())
+
+    def checked_version(self, *, trusted: bool) -> None:
+        """The server's version is known."""
+        self.progress_trusted = trusted
+
+    def checked_revision(self, revision: int) -> None:
+        """A linearizable read has told the store's revision."""
+        self.suspect = None
+        if revision < self.highest_revision:
+            self._end_all(
+                ClusterMismatchError(
+                    f"the store is at revision {revision}, but was at {self.highest_revision} "
+                    "before: its history went back (restored from a backup?); read everything "
+                    "again, then watch from there"
+                )
+            )
+
+    def close(self, error: EtcdError) -> None:
+        """End everything at once, what is in the inboxes included."""
+        for state in list(self._watches):
+            state.inbox.clear()
+        self._end_all(error)
+
+    def counts(self) -> tuple[int, int]:
+        """Give how many watches there are, and how many of them are paused."""
+        paused = sum(state.phase is Phase.PAUSED for state in self._watches)
+        return len(self._watches), paused
+
+    # What the stream's owner does (`StreamRules`).
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is any watch."""
+        return bool(self._watches)
+
+    def opened(self, endpoint: str, now: float) -> None:
+        """A new stream: everything is created again on it."""
+        self.progress_trusted = None
+        self.suspect = None
+        self._fresh = True
+
+    def next_request(self, now: float) -> rpc_pb2.WatchRequest | None:
+        """Give what to send next."""
+        if self._to_cancel:
+            cancel = rpc_pb2.WatchCancelRequest(watch_id=self._to_cancel.popleft())
+            return rpc_pb2.WatchRequest(cancel_request=cancel)
+        # With a refusal that may belong to any of several, no further ones: they would keep it
+        # from ever being settled.
+        while self._to_create and not self._refusals:
+            state = self._to_create.popleft()
+            if state.phase is not Phase.WAITING:
+                continue
+            self._last_id += 1
+            state.watch_id = self._last_id
+            state.phase = Phase.CREATING
+            if state.next_revision is not None:
+                # A member that lags behind a resumed watch may send what is older (etcd before
+                # 3.4.38, 3.5.22 and 3.6.2).
+                state.floor = state.next_revision
+            self._creating[state.watch_id] = state
+            return state.spec.to_message(state.watch_id, state.next_revision)
+        if self.progress_trusted and now >= self._progress_at and self._progress_wanted:
+            self._progress_at = now + PROGRESS_INTERVAL
+            return rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
+        return None
+
+    def received(self, response: rpc_pb2.WatchResponse, now: float) -> bool:
+        """An answer came."""
+        cluster_id = response.header.cluster_id
+        if cluster_id and cluster_id != self._cluster_id:
+            if self._cluster_id:
+                self._end_all(
+                    ClusterMismatchError(
+                        f"cluster {cluster_id:x} answers where {self._cluster_id:x} did before: "
+                        "its revisions mean nothing here"
+                    )
+                )
+                return True
+            self._cluster_id = cluster_id
+        if response.created:
+            if response.canceled:
+                self._refused(response)
+            else:
+                self._created(response)
+            return True
+        self.highest_revision = max(self.highest_revision, response.header.revision)
+        if response.watch_id == -1:
+            for state in self._open.values():
+                self._progress(state, response.header.revision)
+            return False
+        watching = self._open.get(response.watch_id)
+        if watching is None:
+            return False  # it was cancelled, and this was on its way
+        if response.canceled:
+            self._canceled(watching, response)
+            return True
+        if response.events:
+            return self._events(watching, response)
+        self._progress(watching, response.header.revision)
+        return False
+
+    def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
+        """The stream ended: all that was on it waits for the next one."""
+        if final:
+            self._end_all(error)
+        # The oldest first, before those that were never sent.
+        for state in sorted(self._on_stream(), key=lambda state: state.watch_id, reverse=True):
+            state.phase = Phase.WAITING
+            state.partial.clear()
+            self._to_create.appendleft(state)
+        self._creating.clear()
+        self._open.clear()
+        self._refusals.clear()
+        self._to_cancel.clear()
+
+    def next_tick(self) -> float | None:
+        """Wake up to repeat a request for progress."""
+        return self._progress_at if self.progress_trusted and self._progress_wanted else None
+
+    def tick(self, now: float) -> None:
+        """Nothing depends on the time but `next_request`."""
+
+    # What answers mean.
+
+    def _on_stream(self) -> Iterator[WatchState]:
+        yield from self._creating.values()
+        yield from self._open.values()
+
+    def _created(self, response: rpc_pb2.WatchResponse) -> None:
+        state = self._creating.pop(response.watch_id, None)
+        if state is None:
+            # Given up before this came. The cancel request that went out may have overtaken the
+            # creation in a proxy.
+            self._to_cancel.append(response.watch_id)
+            return
+        state.phase = Phase.OPEN
+        self._open[state.watch_id] = state
+        revision = response.header.revision
+        if state.next_revision is None:
+            # Not the floor: newer servers read this revision a moment after the watch began, and
+            # deliver events from between the two.
+            state.next_revision = revision + 1
+        if state.created_revision is None:
+            state.created_revision = revision
+        # Once a stream: the store of one member does not go back while it runs, but the answers
+        # to one creation and the events of another watch may overtake each other.
+        if self._fresh and revision < self.highest_revision:
+            self.suspect = state
+            self._ask()
+        self._fresh = False
+        self.highest_revision = max(self.highest_revision, revision)
+        if state.progress_asked and self.progress_trusted is None:
+            self._ask()
+        state.notify()
+        self._settle_refusals()
+
+    def _refused(self, response: rpc_pb2.WatchResponse) -> None:
+        """A creation failed. Its id is ours, or (newer servers) -1, or (by a bug) 0."""
+        state = self._creating.pop(response.watch_id, None)
+        if state is not None:
+            self._end(state, _refusal(response))
+        else:
+            self._refusals.append(response)
+        self._settle_refusals()
+
+    def _settle_refusals(self) -> None:
+        """Give refusals that name nobody to those that are left when all others are answered."""
+        if not self._refusals or len(self._refusals) < len(self._creating):
+            return
+        # The server answers in order; only a proxy does not, and then at worst the reasons of
+        # refused watches are swapped.
+        for response, state in zip(self._refusals, list(self._creating.values()), strict=False):
+            self._end(state, _refusal(response), tell_server=False)
+        self._refusals.clear()
+
+    def _canceled(self, state: WatchState, response: rpc_pb2.WatchResponse) -> None:
+        del self._open[state.watch_id]
+        if response.compact_revision:
+            error: EtcdError = CompactedError(
+                f"the history from revision {state.next_revision} on was compacted up to "
+                f"{response.compact_revision}: read everything again, then watch from there",
+                compact_revision=response.compact_revision,
+                code="OUT_OF_RANGE",
+                details="etcdserver: mvcc: required revision has been compacted",
+            )
+        else:
+            error = _refusal(response)
+        self._end(state, error)
+
+    def _events(self, state: WatchState, response: rpc_pb2.WatchResponse) -> bool:
+        if state.is_full:
+            self._pause(state)
+            return True
+        events = events_from_messages(response.events)
+        if state.partial:
+            events = [*state.partial, *events]
+            state.partial = []
+        if response.fragment:
+            # The last revision may go on in the next fragment; those before it are whole.
+            last = events[-1].kv.mod_revision
+            first = len(events)
+            while first and events[first - 1].kv.mod_revision == last:
+                first -= 1
+            state.partial = events[first:]
+            del events[first:]
+        if events and events[0].kv.mod_revision < state.floor:
+            # A server that went back in time (etcd before 3.4.25 and 3.5.8) sends them again.
+            events = [event for event in events if event.kv.mod_revision >= state.floor]
+        if events:
+            revision = events[-1].kv.mod_revision
+            state.next_revision = state.floor = revision + 1
+            self.highest_revision = max(self.highest_revision, revision)
+            size = _size(events)
+            state.inbox.append((Batch(tuple(events), revision), size))
+            state.inbox_events += len(events)
+            state.inbox_bytes += size
+            state.notify()
+        return False
+
+    def _pause(self, state: WatchState) -> None:
+        del self._open[state.watch_id]
+        self._to_cancel.append(state.watch_id)
+        state.partial.clear()
+        state.phase = Phase.PAUSED
+
+    def _progress(self, state: WatchState, revision: int) -> None:
+        if state.partial or state.next_revision is None or revision < state.next_revision - 1:
+            return
+        state.next_revision = state.floor = revision + 1
+        state.progress_asked = False
+        # One bookmark says all that the ones before it said.
+        if state.inbox and not state.inbox[-1][0].events:
+            state.inbox.pop()
+        state.inbox.append((Batch((), revision), 0))
+        state.notify()
+
+    def _end(self, state: WatchState, error: EtcdError | None, *, tell_server: bool = True) -> None:
+        if state.phase is Phase.ENDED:
+            return
+        on_stream = self._creating.pop(state.watch_id, None) or self._open.pop(state.watch_id, None)
+        if on_stream is not None and tell_server:
+            self._to_cancel.append(state.watch_id)
+        if self.suspect is state:
+            self.suspect = None
+        state.phase = Phase.ENDED
+        state.error = error
+        state.partial.clear()
+        self._watches.discard(state)
+        state.notify()
+
+    def _end_all(self, error: EtcdError) -> None:
+        for state in list(self._watches):
+            self._end(state, copy(error))
+
+
+def _refusal(response: rpc_pb2.WatchResponse) -> EtcdError:
+    reason = response.cancel_reason or "cancelled without a reason"
+    return error_from_reason(reason, what="Watch", endpoint=None)
+
+
+def _size(events: list[Event]) -> int:
+    size = _EVENT_OVERHEAD * len(events)
+    for _, kv, prev_kv in events:
+        size += len(kv[0]) + len(kv[1])
+        if prev_kv is not None:
+            size += len(prev_kv[0]) + len(prev_kv[1])
+    return size

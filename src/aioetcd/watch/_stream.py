@@ -1,0 +1,109 @@
+"""A shared watch stream: the rules, their stream, and the unary calls that they need."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import anyio
+
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.methods import RANGE, STATUS, WATCH
+from aioetcd._transport.streams import SharedStream
+from aioetcd._transport.transport import Transport
+from aioetcd.errors import ClientClosedError, EtcdError, UnsupportedByServerError
+from aioetcd.watch._state import WatchRules, WatchState
+
+logger = logging.getLogger("aioetcd.watch")
+
+
+class WatchStream:
+    """All watches of a client with the same metadata.
+
+    Attributes:
+        rules: What to send and what the answers mean.
+        shared: The stream.
+        transport: The client's transport.
+    """
+
+    def __init__(self, transport: Transport, *, require_leader: bool) -> None:
+        self.transport = transport
+        self.rules = WatchRules(self._ask)
+        self.shared = SharedStream(
+            transport, WATCH, self.rules, require_leader=require_leader, logger=logger
+        )
+        self._asking = False
+        transport.on_close(self.rules.close)
+
+    def add(self, state: WatchState) -> None:
+        """Start a watch."""
+        self.transport.check_usable()
+        self.rules.add(state)
+        self.shared.poke()
+
+    def cancel(self, state: WatchState) -> None:
+        """End a watch, here at once and at the server as soon as it can be told."""
+        self.rules.cancel(state)
+        self.shared.poke()
+
+    async def request_progress(self, state: WatchState) -> None:
+        """See `Watch.request_progress`."""
+        self.transport.check_usable()
+        response = await self.transport.unary(
+            STATUS, rpc_pb2.StatusRequest(), connection=self.shared.connection
+        )
+        if not tells_progress_truly(response.version):
+            raise UnsupportedByServerError(
+                f"etcd {response.version} may announce progress beyond events that it still has "
+                "to send: request_progress needs 3.5.8 (or 3.4.25); progress_notify=True is right "
+                "on this server too",
+                server_version=response.version,
+                needs="3.5.8",
+            )
+        self.rules.ask_progress(state)
+        self.shared.poke()
+
+    def _ask(self) -> None:
+        if not self._asking:
+            self._asking = True
+            self.transport.supervisor.spawn(self._answer, "aioetcd watch questions")
+
+    async def _answer(self) -> None:
+        """Make the unary calls without which the rules cannot go on."""
+        backoff = Backoff(0.05, 1.0)
+        try:
+            while self.rules.suspect is not None or self.rules.wants_version:
+                # The member that the stream leads to is the one in question.
+                connection = self.shared.connection
+                try:
+                    if (suspect := self.rules.suspect) is not None:
+                        request = rpc_pb2.RangeRequest(key=suspect.spec.key, count_only=True)
+                        read = await self.transport.unary(RANGE, request, connection=connection)
+                        if self.rules.suspect is suspect:
+                            self.rules.checked_revision(read.header.revision)
+                    else:
+                        status = await self.transport.unary(
+                            STATUS, rpc_pb2.StatusRequest(), connection=connection
+                        )
+                        if connection is self.shared.connection:
+                            self.rules.checked_version(trusted=tells_progress_truly(status.version))
+                except ClientClosedError:
+                    return
+                except EtcdError as error:
+                    logger.debug("cannot ask about the watch stream yet: %s", error)
+                    await anyio.sleep(backoff.next_delay())
+        finally:
+            self._asking = False
+            self.shared.poke()
+
+
+def tells_progress_truly(version: str) -> bool:
+    """Whether this etcd answers a request for progress only after all events up to it."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if match is None:
+        return False
+    major, minor, patch = map(int, match.groups())
+    if (major, minor) == (3, 4):
+        return patch >= 25
+    return (major, minor, patch) >= (3, 5, 8)
