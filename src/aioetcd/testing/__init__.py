@@ -1,0 +1,27 @@
+"""Help for tests against a real etcd: processes, and faults.
+
+Importing it needs neither pytest nor a running etcd. With pytest, the fixtures of
+`aioetcd.testing.pytest_plugin` are there by themselves.
+"""
+
+from aioetcd.testing import checkers
+from aioetcd.testing.history import Recorder
+from aioetcd.testing.proxy import FaultProxy
+from aioetcd.testing.server import (
+    AddressInUseError,
+    EtcdNotFoundError,
+    EtcdServer,
+    EtcdStartError,
+    find_binary,
+)
+
+__all__ = [
+    "AddressInUseError",
+    "EtcdNotFoundError",
+    "EtcdServer",
+    "EtcdStartError",
+    "FaultProxy",
+    "Recorder",
+    "checkers",
+    "find_binary",
+]

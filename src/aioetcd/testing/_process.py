@@ -1,0 +1,169 @@
+"""Processes that end with ours, and the ports they listen on."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Self
+
+HOST = "127.0.0.1"
+
+# Runs as the child and becomes etcd. Parent-death signals are Linux's only way to end a child even
+# when its parent is killed with SIGKILL; they survive execve. The parent may have died before
+# prctl was called, hence the check. A preexec_fn would run Python between fork and exec, which may
+# deadlock in a process with threads.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def environment() -> dict[str, str]:
+    """Our environment without etcd's settings: etcd reads every flag from ETCD_* as well."""
+    kept = "ETCD_UNSUPPORTED_ARCH"
+    return {k: v for k, v in os.environ.items() if not k.startswith("ETCD_") or k == kept}
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process (where the system tells)."""
+    if not sys.platform.startswith("linux"):
+        return True
+    # The command's name, in parentheses, may hold anything: the state follows the last one.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether it is this process that listens on the port of 127.0.0.1."""
+    if not sys.platform.startswith("linux"):
+        return True
+    local = f"0100007F:{port:04X}" if sys.byteorder == "little" else f"7F000001:{port:04X}"
+    try:
+        table = Path(f"/proc/{pid}/net/tcp").read_text()
+        # Columns: number, local address, remote address, state (0A: listening), …, 9: inode
+        rows = (line.split() for line in table.splitlines())
+        sockets = {f"socket:[{row[9]}]" for row in rows if row[1] == local and row[3] == "0A"}
+        if not sockets:
+            return False
+        fds = f"/proc/{pid}/fd"
+        return any(os.readlink(f"{fds}/{fd}") in sockets for fd in os.listdir(fds))
+    except (FileNotFoundError, ProcessLookupError):  # it ended, or closed a file meanwhile
+        return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Pick ports that nobody listens on.
+
+    Below the range that the kernel takes for outgoing connections where that is known: there, a
+    client that tries to reach a killed server could be given that server's own port, and the
+    server could not come back.
+    """
+    try:
+        limits = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        candidates = range(15000, int(limits[0]))
+    except (OSError, ValueError, IndexError):
+        candidates = range(0)
+    ports: list[int] = []
+    with _Sockets() as sockets:
+        for _ in range(200):
+            if len(ports) == count:
+                break
+            port = random.choice(candidates) if len(candidates) > 1000 else 0
+            if (bound := sockets.bind(port)) is not None:
+                ports.append(bound)
+        else:
+            raise RuntimeError("found no free ports")
+    return ports
+
+
+class _Sockets:
+    """Holds ports until all were picked, so that no two of them are the same."""
+
+    def __enter__(self) -> Self:
+        self._sockets: list[socket.socket] = []
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+    def bind(self, port: int) -> int | None:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._sockets.append(sock)
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return None
+        bound: int = sock.getsockname()[1]
+        return bound
+
+
+def spawn(command: list[str], output: int) -> subprocess.Popen[bytes]:
+    """Start a process that ends with ours.
+
+    Linux sends the parent-death signal when the *thread* that forked ends. The main thread ends
+    last; on behalf of any other thread, one that never ends does it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return _popen(command, output)
+    return _Spawner.shared().run(command, output)
+
+
+def _popen(command: list[str], output: int) -> subprocess.Popen[bytes]:
+    if sys.platform.startswith("linux"):
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+        command = launcher + command
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment(),
+        process_group=0,  # Ctrl-C in a terminal ends the tests, and they end etcd
+    )
+
+
+class _Spawner:
+    """A thread that starts processes for other threads, and waits for the end of ours."""
+
+    _lock = threading.Lock()
+    _shared: _Spawner | None = None
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[tuple[list[str], int]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[subprocess.Popen[bytes] | BaseException] = (
+            queue.SimpleQueue()
+        )
+        self._pid = os.getpid()
+        threading.Thread(target=self._serve, name="aioetcd-testing-spawner", daemon=True).start()
+
+    @classmethod
+    def shared(cls) -> _Spawner:
+        with cls._lock:
+            if cls._shared is None or cls._shared._pid != os.getpid():
+                cls._shared = cls()
+            return cls._shared
+
+    def run(self, command: list[str], output: int) -> subprocess.Popen[bytes]:
+        with self._lock:
+            self._requests.put((command, output))
+            answer = self._answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _serve(self) -> None:
+        while True:
+            command, output = self._requests.get()
+            try:
+                self._answers.put(_popen(command, output))
+            except BaseException as exc:  # noqa: BLE001 - raised by the thread that asked
+                self._answers.put(exc)

