@@ -5,6 +5,7 @@ Importing it needs neither pytest nor a running etcd. With pytest, the fixtures 
 """
 
 from aioetcd.testing import checkers
+from aioetcd.testing.cluster import EtcdCluster
 from aioetcd.testing.history import Recorder
 from aioetcd.testing.proxy import FaultProxy
 from aioetcd.testing.server import (
@@ -17,6 +18,7 @@ from aioetcd.testing.server import (
 
 __all__ = [
     "AddressInUseError",
+    "EtcdCluster",
     "EtcdNotFoundError",
     "EtcdServer",
     "EtcdStartError",

@@ -45,18 +45,38 @@ def listens(pid: int, port: int) -> bool:
     """Whether it is this process that listens on the port of 127.0.0.1."""
     if not sys.platform.startswith("linux"):
         return True
-    local = f"0100007F:{port:04X}" if sys.byteorder == "little" else f"7F000001:{port:04X}"
+    return _has_socket(pid, port, None)
+
+
+def connects(pid: int, local_port: int, remote_port: int) -> bool:
+    """Whether this process holds that end of a connection within 127.0.0.1 (Linux only)."""
+    return _has_socket(pid, local_port, remote_port)
+
+
+def _has_socket(pid: int, local_port: int, remote_port: int | None) -> bool:
+    """Whether a process has this TCP socket; one that listens has no remote port."""
+    local = _hexadecimal(local_port)
+    remote = None if remote_port is None else _hexadecimal(remote_port)
     try:
         table = Path(f"/proc/{pid}/net/tcp").read_text()
         # Columns: number, local address, remote address, state (0A: listening), …, 9: inode
         rows = (line.split() for line in table.splitlines())
-        sockets = {f"socket:[{row[9]}]" for row in rows if row[1] == local and row[3] == "0A"}
+        sockets = {
+            f"socket:[{row[9]}]"
+            for row in rows
+            if row[1] == local and (row[3] == "0A" if remote is None else row[2] == remote)
+        }
         if not sockets:
             return False
         fds = f"/proc/{pid}/fd"
         return any(os.readlink(f"{fds}/{fd}") in sockets for fd in os.listdir(fds))
     except (FileNotFoundError, ProcessLookupError):  # it ended, or closed a file meanwhile
         return False
+
+
+def _hexadecimal(port: int) -> str:
+    """The port of 127.0.0.1 as the kernel's tables write it."""
+    return f"{'0100007F' if sys.byteorder == 'little' else '7F000001'}:{port:04X}"
 
 
 def free_ports(count: int) -> list[int]:

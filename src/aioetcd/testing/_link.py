@@ -1,0 +1,155 @@
+"""The link that a proxy's connections share: the faults in force, and the counters."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from aioetcd.testing._relay import Relay
+
+_UNDELAYED_BUFFER = 65_536
+_RATE_PIECE = 0.02
+_RATE_CATCH_UP = 0.05
+
+
+class Direction(enum.Enum):
+    """Which way bytes travel."""
+
+    FROM_CLIENT = "from_client"
+    FROM_SERVER = "from_server"
+
+    @property
+    def opposite(self) -> Direction:
+        """The other way."""
+        if self is Direction.FROM_CLIENT:
+            return Direction.FROM_SERVER
+        return Direction.FROM_CLIENT
+
+
+@dataclass(slots=True, eq=False)
+class CutBudget:
+    """How many more bytes from the server pass before the link is cut, or held.
+
+    Attributes:
+        left: Bytes that are still to pass.
+        fired: Set when they have passed and the cut was made, or the hold began.
+        pause: Seconds between the last byte and the cut; None to hold instead of cutting.
+        claimed: Whether some connection writes the last byte, or has: nothing may follow.
+    """
+
+    left: int
+    fired: anyio.Event
+    pause: float | None = 0.0
+    claimed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """The faults in force and the counters; made by the proxy, shared by its connections.
+
+    What changes it is synchronous, so a change made by one task is seen
+    by all of them before the next byte is written.
+    """
+
+    random: random.Random
+    delayed_buffer: int
+    hanging: bool = False
+    swallowed: frozenset[Direction] = frozenset()
+    delay: float = 0.0
+    jitter: float = 0.0
+    rate: float | None = None
+    chunk: int | None = None
+    budget: CutBudget | None = None
+    relays: set[Relay] = field(default_factory=set)
+    connections_total: int = 0
+    connect_failures: int = 0
+    cuts: int = 0
+    bytes_swallowed: int = 0
+    bytes_passed: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
+    writes: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
+    _free_at: dict[Direction, float] = field(default_factory=lambda: dict.fromkeys(Direction, 0.0))
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: int = 0
+
+    @property
+    def buffer_limit(self) -> int:
+        """Bytes one direction of one connection may hold: a pipeline as long as the delay."""
+        return self.delayed_buffer if self.delay or self.jitter else _UNDELAYED_BUFFER
+
+    def changed(self) -> None:
+        """Wake everybody in `wait_until`."""
+        if self._waiting:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition over this link's state; cancelling it changes nothing."""
+        while not condition():
+            self._waiting += 1
+            try:
+                await self._changed.wait()
+            finally:
+                self._waiting -= 1
+
+    async def wait_not_hanging(self) -> None:
+        """Wait while the link hangs."""
+        if self.hanging:
+            await self.wait_until(lambda: not self.hanging)
+
+    def due(self) -> float:
+        """The monotonic time at which a byte that arrives now may go on."""
+        extra = self.random.uniform(0, self.jitter) if self.jitter else 0.0
+        return time.monotonic() + self.delay + extra
+
+    def piece(self, length: int) -> int:
+        """How many of `length` bytes the next write may carry."""
+        if self.chunk is not None:
+            length = min(length, self.chunk)
+        if self.rate is not None:
+            length = min(length, max(1, int(self.rate * _RATE_PIECE)))
+        return length
+
+    async def pace(self, direction: Direction, size: int) -> None:
+        """Wait until the link, shared by all connections, has carried `size` bytes."""
+        if self.rate is None:
+            return
+        now = time.monotonic()
+        # A late timer may be made up for, or the rate would be lower than asked.
+        start = max(now - _RATE_CATCH_UP, self._free_at[direction])
+        self._free_at[direction] = start + size / self.rate
+        await anyio.sleep(max(0.0, self._free_at[direction] - now))
+
+    def count(self, direction: Direction, size: int) -> None:
+        """Account for one write."""
+        self.bytes_passed[direction] += size
+        self.writes[direction] += 1
+        self.changed()
+
+    def cut(self) -> int:
+        """Reset every connection and return how many there were; a hold under way ends."""
+        relays = list(self.relays)
+        for relay in relays:
+            relay.reset()
+        self.cuts += len(relays)
+        if self.budget is not None and self.budget.claimed:
+            self.budget.fired.set()
+            self.budget = None
+        self.changed()
+        return len(relays)
+
+    def spend(self, budget: CutBudget) -> None:
+        """Cut or hold, the last byte having left, unless it was disarmed meanwhile."""
+        if self.budget is not budget:
+            return
+        if budget.pause is None:
+            budget.fired.set()
+        else:
+            self.cut()
