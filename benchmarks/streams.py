@@ -1,0 +1,344 @@
+"""What watches and leases cost: replay, fan-out, opening and closing, renewals, memory.
+
+    python benchmarks/streams.py [--only NAME] [--events N] [--watches N] [--leases N]
+
+README.md beside this file says what is compared and how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+
+import anyio
+import grpc.aio
+
+from aioetcd import Client, Op, Watch
+from aioetcd._proto import rpc_pb2, rpc_pb2_grpc
+from aioetcd._transport.transport import channel_options
+from aioetcd.testing import EtcdServer
+
+VALUE = b"v" * 64
+OPS = 100
+ROUNDS = 5
+TTL = 30
+
+
+@asynccontextmanager
+async def bare_channel(endpoint: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel with the client's own options."""
+    options = channel_options(keepalive_time=10.0, keepalive_timeout=5.0)
+    async with grpc.aio.insecure_channel(endpoint, options=options) as channel:
+        yield channel
+
+
+async def in_tasks(jobs: int, work: Callable[[int], Awaitable[object]], tasks: int = 64) -> None:
+    """Do jobs number 0 to `jobs` - 1 in so many tasks."""
+    numbers = iter(range(jobs))
+
+    async def worker() -> None:
+        for number in numbers:
+            await work(number)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(tasks, jobs)):
+            group.start_soon(worker)
+
+
+async def write_history(client: Client, prefix: str, events: int, ops: int) -> int:
+    """Write so many events, `ops` in a revision, and give the first revision."""
+    first = (await client.kv.get("x")).header.revision + 1
+    if ops == 1:
+        await in_tasks(events, lambda n: client.kv.put(f"{prefix}{n:08}", VALUE))
+    else:
+        await in_tasks(
+            events // ops,
+            lambda n: client.kv.txn(
+                success=[Op.put(f"{prefix}{n * ops + i:08}", VALUE) for i in range(ops)]
+            ),
+        )
+    return first
+
+
+async def replay_bare(endpoint: str, prefix: str, first: int, events: int, fragment: bool) -> float:
+    """Read the history with the bare stub, which parses and counts; events a second."""
+    async with bare_channel(endpoint) as channel:
+        started = perf_counter()
+        call = rpc_pb2_grpc.WatchStub(channel).Watch()
+        create = rpc_pb2.WatchCreateRequest(
+            key=prefix.encode(),
+            range_end=prefix[:-1].encode() + b"0",
+            start_revision=first,
+            fragment=fragment,
+        )
+        await call.write(rpc_pb2.WatchRequest(create_request=create))
+        seen = 0
+        while seen < events:
+            response = await call.read()
+            assert isinstance(response, rpc_pb2.WatchResponse)
+            seen += len(response.events)
+        seconds = perf_counter() - started
+        call.cancel()
+    return events / seconds
+
+
+async def replay_ours(endpoint: str, prefix: str, first: int, events: int, fragment: bool) -> float:
+    """Read it through `async for event in client.watch(...)`, the key of each event looked at."""
+    async with Client(endpoint) as client:
+        started = perf_counter()
+        seen = size = 0
+        watch = client.watch(prefix, prefix=True, start_revision=first, fragment=fragment)
+        async for event in watch:
+            seen += 1
+            size += len(event.kv.key)
+            if seen == events:
+                break
+        return events / (perf_counter() - started)
+
+
+async def replay(server: EtcdServer, events: int) -> None:
+    """Replay a history beside the bare parsing loop."""
+    print(f"replay of {events} events: events a second, and ours / bare (median of {ROUNDS})")
+    async with Client(server.endpoint, timeout=60) as client:
+        for name, ops in ((f"txns of {OPS}", OPS), ("one by one", 1)):
+            prefix = f"replay-{ops}/"
+            first = await write_history(client, prefix, events, ops)
+            for fragment in (False, True):
+                # The server's fragmentation of small events takes it seconds for each answer.
+                rounds = 1 if fragment and ops > 1 else ROUNDS
+                pairs = []
+                for _ in range(rounds):
+                    arguments = (server.endpoint, prefix, first, events, fragment)
+                    pairs.append((await replay_bare(*arguments), await replay_ours(*arguments)))
+                bare, ours = (median(pair[i] for pair in pairs) for i in (0, 1))
+                ratio = median(b / a for a, b in pairs)
+                print(
+                    f"  {name}, fragment={fragment}".ljust(34)
+                    + f"bare {bare:10,.0f}   ours {ours:10,.0f}   ratio {ratio:.2f}"
+                )
+
+
+async def fan_out(server: EtcdServer, watches: int) -> None:
+    """Put one key, and deliver it to many watches."""
+    puts = 20
+    async with Client(server.endpoint) as client:
+        received = 0
+        all_there = anyio.Event()
+
+        async def follow(watch: Watch) -> None:
+            nonlocal received
+            async for _ in watch:
+                received += 1
+                if received % watches == 0:
+                    all_there.set()
+
+        async with anyio.create_task_group() as group:
+            for _ in range(watches):
+                watch = client.watch("fan-out")
+                await watch.__aenter__()
+                group.start_soon(follow, watch)
+            latencies = []
+            cpu = process_time()
+            for _ in range(puts):
+                all_there = anyio.Event()
+                started = perf_counter()
+                await client.kv.put("fan-out", VALUE)
+                await all_there.wait()
+                latencies.append(perf_counter() - started)
+            cpu = process_time() - cpu
+            group.cancel_scope.cancel()
+    print(
+        f"fan-out of one key to {watches} watches: put to last delivery "
+        f"{median(latencies) * 1e3:.1f} ms (median of {puts}), "
+        f"CPU {cpu / puts / watches * 1e6:.0f} us a delivery"
+    )
+
+
+async def open_and_close(server: EtcdServer, watches: int) -> None:
+    """Open and close many watches."""
+    async with Client(server.endpoint) as client:
+        opened: list[Watch] = []
+
+        async def enter(number: int) -> None:
+            opened.append(await client.watch(f"many/{number}").__aenter__())
+
+        started = perf_counter()
+        await in_tasks(watches, enter, tasks=watches)
+        middle = perf_counter()
+        for watch in opened:
+            await watch.aclose()
+        while (await server.metrics())["etcd_debugging_mvcc_watcher_total"]:
+            await anyio.sleep(0.005)
+        ended = perf_counter()
+    print(
+        f"{watches} watches: created in {middle - started:.2f} s, closed (0 left at the server) in "
+        f"{ended - middle:.2f} s"
+    )
+
+
+async def slow_sibling(server: EtcdServer, watches: int = 100) -> None:
+    """See whether one watch without a consumer delays the others of its stream."""
+
+    async def deliveries(client: Client, *, with_slow: bool) -> float:
+        got = anyio.Event()
+
+        async def follow(watch: Watch, counter: list[int]) -> None:
+            async for _ in watch:
+                counter[0] += 1
+                if counter[0] == watches - 1:
+                    got.set()
+
+        counter = [0]
+        latencies = []
+        async with anyio.create_task_group() as group:
+            slow = client.watch("sibling/", prefix=True)
+            if with_slow:
+                await slow.__aenter__()
+                for n in range(400):  # more than its inbox holds; nobody takes any
+                    await client.kv.txn(
+                        success=[Op.put(f"sibling/{n}/{i}", VALUE) for i in range(OPS)]
+                    )
+            for _ in range(watches - 1):
+                watch = client.watch("sibling/key")
+                await watch.__aenter__()
+                group.start_soon(follow, watch, counter)
+            for _ in range(50):
+                got = anyio.Event()
+                counter[0] = 0
+                started = perf_counter()
+                await client.kv.put("sibling/key", VALUE)
+                await got.wait()
+                latencies.append(perf_counter() - started)
+            paused = client.stats().paused_watches
+            await slow.aclose()
+            group.cancel_scope.cancel()
+        assert paused == int(with_slow)
+        return median(latencies)
+
+    async with Client(server.endpoint) as client:
+        without, beside = [], []
+        for _ in range(3):
+            without.append(await deliveries(client, with_slow=False))
+            beside.append(await deliveries(client, with_slow=True))
+    print(
+        f"put to the last of {watches - 1} watches: {median(without) * 1e3:.1f} ms alone, "
+        f"{median(beside) * 1e3:.1f} ms beside a watch that is paused because nobody takes its "
+        f"events (ratio {median(beside) / median(without):.2f})"
+    )
+
+
+async def renewals(server: EtcdServer, leases: int) -> None:
+    """Keep many leases alive, beside the bare stream with as many messages."""
+    seconds = 20.0
+    async with Client(server.endpoint, timeout=60) as client:
+        ids: list[int] = []
+
+        async def grant(_: int) -> None:
+            ids.append((await client.lease.grant(TTL)).id)
+
+        await in_tasks(leases, grant)
+        kept = [client.lease.keep_alive(lease_id) for lease_id in ids]
+        for keep_alive in kept:
+            await keep_alive.__aenter__()
+        await anyio.sleep(TTL / 3)  # past the first renewals, which all go out at once
+        cpu, started = process_time(), perf_counter()
+        await anyio.sleep(seconds)
+        share = (process_time() - cpu) / (perf_counter() - started)
+        soonest = client.stats().soonest_expiry
+        for keep_alive in kept:
+            await keep_alive.aclose()
+        assert soonest is not None
+        bare = await bare_renewals(server.endpoint, ids[0], leases / (TTL / 3 * 0.95), seconds)
+        await in_tasks(leases, lambda n: client.lease.revoke(ids[n]))
+    print(
+        f"{leases} leases of {TTL} s kept alive: {share:.1%} of one core, the soonest would have "
+        f"expired in {soonest:.1f} s; the bare stub, as many renewals in like bursts: {bare:.1%} "
+        f"(ratio {share / bare:.2f})"
+    )
+
+
+async def bare_renewals(endpoint: str, lease_id: int, rate: float, seconds: float) -> float:
+    """Send `rate` renewals a second in bursts of 50 ms on a bare stream; the CPU's share."""
+    async with bare_channel(endpoint) as channel:
+        call = rpc_pb2_grpc.LeaseStub(channel).LeaseKeepAlive()
+        request = rpc_pb2.LeaseKeepAliveRequest(ID=lease_id)
+
+        async def read() -> None:
+            while await call.read():
+                pass
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            cpu, started = process_time(), perf_counter()
+            sent = 0
+            while (now := perf_counter() - started) < seconds:
+                while sent < now * rate:
+                    await call.write(request)
+                    sent += 1
+                await anyio.sleep(0.05)
+            share = (process_time() - cpu) / (perf_counter() - started)
+            group.cancel_scope.cancel()
+    return share
+
+
+def resident() -> float:
+    """This process's memory in MiB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmRSS in /proc/self/status")
+
+
+async def memory(server: EtcdServer, events: int) -> None:
+    """See what a watch holds whose consumer sleeps, and that it then gets everything."""
+    async with Client(server.endpoint, timeout=60) as client:
+        first = await write_history(client, "memory/", events, OPS)
+        await client.kv.get("x")
+        before = resident()
+        watch = client.watch("memory/", prefix=True, start_revision=first, fragment=False)
+        async with watch:
+            while not client.stats().paused_watches:
+                await anyio.sleep(0.01)
+            asleep = resident()
+            seen = 0
+            async for _ in watch:
+                seen += 1
+                if seen == events:
+                    break
+    print(
+        f"memory while a consumer sleeps on {events} events: {before:.0f} MiB before, "
+        f"{asleep:.0f} MiB with the watch paused; all {seen} delivered afterwards"
+    )
+
+
+async def main(only: str | None, events: int, watches: int, leases: int) -> None:
+    """Run the parts, each on an etcd of its own."""
+    parts: dict[str, Callable[[EtcdServer], Awaitable[None]]] = {
+        "memory": lambda server: memory(server, 2 * events),
+        "replay": lambda server: replay(server, events),
+        "fan-out": lambda server: fan_out(server, watches),
+        "open": lambda server: open_and_close(server, watches),
+        "sibling": slow_sibling,
+        "leases": lambda server: renewals(server, leases),
+    }
+    print(f"Python {platform.python_version()}, grpcio {grpc.__version__}")
+    for name, part in parts.items():
+        if only in (None, name):
+            async with EtcdServer() as server:
+                print(f"[etcd {server.version}] ", end="", flush=True)
+                await part(server)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="memory, replay, fan-out, open, sibling or leases")
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--watches", type=int, default=1_000)
+    parser.add_argument("--leases", type=int, default=10_000)
+    options = parser.parse_args()
+    anyio.run(main, options.only, options.events, options.watches, options.leases)

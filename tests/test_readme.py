@@ -1,0 +1,161 @@
+"""Every Python example of the README runs, and gives what it says.
+
+Three kinds of examples are told apart: a whole program has ``asyncio.run(``, a pytest file has
+``def test_``, and all others are the body of an async function that has a `client`. A comment that
+is a Python literal, at the end of an expression or of a print, is a result that is checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aioetcd
+from aioetcd import Client
+from aioetcd.testing import EtcdServer
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+# Where the README's programs expect an etcd.
+DEFAULT_ENDPOINT = "127.0.0.1:2379"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fenced block; `line` is the number of the README's line before its first."""
+
+    line: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"line{self.line}"
+
+    @property
+    def kind(self) -> str:
+        if "asyncio.run(" in self.source:
+            return "program"
+        return "pytest" if "def test_" in self.source else "body"
+
+    @property
+    def claims(self) -> dict[int, object]:
+        """The results that are stated, by the number of their line in the block."""
+        claims = {}
+        for token in tokenize.generate_tokens(io.StringIO(self.source).readline):
+            if token.type == tokenize.COMMENT:
+                with suppress(ValueError, SyntaxError):  # a comment in words
+                    claims[token.start[0]] = ast.literal_eval(token.string.lstrip("# "))
+        return claims
+
+
+def examples(kind: str) -> list[Example]:
+    blocks = re.finditer(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    found = (Example(TEXT.count("\n", 0, match.start(1)), match[1]) for match in blocks)
+    return [example for example in found if example.kind == kind]
+
+
+class Checks(ast.NodeTransformer):
+    """Makes each expression whose line states a result a call of ``check(line, result)``."""
+
+    def __init__(self, lines: set[int]) -> None:
+        self._lines = lines
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
+        if node.end_lineno in self._lines:
+            function = ast.Name("check", ast.Load())
+            call = ast.Call(function, [ast.Constant(node.end_lineno), node.value], [])
+            node.value = ast.copy_location(call, node.value)
+        return node
+
+
+def compile_body(
+    example: Example, check: Callable[[int, object], None]
+) -> Callable[[Client], Awaitable[None]]:
+    """Make an async function of an example, with the README's line numbers."""
+    module = ast.parse("async def example(client): ...")
+    (function,) = module.body
+    assert isinstance(function, ast.AsyncFunctionDef)
+    function.body = Checks(set(example.claims)).visit(ast.parse(example.source)).body
+    ast.increment_lineno(ast.fix_missing_locations(module), example.line)
+    namespace: dict[str, Any] = {"check": check}
+    exec(compile(module, README, "exec"), namespace)
+    body: Callable[[Client], Awaitable[None]] = namespace["example"]
+    return body
+
+
+@pytest.mark.parametrize("example", examples("body"), ids=str)
+async def test_example(example: Example, client: Client) -> None:
+    """An example runs where `client` is open, and each result that it states is what it gives."""
+    claims = example.claims
+    checked = set()
+
+    def check(line: int, result: object) -> None:
+        assert result == claims[line], f"README.md:{example.line + line}"
+        checked.add(line)
+
+    await compile_body(example, check)(client)
+    assert checked == set(claims), "a result is stated that no expression gives"
+
+
+@pytest.mark.parametrize("example", examples("program"), ids=str)
+def test_program(example: Example, server: EtcdServer, tmp_path: Path) -> None:
+    """A program prints the results that it states, and nothing else."""
+    program = tmp_path / "program.py"
+    program.write_text(example.source.replace(DEFAULT_ENDPOINT, server.endpoint))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [str(result) for result in example.claims.values()]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("example", examples("pytest"), ids=str)
+def test_pytest_file(example: Example, pytester: pytest.Pytester) -> None:
+    """A test file passes with nothing but the installed plugins."""
+    pytester.makepyfile(example.source)
+    result = pytester.runpytest_subprocess(
+        "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
+    )
+    result.assert_outcomes(passed=example.source.count("def test_"))
+
+
+def test_kinds() -> None:
+    """There are examples of each kind, so that none of the tests above runs on nothing."""
+    assert len(examples("body")) >= 6
+    assert len(examples("program")) == 2
+    assert len(examples("pytest")) == 1
+
+
+def test_errors() -> None:
+    """Every error that the README names is there."""
+    names = set(re.findall(r"\b\w+Error\b", TEXT))
+    assert len(names) > 10
+    assert [
+        name for name in names if not hasattr(aioetcd, name) and name not in dir(builtins)
+    ] == []
+
+
+def test_links() -> None:
+    """Every file that the README links to, and every script that it names, is there."""
+    paths = re.findall(r"\]\(([\w./]+)\)", TEXT) + re.findall(r"^scripts/\S+", TEXT, re.MULTILINE)
+    assert len(paths) >= 6
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
