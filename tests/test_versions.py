@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from aioetcd.testing import EtcdServer
+
 ROOT = Path(__file__).parent.parent
 SMOKE = Path(__file__).parent / "data" / "smoke.py"
 
@@ -78,13 +80,15 @@ def fresh_python(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("pins", combinations().values(), ids=combinations().keys())
-def test_works_with_versions(pins: list[str], wheel: Path, fresh_python: Path) -> None:
-    """The installed package imports and its messages work, without a warning."""
+def test_works_with_versions(
+    pins: list[str], wheel: Path, fresh_python: Path, server: EtcdServer
+) -> None:
+    """The installed package imports, its messages work and a call is made, without a warning."""
     run(fresh_python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", wheel, *pins)
 
     # protobuf 5's own extension module warns by itself on Python 3.12 and later.
     warnings = ("-W", "error", "-W", "ignore:Type google._upb:DeprecationWarning")
-    told = json.loads(run(fresh_python, *warnings, SMOKE))
+    told = json.loads(run(fresh_python, *warnings, SMOKE, server.endpoint))
 
     assert Path(told["file"]).is_relative_to(fresh_python.parent.parent)
     for pin in map(Requirement, pins):

@@ -68,6 +68,9 @@ def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:
         ValueError: There is none, one cannot be parsed, or one is there twice.
         TypeError: Not str.
     """
+    if not isinstance(endpoints, Iterable):
+        kind = type(endpoints).__name__
+        raise TypeError(f"endpoints must be a str or an iterable of str, not {kind}")
     texts = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
     parsed = tuple(Endpoint.parse(text) for text in texts)
     if not parsed:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 INT64_MAX = 2**63 - 1
+
+# Thirty years: gRPC takes a deadline beyond the year 2262 for one that has passed.
+_FOREVER = 1e9
 
 _FROM_START = b"\0"
 _TO_END = b"\0"
@@ -15,11 +16,15 @@ def encode(name: str, data: str | bytes) -> bytes:
 
     Raises:
         TypeError: It is neither, naming the argument.
+        ValueError: It is a str with half a surrogate pair.
     """
     if type(data) is bytes:
         return data
     if isinstance(data, str):
-        return data.encode()
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name} cannot be written in UTF-8: {error}") from None
     if isinstance(data, bytes):
         return bytes(data)
     raise TypeError(f"{name} must be str or bytes, not {type(data).__name__}")
@@ -91,7 +96,7 @@ def check_int(name: str, number: int, minimum: int, maximum: int = INT64_MAX) ->
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:
-    """Give a duration back if it is a number of seconds above 0, or None.
+    """Give a duration back if it is a number of seconds above 0; None where it is endless.
 
     Raises:
         TypeError: It is not a number.
@@ -103,4 +108,4 @@ def check_seconds(name: str, seconds: float | None) -> float | None:
         raise TypeError(f"{name} must be a number of seconds or None, not {type(seconds).__name__}")
     if not seconds > 0:
         raise ValueError(f"{name} must be above 0 seconds, not {seconds}")
-    return None if math.isinf(seconds) else float(seconds)
+    return None if seconds > _FOREVER else float(seconds)

@@ -6,7 +6,7 @@ each option is checked and encoded in one place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from aioetcd._proto import rpc_pb2
@@ -20,6 +20,9 @@ _Message = TypeVar(
     rpc_pb2.DeleteRangeRequest,
     rpc_pb2.TxnRequest,
 )
+
+_ORDERS = frozenset(SortOrder)
+_TARGETS = frozenset(SortTarget)
 
 
 class Op(Generic[_Message]):
@@ -92,15 +95,17 @@ class Op(Generic[_Message]):
             request.limit = check_int("limit", limit, 1)
         if revision is not None:
             request.revision = check_int("revision", revision, 1)
+        if sort_order not in _ORDERS:
+            raise ValueError(f"sort_order must be a SortOrder, not {sort_order!r}")
+        if sort_target not in _TARGETS:
+            raise ValueError(f"sort_target must be a SortTarget, not {sort_target!r}")
         if sort_target != SortTarget.KEY:
-            request.sort_target = int(SortTarget(sort_target))  # type: ignore[assignment]
+            request.sort_target = int(sort_target)  # type: ignore[assignment]
             # Without an order, etcd applies the limit before it sorts and returns wrong keys.
-            request.sort_order = int(SortOrder(sort_order) or SortOrder.ASCEND)  # type: ignore[assignment]
+            request.sort_order = int(sort_order or SortOrder.ASCEND)  # type: ignore[assignment]
         elif sort_order == SortOrder.DESCEND:
-            request.sort_order = int(SortOrder.DESCEND)  # type: ignore[assignment]
-        else:
             # By key and ascending is the server's own order, and asking for it costs a full sort.
-            SortOrder(sort_order)
+            request.sort_order = int(SortOrder.DESCEND)  # type: ignore[assignment]
         if serializable:
             request.serializable = True
         if keys_only:
@@ -179,9 +184,11 @@ class Op(Generic[_Message]):
         """
         request = rpc_pb2.TxnRequest()
         compare = _checked("compare", Compare, compare)
+        success = _checked("success", Op, success)
+        failure = _checked("failure", Op, failure)
         request.compare.extend([item.to_message() for item in compare])
-        request.success.extend([op.to_message() for op in _checked("success", Op, success)])
-        request.failure.extend([op.to_message() for op in _checked("failure", Op, failure)])
+        request.success.extend([op.to_message() for op in success])
+        request.failure.extend([op.to_message() for op in failure])
         return Op(request, is_read=all(op.is_read for op in (*success, *failure)))
 
 
@@ -196,8 +203,9 @@ _Item = TypeVar("_Item")
 
 
 def _checked(name: str, kind: type, items: Sequence[_Item]) -> Sequence[_Item]:
-    if isinstance(items, kind):
-        raise TypeError(f"{name} must be a sequence of {kind.__name__}, not one")
+    if not isinstance(items, Iterable):
+        raise TypeError(f"{name} must be a sequence of {kind.__name__}, not {type(items).__name__}")
+    items = tuple(items)  # it may be a generator, and is gone through more than once
     for item in items:
         if not isinstance(item, kind):
             hint = " (write Compare.version(key) == 1)" if isinstance(item, Target) else ""

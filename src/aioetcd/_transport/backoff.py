@@ -13,7 +13,7 @@ def spread(seconds: float, fraction: float) -> float:
 
 
 class Backoff:
-    """Doubling delays with full jitter: the first from 0 to `first` seconds, none above `most`."""
+    """Doubling delays with jitter: the first up to `first` seconds, none above `most`."""
 
     def __init__(self, first: float, most: float) -> None:
         self._first = first

@@ -83,10 +83,16 @@ class Connection:
         self.reason = None
         return True
 
+    @property
+    def state(self) -> str:
+        """gRPC's name for the channel's state, or ``"UNUSED"``."""
+        return "UNUSED" if self._channel is None else self._channel.get_state().name
+
     async def aclose(self) -> None:
         """Close the channel; calls still open on it are cancelled."""
-        if self._channel is not None:
-            await self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
 
 class Endpoints:

@@ -27,14 +27,15 @@ class Supervisor:
         self._host: asyncio.Task[None] | None = None
         self._group: anyio.abc.TaskGroup | None = None
         self._queued: list[tuple[Callable[[], Awaitable[None]], str]] = []
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the host task in `loop`."""
-        self._host = loop.create_task(self._run(), name="aioetcd supervisor")
+        self._scope = anyio.CancelScope()  # not before: a client may be made without a loop
+        self._host = loop.create_task(self._run(self._scope), name="aioetcd supervisor")
 
-    async def _run(self) -> None:
-        with self._scope:
+    async def _run(self, scope: anyio.CancelScope) -> None:
+        with scope:
             async with anyio.create_task_group() as self._group:
                 for task, name in self._queued:
                     self._group.start_soon(self._watched, task, name=name)
@@ -57,10 +58,10 @@ class Supervisor:
 
     async def aclose(self) -> None:
         """Cancel every task and wait until they are gone."""
-        self._scope.cancel()
         host = self._host
-        if host is None:
+        if host is None or self._scope is None:
             return
+        self._scope.cancel()
         # The host ends by its own scope; a cancelled host (a loop that shuts down) is as good.
         await asyncio.wait([host])
         if not host.cancelled() and (error := host.exception()) is not None:

@@ -19,7 +19,7 @@ from aioetcd._transport.failures import error_from_status, rule_for, status_of
 from aioetcd._transport.methods import Request, Response, Unary
 from aioetcd._transport.supervisor import Supervisor
 from aioetcd.config import DEFAULT, Default, Endpoint
-from aioetcd.errors import ClientClosedError, EtcdError
+from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
 from aioetcd.ranges import check_seconds
 
 logger = logging.getLogger("aioetcd.transport")
@@ -165,7 +165,8 @@ class Transport:
                 if task is not None and task.cancelling():
                     raise
                 # Nobody cancelled us: the call was, by `aclose`.
-                raise self._closed_error(maybe_applied=uncertain or method.is_write) from None
+                closed = self._closed_error(maybe_applied=uncertain or method.is_write)
+                raise closed from closed.__cause__
             finally:
                 self._in_flight.discard(call)
             code, details = status_of(rpc_error)
@@ -204,8 +205,12 @@ class Transport:
     ) -> Connection:
         try:
             return await self.endpoints.wait_connected(deadline)
-        except EtcdError as error:
-            error.maybe_applied = uncertain
+        except ClientClosedError:
+            closed = self._closed_error(maybe_applied=uncertain)
+            raise closed from closed.__cause__
+        except NoEndpointError as error:
+            if uncertain and failure is not None:  # that it was not applied would be a lie
+                raise failure from failure.__cause__
             raise error from failure
 
     def on_close(self, closer: Callable[[EtcdError], None]) -> None:

@@ -1,0 +1,241 @@
+"""The endpoint in use is one that answers, and silence is found out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aioetcd import (
+    DeadlineExceededError,
+    EtcdError,
+    NoEndpointError,
+    UnavailableError,
+)
+from aioetcd._transport.transport import Transport
+from aioetcd.config import parse_endpoints
+from aioetcd.kv import KV
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests._transport.weather import SLACK, connected
+
+# --- nobody there ------------------------------------------------------------------------------
+
+
+async def test_nobody_listens(proxy: FaultProxy) -> None:
+    """Every endpoint and its reason are told at the deadline, and nothing was applied."""
+    proxy.refuse()
+    async with FaultProxy("127.0.0.1:9") as silent:
+        silent.hang()
+        names = [f"http://{proxy.endpoint}", silent.endpoint]
+        async with connected(*names) as transport:
+            kv = KV(transport)
+            for call in (kv.put("k", "v", timeout=0.6), kv.get("k", timeout=0.6)):
+                start = time.monotonic()
+                with pytest.raises(NoEndpointError) as caught:
+                    await call
+                assert 0.55 < time.monotonic() - start < 0.6 + SLACK
+                error = caught.value
+                assert sorted(error.reasons) == sorted(names)
+                assert "refused" in error.reasons[names[0]].lower()
+                assert error.reasons[names[1]]
+                for name, reason in error.reasons.items():
+                    assert name in str(error)
+                    assert reason in str(error)
+                assert error.maybe_applied is False
+                assert (error.code, error.details, error.endpoint) == (None, None, None)
+
+
+async def test_nobody_listens_under_a_scope(proxy: FaultProxy) -> None:
+    """The nearer of the call's deadline and the caller's scope decides what is raised."""
+    proxy.refuse()
+    async with connected(proxy.endpoint) as transport:
+        kv = KV(transport)
+        with anyio.fail_after(5), pytest.raises(NoEndpointError):
+            await kv.put("k", "v", timeout=0.2)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError) as caught, anyio.fail_after(0.2):
+            await kv.put("k", "v", timeout=5)
+        assert not isinstance(caught.value, EtcdError)
+        assert time.monotonic() - start < 0.2 + SLACK
+
+
+async def test_second_endpoint_serves_when_the_first_refuses(
+    proxy: FaultProxy, server: EtcdServer
+) -> None:
+    """A dead first endpoint costs next to nothing, and is not asked again by each call."""
+    proxy.refuse()
+    async with connected(proxy.endpoint, server.endpoint) as transport:
+        kv = KV(transport)
+        start = time.monotonic()
+        await kv.put("k", "v")
+        assert time.monotonic() - start < 1
+        assert (await kv.get("k")).value == b"v"
+        assert transport.retries == 0
+
+
+async def test_second_endpoint_serves_when_the_first_is_silent(
+    proxy: FaultProxy, server: EtcdServer
+) -> None:
+    """A first endpoint that accepts and says nothing costs a moment, not the deadline."""
+    proxy.hang()
+    async with connected(proxy.endpoint, server.endpoint) as transport:
+        start = time.monotonic()
+        await KV(transport).put("k", "v")
+        assert time.monotonic() - start < 1.5
+
+
+async def test_endpoint_that_falls_silent_is_left(proxy: FaultProxy, server: EtcdServer) -> None:
+    """The call in flight ends at its deadline, the next one is answered by another endpoint."""
+    async with connected(proxy.endpoint, server.endpoint) as transport:
+        kv = KV(transport)
+        await kv.put("k", "1")
+        assert proxy.connections_total == 1
+        proxy.hang()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await kv.get("k", timeout=0.3)
+        assert caught.value.endpoint == proxy.endpoint
+        start = time.monotonic()
+        await kv.put("k", "2")
+        assert time.monotonic() - start < 1.5
+
+
+async def test_read_moves_to_another_endpoint(proxy: FaultProxy, server: EtcdServer) -> None:
+    """A read whose connection breaks is answered by another endpoint, within the same call."""
+    async with connected(proxy.endpoint, server.endpoint) as transport:
+        kv = KV(transport)
+        await kv.put("k", "v")
+        proxy.blackhole(client_to_server=False)
+        async with anyio.create_task_group() as group:
+
+            async def read() -> None:
+                assert (await kv.get("k")).value == b"v"
+
+            group.start_soon(read)
+            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+            proxy.refuse()
+            proxy.cut()
+        assert (transport.calls, transport.retries) == (2, 1)
+
+
+async def test_silence_is_noticed(proxy: FaultProxy, server: EtcdServer) -> None:
+    """Pings find out a silent connection: reads without a deadline move on, writes raise."""
+    endpoints = parse_endpoints([proxy.endpoint, server.endpoint])
+    transport = Transport(endpoints, timeout=None, keepalive_time=1.0, keepalive_timeout=0.5)
+    try:
+        kv = KV(transport)
+        await kv.put("k", "v")
+        proxy.hang()
+        start = time.monotonic()
+        async with anyio.create_task_group() as group:
+
+            async def put() -> None:
+                with pytest.raises(UnavailableError) as caught:
+                    await kv.put("k", "w")
+                assert caught.value.maybe_applied is True
+
+            group.start_soon(put)
+            assert (await kv.get("k")).value == b"v"
+        assert time.monotonic() - start < 4
+    finally:
+        await transport.aclose()
+
+
+async def test_back_soon_after_an_outage(proxy: FaultProxy) -> None:
+    """However long nobody listened, clients are back within two seconds of the port."""
+    proxy.refuse()
+    recovered: list[float] = []
+
+    async def wait_for_it() -> None:
+        async with connected(proxy.endpoint, timeout=20) as transport:
+            await KV(transport).get("k")
+            recovered.append(time.monotonic())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(wait_for_it)
+        await anyio.sleep(4)  # the outage: long enough for gRPC's own pauses to grow
+        await proxy.accept()
+        listening = time.monotonic()
+    assert len(recovered) == 8
+    assert max(recovered) - listening < 2
+
+
+# --- the channel -------------------------------------------------------------------------------
+
+
+async def test_unix_socket(server: EtcdServer) -> None:
+    """An endpoint may be a Unix socket."""
+    await server.clear()
+    folder = Path(tempfile.mkdtemp(prefix="aioetcd-"))  # short: a socket's path is limited
+    path = folder / "etcd.sock"
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = server.endpoint.partition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        async with anyio.create_task_group() as group:
+            group.start_soon(pump, reader, far_writer)
+            group.start_soon(pump, far_reader, writer)
+
+    listener = await asyncio.start_unix_server(relay, path)
+    try:
+        async with connected(f"unix://{path}") as transport:
+            kv = KV(transport)
+            await kv.put("k", "v")
+            assert (await kv.get("k")).value == b"v"
+    finally:
+        listener.close()
+        await listener.wait_closed()
+        shutil.rmtree(folder)
+
+
+async def test_two_clients_do_not_share_a_connection(proxy: FaultProxy) -> None:
+    """Each client has a connection of its own, or one's faults would be the other's."""
+    async with connected(proxy.endpoint) as first, connected(proxy.endpoint) as second:
+        await KV(first).get("k")
+        await KV(second).get("k")
+        assert proxy.connections_open == 2
+
+
+async def test_one_call_is_one_request(client_metrics: Metrics, direct: KV) -> None:
+    """A call is one RPC, and nothing else is sent beside it."""
+    await direct.get("k")
+    before = await client_metrics()
+    for _ in range(10):
+        await direct.get("k")
+    after = await client_metrics()
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+        "Range": 10
+    }
+
+
+class Metrics:
+    """The server's count of the unary RPCs that it was sent, by method."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        self._server = server
+
+    async def __call__(self) -> dict[str, float]:
+        return {
+            name.partition('grpc_method="')[2].partition('"')[0]: value
+            for name, value in (await self._server.metrics()).items()
+            if name.startswith("grpc_server_started_total") and 'grpc_type="unary"' in name
+        }
+
+
+@pytest.fixture
+def client_metrics(server: EtcdServer) -> Metrics:
+    """See `Metrics`."""
+    return Metrics(server)

@@ -1,0 +1,590 @@
+"""A client lives in one event loop, ends everything it began, and keeps to asyncio's customs."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aioetcd import (
+    Client,
+    ClientClosedError,
+    Compare,
+    EtcdError,
+    Lease,
+    LeaseNotFoundError,
+    Op,
+    Watch,
+)
+from aioetcd.testing import EtcdServer
+from aioetcd.testing.proxy import FaultProxy
+
+
+@pytest.fixture
+async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
+    """A network between the client and the session's etcd, which has no keys at first."""
+    await server.clear()
+    async with FaultProxy(server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def hung(proxy: FaultProxy) -> AsyncIterator[Client]:
+    """A connected client whose server does not say a word any more; what is waiting in it."""
+    async with Client(proxy.endpoint, timeout=None) as client:
+        await client.kv.put("k", "v")
+        proxy.hang()
+        yield client
+
+
+class UsersOwnError(Exception):
+    """Something that we know nothing of."""
+
+
+async def wait_until(condition: Callable[[], bool], *, within: float = 10.0) -> None:
+    with anyio.fail_after(within):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+# --- closing ----------------------------------------------------------------------------------
+
+
+def every_use(client: Client) -> dict[str, Callable[[], Awaitable[object]]]:
+    """All ways to begin something with a client."""
+
+    async def watch() -> None:
+        async for _ in client.watch("k"):
+            pass
+
+    async def keep_alive() -> None:
+        async for _ in client.lease.keep_alive(1):
+            pass
+
+    async def enter(manager: Any) -> None:
+        async with manager:
+            pass
+
+    return {
+        "get": lambda: client.kv.get("k"),
+        "put": lambda: client.kv.put("k", "v"),
+        "delete": lambda: client.kv.delete("k"),
+        "txn": lambda: client.kv.txn(compare=[Compare.version("k") == 0]),
+        "compact": lambda: client.kv.compact(1),
+        "grant": lambda: client.lease.grant(10),
+        "revoke": lambda: client.lease.revoke(1),
+        "time_to_live": lambda: client.lease.time_to_live(1),
+        "leases": client.lease.leases,
+        "keep_alive_once": lambda: client.lease.keep_alive_once(1),
+        "keep_alive": keep_alive,
+        "watch": watch,
+        "enter_watch": lambda: enter(client.watch("k")),
+        "session": lambda: enter(client.session()),
+        "lock": lambda: enter(client.lock("l")),
+        "client": lambda: enter(client),
+    }
+
+
+USES = list(every_use(Client()))
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_used_after_close(server: EtcdServer, use: str) -> None:
+    """Whatever is begun with a closed client is a ClientClosedError at once."""
+    async with Client(server.endpoint) as client:
+        await client.kv.get("k")
+    with anyio.fail_after(1), pytest.raises(ClientClosedError) as caught:
+        await every_use(client)[use]()
+    assert caught.value.maybe_applied is False
+
+
+async def test_close_twice(server: EtcdServer) -> None:
+    """A client may be closed again, by several tasks at a time, and after its block."""
+    async with Client(server.endpoint) as client:
+        await client.kv.get("k")
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(client.aclose)
+        await client.aclose()
+    await client.aclose()
+
+
+async def test_close_unused() -> None:
+    """A client that was never used, or only entered, closes without having connected."""
+    await Client("127.0.0.1:1").aclose()
+    async with Client("127.0.0.1:1"):
+        pass
+    client = Client("127.0.0.1:1")
+    await client.aclose()
+    await client.aclose()
+
+
+async def test_close_when_nobody_could_be_reached(proxy: FaultProxy) -> None:
+    """Calls that still wait for a connection end with the client, surely not applied."""
+    proxy.refuse()
+    client = Client(proxy.endpoint)
+    async with anyio.create_task_group() as group:
+        for call in (client.kv.put("k", "v", timeout=None), client.kv.get("k", timeout=None)):
+            group.start_soon(expect_closed, call, False)
+        await wait_until(lambda: client.stats().calls == 2)
+        with anyio.fail_after(2):
+            await client.aclose()
+
+
+async def expect_closed(
+    call: Awaitable[object], maybe_applied: bool | None = None, message: str = "closed"
+) -> None:
+    with pytest.raises(ClientClosedError, match=message) as caught:
+        await call
+    if maybe_applied is not None:
+        assert caught.value.maybe_applied is maybe_applied
+
+
+async def test_close_ends_everything(proxy: FaultProxy, server: EtcdServer) -> None:
+    """All that is open ends with ClientClosedError, quickly, though the server is silent."""
+    client = Client(proxy.endpoint, timeout=None)
+    leases: list[Lease] = [await client.lease.grant(60) for _ in range(10)]
+    watches: list[Watch] = [client.watch("k", start_revision=1) for _ in range(10)]
+    waiting = 0
+    ended = 0
+
+    async def watch(handle: Watch) -> None:
+        nonlocal waiting
+        async with handle:
+            waiting += 1
+            async for _ in handle:
+                pass
+
+    async def keep_alive(lease: Lease) -> None:
+        nonlocal waiting
+        async for _ in client.lease.keep_alive(lease.id):
+            waiting += 1
+
+    async def expect(call: Coroutine[Any, Any, object], maybe_applied: bool | None = None) -> None:
+        nonlocal ended
+        await expect_closed(call, maybe_applied)
+        ended += 1
+
+    async with anyio.create_task_group() as group:
+        for handle in watches:
+            group.start_soon(expect, watch(handle))
+        for lease in leases:
+            group.start_soon(expect, keep_alive(lease))
+        await wait_until(lambda: waiting == 20)
+        proxy.hang()
+        calls = client.stats().calls
+        for number in range(50):
+            group.start_soon(expect, client.kv.get("k"), False)
+            group.start_soon(expect, client.kv.put(f"k{number}", "v"), True)
+        await wait_until(lambda: client.stats().calls == calls + 100)
+        assert ended == 0
+        start = time.monotonic()
+        await client.aclose()
+        await wait_until(lambda: ended == 120)
+        assert time.monotonic() - start < 2
+    await proxy.aclose()
+    await server.clear()  # the leases, of which nobody else knows
+
+
+async def test_close_is_not_cancelled_by_halves(hung: Client, proxy: FaultProxy) -> None:
+    """A cancelled `aclose` still leaves the client closed and its calls ended."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(expect_closed, hung.kv.get("k"))
+        await wait_until(lambda: hung.stats().calls == 2)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await hung.aclose()
+    with pytest.raises(ClientClosedError):
+        await hung.kv.get("k")
+    await proxy.wait_until(lambda proxy: proxy.connections_open <= 1)
+
+
+# --- loops ------------------------------------------------------------------------------------
+
+
+async def in_another_loop(use: Callable[[], Awaitable[object]]) -> None:
+    async def bounded() -> None:
+        with anyio.fail_after(5):
+            await use()
+
+    await anyio.to_thread.run_sync(lambda: asyncio.run(bounded()))
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_used_from_another_loop(client: Client, use: str) -> None:
+    """A client used from another loop is a RuntimeError that says so, and no hang."""
+    await client.kv.put("k", "v")
+    with pytest.raises(RuntimeError, match="another event loop"):
+        await in_another_loop(every_use(client)[use])
+    assert (await client.kv.get("k")).value == b"v"
+
+
+async def test_closed_from_another_loop(client: Client) -> None:
+    """Only its own loop can close a client."""
+    await client.kv.put("k", "v")
+    with pytest.raises(RuntimeError, match="another event loop"):
+        await in_another_loop(client.aclose)
+    assert (await client.kv.get("k")).value == b"v"
+
+
+def test_used_without_a_loop() -> None:
+    """A call that no event loop drives is a RuntimeError that says what is missing."""
+    client = Client("127.0.0.1:1")
+    for call in (client.kv.get("k"), client.kv.put("k", "v"), client.lease.grant(10)):
+        with pytest.raises(RuntimeError, match="running asyncio event loop"):
+            call.send(None)
+
+
+def test_belongs_to_the_loop_of_its_first_use(server: EtcdServer) -> None:
+    """A client may be made before any loop, and every loop has a client of its own."""
+    clients = [Client(server.endpoint) for _ in range(2)]
+
+    async def use(client: Client) -> bytes | None:
+        async with client:
+            await client.kv.put("k", "v")
+            return (await client.kv.get("k")).value
+
+    for client in clients:
+        assert asyncio.run(use(client)) == b"v"
+
+
+FORGOTTEN = """
+import asyncio, gc, sys
+from aioetcd import Client
+
+async def use():
+    client = Client(sys.argv[1])
+    await client.kv.put("k", "v")
+    await client.watch("k").__aenter__()
+    return client
+
+async def use_again(client):
+    await client.kv.get("k")
+
+client = asyncio.run(use())
+try:
+    asyncio.run(use_again(client))
+except RuntimeError as error:
+    sys.stdout.write(str(error))
+del client
+gc.collect()
+"""
+
+
+def test_forgotten_client(server: EtcdServer) -> None:
+    """A client whose loop ended without closing it hangs nothing and makes no noise."""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", FORGOTTEN, server.endpoint],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "another event loop" in done.stdout
+
+
+# --- cancelling -------------------------------------------------------------------------------
+
+
+async def test_fail_after(hung: Client) -> None:
+    """anyio's fail_after raises Python's TimeoutError, which is none of ours."""
+    for call in (hung.kv.get("k"), hung.kv.put("k", "v"), hung.lease.leases()):
+        with pytest.raises(TimeoutError) as caught, anyio.fail_after(0.05):
+            await call
+        assert not isinstance(caught.value, EtcdError)
+
+
+async def test_move_on_after(hung: Client) -> None:
+    """anyio's move_on_after moves on, and knows why."""
+    with anyio.move_on_after(0.05) as scope:
+        await hung.kv.put("k", "v")
+    assert scope.cancelled_caught
+
+
+async def test_scope_cancelled_by_another_task(hung: Client) -> None:
+    """A scope's cancellation ends the call in it, and nothing outside of it."""
+    async with anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            group.start_soon(wait_then, lambda: hung.stats().calls == 2, scope.cancel)
+            await hung.kv.get("k")
+        assert scope.cancelled_caught
+
+
+async def wait_then(condition: Callable[[], bool], action: Callable[[], None]) -> None:
+    await wait_until(condition)
+    action()
+
+
+async def test_task_group_cancelled(hung: Client) -> None:
+    """A task group with calls under way is cancelled without a word."""
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(hung.kv.get, "k")
+            group.start_soon(hung.kv.put, "k", "v")
+        await wait_until(lambda: hung.stats().calls == 41)
+        group.cancel_scope.cancel()
+    assert not hung._transport._in_flight
+
+
+async def test_asyncio_timeout(hung: Client) -> None:
+    """asyncio's own time-outs raise Python's TimeoutError, which is none of ours."""
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0.05):
+            await hung.kv.get("k")
+    assert not isinstance(caught.value, EtcdError)
+    with pytest.raises(TimeoutError) as caught:
+        await asyncio.wait_for(hung.kv.put("k", "v"), 0.05)
+    assert not isinstance(caught.value, EtcdError)
+
+
+async def test_asyncio_cancel(hung: Client) -> None:
+    """A cancelled task ends as cancelled, in a call and while it waits for a connection."""
+    task = asyncio.create_task(hung.kv.get("k"))
+    await wait_until(lambda: hung.stats().calls == 2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_cancel_without_a_connection(proxy: FaultProxy) -> None:
+    """Waiting for a connection is cancelled as any call is."""
+    proxy.refuse()
+    async with Client(proxy.endpoint, timeout=None) as client:
+        with pytest.raises(TimeoutError) as caught, anyio.fail_after(0.05):
+            await client.kv.put("k", "v")
+        assert not isinstance(caught.value, EtcdError)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.kv.put("k", "v"), 0.05)
+
+
+async def test_asyncio_task_group(hung: Client) -> None:
+    """A failure in asyncio's task group cancels the calls in it and comes out alone."""
+    mine = UsersOwnError()
+
+    async def block() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(10):
+                group.create_task(hung.kv.get("k"))
+            await wait_until(lambda: hung.stats().calls == 11)
+            raise mine
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await block()
+    assert caught.value.exceptions == (mine,)
+
+
+async def test_cancelled_calls_leave_nothing(server: EtcdServer) -> None:
+    """Cancelled calls do not go on at the server, and the client works on one connection."""
+    await server.clear()
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as client:
+        await client.kv.get("k")
+        before = await started_and_handled(server)
+        proxy.blackhole(client_to_server=False)
+        for _ in range(20):
+            with anyio.move_on_after(0.01):
+                await client.kv.get("k")
+            with anyio.move_on_after(0.01):
+                await client.kv.put("k", "v")
+        proxy.blackhole(client_to_server=False, server_to_client=False)  # resets what lost bytes
+        await client.kv.get("k")
+        with anyio.fail_after(5):
+            while len(set((await started_and_handled(server)).values())) != 1:
+                await anyio.sleep(0.01)
+        after = await started_and_handled(server)
+        assert after["started"] > before["started"]
+        assert not client._transport._in_flight
+        assert proxy.connections_total == 2
+
+
+async def started_and_handled(server: EtcdServer) -> dict[str, float]:
+    """The unary RPCs of the KV service that the server began, and those that it ended."""
+    metrics = await server.metrics()
+    return {
+        word: sum(
+            value
+            for name, value in metrics.items()
+            if name.startswith(f"grpc_server_{word}_total")
+            and 'grpc_service="etcdserverpb.KV"' in name
+            and 'grpc_type="unary"' in name
+        )
+        for word in ("started", "handled")
+    }
+
+
+# --- time-outs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "1", True])
+async def test_timeout_refuses(client: Client, timeout: float) -> None:
+    """Every call checks its own timeout before anything is sent."""
+    kv = client.kv
+    for call in (
+        kv.get("k", timeout=timeout),
+        kv.put("k", "v", timeout=timeout),
+        kv.delete("k", timeout=timeout),
+        kv.txn(timeout=timeout),
+        kv.compact(1, timeout=timeout),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^timeout must be"):
+            await call
+
+
+@pytest.mark.parametrize("timeout", [None, 1e300, float("inf"), 30])
+async def test_timeout_may_be_long(client: Client, timeout: float | None) -> None:
+    """No deadline, or one that is as good as none, is no hindrance."""
+    await client.kv.put("k", "v", timeout=timeout)
+    assert (await client.kv.get("k", timeout=timeout)).value == b"v"
+
+
+# --- the user's exceptions --------------------------------------------------------------------
+
+
+async def test_exception_leaves_as_itself(server: EtcdServer) -> None:
+    """An exception from the block leaves it as the same object, with calls and watches open."""
+    mine = UsersOwnError()
+
+    async def block() -> None:
+        async with Client(server.endpoint) as client, client.watch("k"):
+            await client.kv.get("k")
+            raise mine
+
+    with pytest.raises(UsersOwnError) as caught:
+        await block()
+    assert caught.value is mine
+    assert caught.value.__cause__ is None
+
+
+async def test_error_of_a_call_leaves_as_itself(client: Client) -> None:
+    """A call's error in a user's task group is in the user's group alone, once."""
+
+    async def block() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(client.lease.revoke, 1)
+            await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await block()
+    (error,) = caught.value.exceptions
+    assert type(error) is LeaseNotFoundError
+
+
+async def test_exception_of_a_users_task_group(hung: Client) -> None:
+    """What fails in a user's task group cancels the calls there and leaves in the user's group."""
+    mine = UsersOwnError()
+
+    async def fail() -> None:
+        await wait_until(lambda: hung.stats().calls == 2)
+        raise mine
+
+    async def block() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(hung.kv.get, "k")
+            group.start_soon(fail)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await block()
+    assert caught.value.exceptions == (mine,)
+
+
+# --- fixtures and counters --------------------------------------------------------------------
+
+FIXTURES = """
+import asyncio, os
+import pytest, pytest_asyncio
+from aioetcd import Client
+
+ENDPOINT = os.environ["TEST_ENDPOINT"]
+
+@pytest_asyncio.fixture
+async def function_client():
+    async with Client(ENDPOINT) as client:
+        yield client
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def session_client():
+    async with Client(ENDPOINT) as client, client.watch("k") as watch:
+        client.seen = watch
+        yield client
+
+@pytest.fixture
+def plain_client():
+    return Client(ENDPOINT)
+
+async def test_function(function_client):
+    await function_client.kv.put("f", "1")
+    async with function_client.watch("f", start_revision=1):
+        pass
+
+async def test_plain(plain_client):
+    async with plain_client as client:
+        await client.kv.get("f")
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.asyncio(loop_scope="session")
+async def test_session(session_client, number):
+    await session_client.kv.put("k", str(number))
+    async for event in session_client.seen:
+        assert event.kv.value == str(number).encode()
+        break
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_many_tasks(session_client):
+    async with asyncio.TaskGroup() as group:
+        for number in range(50):
+            group.create_task(session_client.kv.put(f"n{number}", "v"))
+
+async def test_wrong_loop(session_client):
+    with pytest.raises(RuntimeError, match="another event loop"):
+        await session_client.kv.get("k")
+
+async def test_fails(function_client):
+    await function_client.kv.get("f")
+    raise ZeroDivisionError
+"""
+
+
+def test_fixtures(
+    pytester: pytest.Pytester, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may be open in a fixture of any scope, without a warning, and break no test."""
+    monkeypatch.setenv("TEST_ENDPOINT", server.endpoint)
+    pytester.makepyfile(FIXTURES)
+    result = pytester.runpytest_subprocess(
+        *("-W", "error", "-p", "no:cacheprovider", "-p", "no:aioetcd"),
+        *("--asyncio-mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"),
+    )
+    result.assert_outcomes(passed=7, failed=1)
+    result.stdout.fnmatch_lines(["*ZeroDivisionError*"])
+    result.stdout.no_fnmatch_line("*ExceptionGroup*")
+
+
+async def test_stats(client: Client, server: EtcdServer) -> None:
+    """A client counts its calls and says where it is connected, from the first use on."""
+    fresh = Client(server.endpoint)
+    assert fresh.stats().connections == {server.endpoint: "UNUSED"}
+    assert fresh.stats().endpoint is None
+    await client.kv.put("k", "v")
+    await client.kv.txn(success=[Op.get("k")])
+    stats = client.stats()
+    assert (stats.calls, stats.retries, stats.reconnects) == (2, 0, 0)
+    assert stats.endpoint == server.endpoint
+    assert stats.connections == {server.endpoint: "READY"}
+    assert (stats.watches, stats.leases, stats.soonest_expiry) == (0, 0, None)
+
+
+async def test_stats_count_retries(proxy: FaultProxy) -> None:
+    """A call that was sent again is one call and a retry."""
+    async with Client(proxy.endpoint) as client:
+        await client.kv.get("k")
+        proxy.cut_after(0)
+        await client.kv.get("k")
+        assert (client.stats().calls, client.stats().retries) == (2, 1)
