@@ -44,6 +44,7 @@ from aioetcd.lease import KeepAlive
 from aioetcd.txn import Compare, Op
 from aioetcd.types import (
     Batch,
+    ClientStats,
     CompactResponse,
     DeleteResponse,
     Event,
@@ -70,6 +71,7 @@ __all__ = [
     "Batch",
     "Client",
     "ClientClosedError",
+    "ClientStats",
     "ClusterMismatchError",
     "CompactResponse",
     "CompactedError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import monotonic
 from types import TracebackType
 
 from aioetcd._transport.transport import Transport
@@ -12,9 +13,13 @@ from aioetcd.config import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.lease import LeaseService
 from aioetcd.ranges import check_seconds
+from aioetcd.types import ClientStats
 from aioetcd.watch import Watcher
 
 __all__ = ["Client"]
+
+# gRPC counts it in milliseconds, as a C int.
+_LONGEST_KEEPALIVE = 2_000_000
 
 
 class Client:
@@ -50,8 +55,12 @@ class Client:
         keepalive_time: float = 10.0,
         keepalive_timeout: float = 5.0,
     ) -> None:
-        check_seconds("keepalive_time", keepalive_time)
-        check_seconds("keepalive_timeout", keepalive_timeout)
+        for name, seconds in (
+            ("keepalive_time", keepalive_time),
+            ("keepalive_timeout", keepalive_timeout),
+        ):
+            if check_seconds(name, seconds) is None or seconds > _LONGEST_KEEPALIVE:
+                raise ValueError(f"{name} must be at most {_LONGEST_KEEPALIVE} seconds")
         if keepalive_time < 5:
             raise ValueError(f"keepalive_time must be at least 5 seconds, not {keepalive_time}")
         self._transport = Transport(
@@ -117,6 +126,24 @@ class Client:
             timeout=timeout,
             on_lost=on_lost,
             call_timeout=self._transport.timeout,
+        )
+
+    def stats(self) -> ClientStats:
+        """Tell what the client is doing, without asking anybody."""
+        streams = self.watch.streams.values()
+        watches = [stream.rules.counts() for stream in streams]
+        leases, deadline = self.lease.rules.counts()
+        current = self._transport.endpoints.current
+        return ClientStats(
+            connections={c.endpoint.name: c.state for c in self._transport.endpoints},
+            endpoint=None if current is None else current.endpoint.name,
+            calls=self._transport.calls,
+            retries=self._transport.retries,
+            reconnects=self.lease.stream.reconnects + sum(s.shared.reconnects for s in streams),
+            watches=sum(count for count, _ in watches),
+            paused_watches=sum(paused for _, paused in watches),
+            leases=leases,
+            soonest_expiry=None if deadline is None else max(0.0, deadline - monotonic()),
         )
 
     async def __aenter__(self) -> Client:

@@ -1,6 +1,6 @@
 """The values that answers are made of: immutable, comparable, cheap.
 
-`KeyValue`, `Event` and `ResponseHeader` are named tuples, because a watch hands over hundreds of
+`KeyValue`, `Event` and `ResponseHeader` are tuples, because a watch hands over hundreds of
 thousands a second; the answers of single calls are frozen dataclasses. All are copied out of the
 protobuf message, which would otherwise keep a whole answer in memory for one key.
 """
@@ -8,7 +8,7 @@ protobuf message, which would otherwise keep a whole answer in memory for one ke
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -110,8 +110,11 @@ class KeyValue(NamedTuple):
         return f"<KeyValue {_short(self.key)}={_short(self.value)} {change}>"
 
 
-class Event(NamedTuple):
+class Event(tuple[EventType, bytes, bytes, int, int, int, int | None, KeyValue | None]):
     """One change of one key, as a watch delivers it.
+
+    It is one flat tuple: `kv` is made when it is asked for, which halves the objects of a large
+    replay, and the time that the garbage collector spends on them.
 
     Attributes:
         type: PUT or DELETE.
@@ -120,19 +123,45 @@ class Event(NamedTuple):
             where the change created the key, and where the old revision is compacted already.
     """
 
-    type: EventType
-    kv: KeyValue
-    prev_kv: KeyValue | None
+    __slots__ = ()
+
+    def __new__(cls, type: EventType, kv: KeyValue, prev_kv: KeyValue | None) -> Event:
+        """Make an event from its parts."""
+        return _new_tuple(cls, (type, *kv, prev_kv))
+
+    def __getnewargs__(self) -> tuple[EventType, KeyValue, KeyValue | None]:
+        """Give what `__new__` takes, for copies and pickles."""
+        return (self.type, self.kv, self.prev_kv)
+
+    @property
+    def type(self) -> EventType:
+        """PUT or DELETE."""
+        return self[0]
+
+    @property
+    def kv(self) -> KeyValue:
+        """The key after the change."""
+        return _new_tuple(KeyValue, self[1:7])
+
+    @property
+    def prev_kv(self) -> KeyValue | None:
+        """The key before the change, where it was asked for and is known."""
+        return self[7]
+
+    @property
+    def mod_revision(self) -> int:
+        """The revision of the change, as in ``kv.mod_revision``."""
+        return self[4]
 
     @property
     def is_create(self) -> bool:
         """Whether this put made a key that was not there."""
-        return self.type == EventType.PUT and self.kv.create_revision == self.kv.mod_revision
+        return self[0] == EventType.PUT and self[3] == self[4]
 
     @property
     def is_modify(self) -> bool:
         """Whether this put changed a key that was there."""
-        return self.type == EventType.PUT and self.kv.create_revision != self.kv.mod_revision
+        return self[0] == EventType.PUT and self[3] != self[4]
 
     def __repr__(self) -> str:
         """Show the type and the key."""
@@ -142,33 +171,28 @@ class Event(NamedTuple):
 _EVENT_TYPES = (EventType.PUT, EventType.DELETE)
 
 
-def events_from_messages(messages: Iterable[kv_pb2.Event]) -> list[Event]:
-    """Copy protobuf events, in order."""
-    new, event_type, key_value = _new_tuple, Event, KeyValue
-    events = []
-    for message in messages:
-        kv = message.kv
-        events.append(
-            new(
-                event_type,
-                (
-                    _EVENT_TYPES[message.type],
-                    new(
-                        key_value,
-                        (
-                            kv.key,
-                            kv.value,
-                            kv.create_revision,
-                            kv.mod_revision,
-                            kv.version,
-                            kv.lease or None,
-                        ),
-                    ),
-                    KeyValue.from_message(message.prev_kv) if message.HasField("prev_kv") else None,
-                ),
-            )
+def events_from_messages(messages: Iterable[kv_pb2.Event], *, prev_kv: bool) -> list[Event]:
+    """Copy protobuf events, in order; `prev_kv` says whether they may have one."""
+    new, event_type = _new_tuple, Event
+    # Written out, and in one expression: a replay of the history spends its time here.
+    return [
+        new(
+            event_type,
+            (
+                _EVENT_TYPES[message.type],
+                (kv := message.kv).key,
+                kv.value,
+                kv.create_revision,
+                kv.mod_revision,
+                kv.version,
+                kv.lease or None,
+                KeyValue.from_message(message.prev_kv)
+                if prev_kv and message.HasField("prev_kv")
+                else None,
+            ),
         )
-    return events
+        for message in messages
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +400,35 @@ class LeaseRevokeResponse:
     """
 
     header: ResponseHeader
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStats:
+    """What a client is doing, at one moment.
+
+    Attributes:
+        connections: gRPC's state of the connection to each endpoint: ``"READY"``, ``"IDLE"``,
+            ``"CONNECTING"``, ``"TRANSIENT_FAILURE"``, or ``"UNUSED"`` where none was tried.
+        endpoint: The endpoint in use, or None while one is searched.
+        calls: Unary calls made, however often each was sent.
+        retries: How often one of them was sent again.
+        reconnects: How often a stream of watches or leases was opened again after a loss.
+        watches: Watches that have not ended.
+        paused_watches: Those among them that wait for their consumer.
+        leases: Leases kept alive.
+        soonest_expiry: Seconds until the first of them would expire, were no renewal to succeed
+            any more; None without any.
+    """
+
+    connections: Mapping[str, str]
+    endpoint: str | None
+    calls: int
+    retries: int
+    reconnects: int
+    watches: int
+    paused_watches: int
+    leases: int
+    soonest_expiry: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Watcher:
         prev_kv: bool = False,
         only: EventType | None = None,
         progress_notify: bool = False,
+        fragment: bool = True,
         require_leader: bool = True,
         timeout: float | Default | None = DEFAULT,
     ) -> Watch:
@@ -55,6 +56,10 @@ class Watcher:
             only: Have the server leave out the other type of event.
             progress_notify: Have the server send a bookmark now and then (every 10 minutes by
                 default) while there are no events; `Watch.batches` shows it.
+            fragment: Have the server split answers that are larger than about 2 MiB, which bounds
+                the memory that one takes. The server's own time for that grows with the square of
+                the events in such an answer: False replays a history of large txns with small
+                values many times faster.
             require_leader: Move to another endpoint when the member has lost its leader. Without
                 it the watch of a member that is cut off from the others is silent for as long.
             timeout: Seconds until the watch must have been created. Later interruptions have no
@@ -65,8 +70,16 @@ class Watcher:
             TypeError: An argument of the wrong type.
         """
         start, end = key_range(key, prefix, range_end)
+        for name, flag in (
+            ("prev_kv", prev_kv),
+            ("progress_notify", progress_notify),
+            ("fragment", fragment),
+            ("require_leader", require_leader),
+        ):
+            if type(flag) is not bool:  # protobuf would refuse it in the stream's task, for all
+                raise TypeError(f"{name} must be a bool, not {type(flag).__name__}")
         filters = _FILTERS[None if only is None else EventType(only)]
-        spec = WatchSpec(start, end, prev_kv, progress_notify, filters)
+        spec = WatchSpec(start, end, prev_kv, progress_notify, fragment, filters)
         if start_revision is not None:
             check_int("start_revision", start_revision, 1)
         stream = self.streams.get(require_leader)

@@ -9,7 +9,7 @@ from types import TracebackType
 import anyio
 from anyio.lowlevel import checkpoint
 
-from aioetcd.errors import DeadlineExceededError
+from aioetcd.errors import ClientClosedError, DeadlineExceededError, EtcdError
 from aioetcd.types import Batch, Event
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
 from aioetcd.watch._stream import WatchStream
@@ -60,7 +60,7 @@ class Watch:
         and deliver an event from in between.
         """
         if self._rest:
-            return self._rest[0].kv.mod_revision - 1
+            return self._rest[0].mod_revision - 1
         return self._revision or self._state.created_revision or 0
 
     async def __aenter__(self) -> Watch:
@@ -151,11 +151,21 @@ class Watch:
         if self._state.phase is not Phase.ENDED:
             self._stream.cancel(self._state)
 
+    def _fail(self, error: EtcdError) -> EtcdError:
+        """End it with an error of our own, which every loop over it raises from now on."""
+        self._close()
+        self._state.error = error
+        return error
+
     async def _open(self) -> None:
         if not self._started:
-            self._started = True
             if self._state.phase is not Phase.ENDED:  # closed before it began
-                self._stream.add(self._state)
+                try:
+                    self._stream.add(self._state)
+                except ClientClosedError as error:
+                    self._fail(error)
+                    raise
+            self._started = True
         with anyio.move_on_after(self._timeout) as scope:
             try:
                 while self._state.created_revision is None:
@@ -168,9 +178,11 @@ class Watch:
         if scope.cancelled_caught:
             endpoints = self._stream.transport.endpoints
             if endpoints.current is None:
-                raise endpoints.unreachable()
-            raise DeadlineExceededError(
-                f"the watch was not created within {self._timeout:g} s", timeout=self._timeout
+                raise self._fail(endpoints.unreachable())
+            raise self._fail(
+                DeadlineExceededError(
+                    f"the watch was not created within {self._timeout:g} s", timeout=self._timeout
+                )
             )
         if self._state.created_revision is None and self._state.error is not None:
             raise self._state.error

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -26,7 +26,7 @@ from aioetcd.types import Batch, Event, events_from_messages
 # A watch whose consumer has so much before it is paused at the server.
 INBOX_EVENTS = 20_000
 INBOX_BYTES = 16 * 2**20
-# What an event takes in memory beside its key and values.
+# What an event takes in memory beside its bytes in the answer.
 _EVENT_OVERHEAD = 400
 # A request for progress goes unanswered while a watch of the stream lags: so it is repeated.
 PROGRESS_INTERVAL = 0.5
@@ -40,6 +40,7 @@ class WatchSpec:
     range_end: bytes | None = None
     prev_kv: bool = False
     progress_notify: bool = False
+    fragment: bool = True
     filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = ()
 
     def to_message(self, watch_id: int, start_revision: int | None) -> rpc_pb2.WatchRequest:
@@ -47,7 +48,7 @@ class WatchSpec:
         create = rpc_pb2.WatchCreateRequest(
             key=self.key,
             watch_id=watch_id,
-            fragment=True,
+            fragment=self.fragment,
             prev_kv=self.prev_kv,
             progress_notify=self.progress_notify,
             filters=self.filters,
@@ -136,9 +137,13 @@ class WatchRules:
         self._ask = ask
         self._cluster_id = 0
         self._fresh = True
+        # What `highest_revision` was when the suspicion arose: while the read is under way, events
+        # may come that are newer than its answer.
+        self._suspected_at = 0
         self._last_id = 0
         self._watches: set[WatchState] = set()
-        # By id on the stream: answers are matched by it.
+        # By id on the stream: answers are matched by it. A watch that was given up keeps its place
+        # among those being created until it is answered, perhaps by a refusal without an id.
         self._creating: dict[int, WatchState] = {}
         self._open: dict[int, WatchState] = {}
         # Refusals that name no watch, until every other creation in flight is answered.
@@ -196,10 +201,10 @@ class WatchRules:
     def checked_revision(self, revision: int) -> None:
         """A linearizable read has told the store's revision."""
         self.suspect = None
-        if revision < self.highest_revision:
+        if revision < self._suspected_at:
             self._end_all(
                 ClusterMismatchError(
-                    f"the store is at revision {revision}, but was at {self.highest_revision} "
+                    f"the store is at revision {revision}, but was at {self._suspected_at} "
                     "before: its history went back (restored from a backup?); read everything "
                     "again, then watch from there"
                 )
@@ -294,7 +299,10 @@ class WatchRules:
         if final:
             self._end_all(error)
         # The oldest first, before those that were never sent.
-        for state in sorted(self._on_stream(), key=lambda state: state.watch_id, reverse=True):
+        on_stream = [*self._creating.values(), *self._open.values()]
+        for state in sorted(on_stream, key=lambda state: state.watch_id, reverse=True):
+            if state.phase is Phase.ENDED:
+                continue
             state.phase = Phase.WAITING
             state.partial.clear()
             self._to_create.appendleft(state)
@@ -312,16 +320,11 @@ class WatchRules:
 
     # What answers mean.
 
-    def _on_stream(self) -> Iterator[WatchState]:
-        yield from self._creating.values()
-        yield from self._open.values()
-
     def _created(self, response: rpc_pb2.WatchResponse) -> None:
         state = self._creating.pop(response.watch_id, None)
-        if state is None:
-            # Given up before this came. The cancel request that went out may have overtaken the
-            # creation in a proxy.
+        if state is None or state.phase is Phase.ENDED:
             self._to_cancel.append(response.watch_id)
+            self._settle_refusals()
             return
         state.phase = Phase.OPEN
         self._open[state.watch_id] = state
@@ -336,6 +339,7 @@ class WatchRules:
         # to one creation and the events of another watch may overtake each other.
         if self._fresh and revision < self.highest_revision:
             self.suspect = state
+            self._suspected_at = self.highest_revision
             self._ask()
         self._fresh = False
         self.highest_revision = max(self.highest_revision, revision)
@@ -360,7 +364,8 @@ class WatchRules:
         # The server answers in order; only a proxy does not, and then at worst the reasons of
         # refused watches are swapped.
         for response, state in zip(self._refusals, list(self._creating.values()), strict=False):
-            self._end(state, _refusal(response), tell_server=False)
+            del self._creating[state.watch_id]
+            self._end(state, _refusal(response))
         self._refusals.clear()
 
     def _canceled(self, state: WatchState, response: rpc_pb2.WatchResponse) -> None:
@@ -381,26 +386,26 @@ class WatchRules:
         if state.is_full:
             self._pause(state)
             return True
-        events = events_from_messages(response.events)
+        events = events_from_messages(response.events, prev_kv=state.spec.prev_kv)
         if state.partial:
             events = [*state.partial, *events]
             state.partial = []
         if response.fragment:
             # The last revision may go on in the next fragment; those before it are whole.
-            last = events[-1].kv.mod_revision
+            last = events[-1].mod_revision
             first = len(events)
-            while first and events[first - 1].kv.mod_revision == last:
+            while first and events[first - 1].mod_revision == last:
                 first -= 1
             state.partial = events[first:]
             del events[first:]
-        if events and events[0].kv.mod_revision < state.floor:
+        if events and events[0].mod_revision < state.floor:
             # A server that went back in time (etcd before 3.4.25 and 3.5.8) sends them again.
-            events = [event for event in events if event.kv.mod_revision >= state.floor]
+            events = [event for event in events if event.mod_revision >= state.floor]
         if events:
-            revision = events[-1].kv.mod_revision
+            revision = events[-1].mod_revision
             state.next_revision = state.floor = revision + 1
             self.highest_revision = max(self.highest_revision, revision)
-            size = _size(events)
+            size = response.ByteSize() + len(events) * _EVENT_OVERHEAD
             state.inbox.append((Batch(tuple(events), revision), size))
             state.inbox_events += len(events)
             state.inbox_bytes += size
@@ -424,18 +429,17 @@ class WatchRules:
         state.inbox.append((Batch((), revision), 0))
         state.notify()
 
-    def _end(self, state: WatchState, error: EtcdError | None, *, tell_server: bool = True) -> None:
+    def _end(self, state: WatchState, error: EtcdError | None) -> None:
         if state.phase is Phase.ENDED:
             return
-        on_stream = self._creating.pop(state.watch_id, None) or self._open.pop(state.watch_id, None)
-        if on_stream is not None and tell_server:
+        if self._open.pop(state.watch_id, None) is not None:
             self._to_cancel.append(state.watch_id)
-        if self.suspect is state:
-            self.suspect = None
+        self._watches.discard(state)
+        if self.suspect is state:  # the question is about the server: any other may ask it
+            self.suspect = next(iter(self._watches), None)
         state.phase = Phase.ENDED
         state.error = error
         state.partial.clear()
-        self._watches.discard(state)
         state.notify()
 
     def _end_all(self, error: EtcdError) -> None:
@@ -446,12 +450,3 @@ class WatchRules:
 def _refusal(response: rpc_pb2.WatchResponse) -> EtcdError:
     reason = response.cancel_reason or "cancelled without a reason"
     return error_from_reason(reason, what="Watch", endpoint=None)
-
-
-def _size(events: list[Event]) -> int:
-    size = _EVENT_OVERHEAD * len(events)
-    for _, kv, prev_kv in events:
-        size += len(kv[0]) + len(kv[1])
-        if prev_kv is not None:
-            size += len(prev_kv[0]) + len(prev_kv[1])
-    return size

@@ -1,0 +1,657 @@
+"""The rules of watching, without a loop and without a server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from aioetcd._proto import rpc_pb2
+from aioetcd.errors import (
+    ClientClosedError,
+    ClusterMismatchError,
+    CompactedError,
+    EtcdError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    UnavailableError,
+)
+from aioetcd.watch import _state
+from aioetcd.watch._state import Phase, WatchRules, WatchSpec, WatchState
+from tests.watch.model import KEYS, ServerStream, Store, Watcher, message
+
+EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "1000"))
+
+
+class Followed:
+    """A watch, what its consumer took, and what it should have got."""
+
+    def __init__(self, key: bytes | None, start: int | None, filters: tuple[int, ...]) -> None:
+        spec = WatchSpec(
+            key or b"\0",
+            None if key else b"\0",
+            filters=filters,  # type: ignore[arg-type]  # plain ints are what the enum holds
+        )
+        self.state = WatchState(spec, start, lambda: None)
+        self.start = start
+        self.wanted = Watcher(
+            key,
+            0,
+            rpc_pb2.WatchCreateRequest.NOPUT not in filters,
+            rpc_pb2.WatchCreateRequest.NODELETE not in filters,
+        )
+        self.taken: list[tuple[int, int, bytes]] = []
+        self.bookmark = 0
+        self.last_of_batch = 0
+        # A watch "from now on" may begin at the earliest here.
+        self.begun_after = 0
+
+
+class World:
+    """Client rules and a model server, driven step by step."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.rules = WatchRules(self.ask)
+        self.stream: ServerStream | None = None
+        self.followed: list[Followed] = []
+        self.now = 0.0
+        self.asked = False
+
+    def ask(self) -> None:
+        self.asked = True
+
+    def step(self, op: str, a: int, b: int) -> None:
+        getattr(self, f"do_{op}")(a, b)
+        self.check()
+
+    # The world's doings.
+
+    def do_write(self, a: int, b: int) -> None:
+        changes = [((a >> i) & 1, KEYS[(b >> i) % len(KEYS)]) for i in range(1 + a % 5)]
+        self.store.write(changes)
+
+    def do_compact(self, a: int, b: int) -> None:
+        self.store.compacted = max(self.store.compacted, 1 + a % self.store.revision)
+
+    def do_open(self, a: int, b: int) -> None:
+        if self.stream is None:
+            self.stream = ServerStream(
+                self.store, refusal_id=(-1, 0, None)[a % 3], late_created=b % 2 == 0
+            )
+            self.rules.opened("here", self.now)
+            self.rules.checked_version(trusted=True)
+
+    def do_cut(self, a: int, b: int) -> None:
+        if self.stream is not None:
+            self.stream = None
+            self.rules.lost(UnavailableError("cut"), final=False, now=self.now)
+
+    def do_send(self, a: int, b: int) -> None:
+        for _ in range(1 + a % 4):
+            if self.stream is None:
+                return
+            request = self.rules.next_request(self.now)
+            if request is None:
+                return
+            self.stream.requests.append(request)
+
+    def do_serve(self, a: int, b: int) -> None:
+        if self.stream is not None:
+            for _ in range(1 + a % 3):
+                self.stream.serve(extra_write=b % 2 == 0)
+
+    def do_refuse(self, a: int, b: int) -> None:
+        if self.stream is not None:
+            self.stream.refuse_next = True
+
+    def do_events(self, a: int, b: int) -> None:
+        if self.stream is not None:
+            self.stream.send_events(a, most=1 + b % 4, fragment_size=1 + (a + b) % 5)
+
+    def do_progress(self, a: int, b: int) -> None:
+        if self.stream is not None:
+            self.stream.send_progress(a)
+
+    def do_receive(self, a: int, b: int) -> None:
+        for _ in range(1 + a % 4):
+            if self.stream is None or not self.stream.answers:
+                return
+            response = self.stream.answers.popleft()
+            # Over the wire and back, as it really comes.
+            response = rpc_pb2.WatchResponse.FromString(response.SerializeToString())
+            self.rules.received(response, self.now)
+
+    def do_tick(self, a: int, b: int) -> None:
+        self.now += (a % 10) / 10
+        self.rules.tick(self.now)
+
+    def do_ask_progress(self, a: int, b: int) -> None:
+        if followed := self._pick(a):
+            self.rules.ask_progress(followed.state)
+
+    # The user's doings.
+
+    def _pick(self, a: int) -> Followed | None:
+        live = [f for f in self.followed if f.state.phase is not Phase.ENDED]
+        return live[a % len(live)] if live else None
+
+    def do_add(self, a: int, b: int) -> None:
+        key = (None, *KEYS)[a % 4]
+        start = None if b % 3 == 0 else max(1, self.store.revision - 3 + b % 8)
+        filters = ((), (), (0,), (1,))[(a + b) % 4]
+        followed = Followed(key, start, filters)
+        followed.begun_after = self.store.revision
+        self.followed.append(followed)
+        self.rules.add(followed.state)
+
+    def do_cancel(self, a: int, b: int) -> None:
+        if followed := self._pick(a):
+            self.take_all(followed)
+            self.rules.cancel(followed.state)
+            assert self.rules.take(followed.state) == (None, False)
+
+    def do_take(self, a: int, b: int) -> None:
+        live = [f for f in self.followed if f.state.inbox]
+        if live:
+            self.take_one(live[a % len(live)])
+
+    # What must hold.
+
+    def take_all(self, followed: Followed) -> None:
+        while self.take_one(followed):
+            pass
+
+    def take_one(self, followed: Followed) -> bool:
+        batch, _ = self.rules.take(followed.state)
+        if batch is None:
+            return False
+        assert batch.revision >= followed.bookmark, "a bookmark went back"
+        if batch.events:
+            assert batch.events[0].kv.mod_revision > followed.last_of_batch, "a revision was split"
+            assert batch.events[0].kv.mod_revision > followed.bookmark, "an event behind a bookmark"
+            followed.last_of_batch = batch.events[-1].kv.mod_revision
+            assert batch.revision == followed.last_of_batch
+        followed.bookmark = batch.revision
+        followed.taken += [
+            (event.kv.mod_revision, int(event.type), event.kv.key) for event in batch.events
+        ]
+        return True
+
+    def check(self) -> None:
+        for followed in self.followed:
+            state = followed.state
+            assert len(state.partial) <= 8
+            held = sum(len(batch.events) for batch, _ in state.inbox)
+            assert held == state.inbox_events
+            assert sum(size for _, size in state.inbox) == state.inbox_bytes
+            # One answer more than the limit, and a model's answer holds twenty events at most.
+            assert held < _state.INBOX_EVENTS + 20
+
+    def expected(self, followed: Followed, first: int, last: int) -> list[tuple[int, int, bytes]]:
+        return [
+            (revision, kind, key)
+            for revision in range(first, last + 1)
+            for kind, key in self.store.wanted(followed.wanted, revision)
+        ]
+
+    def check_all_taken(self, followed: Followed) -> None:
+        """Nothing lost, nothing twice, nothing from before the start, and in order."""
+        self.take_all(followed)
+        taken, bookmark = followed.taken, followed.bookmark
+        if followed.start is not None:
+            assert taken == self.expected(followed, followed.start, bookmark)
+        elif taken:
+            # Where it began is the server's choice, but not before it was asked for.
+            assert taken[0][0] > followed.begun_after
+            assert taken == self.expected(followed, taken[0][0], bookmark)
+
+    def settle(self) -> None:
+        """Let everything arrive that is to arrive."""
+        self.do_open(0, 0)
+        stream = self.stream
+        assert stream is not None
+        for _ in range(500):
+            self.now += 0.1
+            for followed in self.followed:
+                self.take_all(followed)
+            self.check()
+            while (request := self.rules.next_request(self.now)) is not None:
+                stream.requests.append(request)
+            idle = not stream.requests and not stream.answers
+            while stream.requests:
+                stream.serve(extra_write=False)
+            for which in range(len(stream.watchers)):
+                stream.send_events(which, most=1000, fragment_size=2)
+            idle = idle and not stream.answers
+            while stream.answers:
+                self.do_receive(0, 0)
+            if idle:
+                return
+        raise AssertionError("it does not settle")
+
+
+WEIGHTS = {
+    "write": 4,
+    "add": 2,
+    "take": 2,
+    "cancel": 1,
+    "compact": 1,
+    "open": 2,
+    "cut": 1,
+    "send": 3,
+    "serve": 3,
+    "refuse": 1,
+    "events": 4,
+    "progress": 1,
+    "receive": 5,
+    "tick": 1,
+    "ask_progress": 1,
+}
+OPS = [op for op, weight in WEIGHTS.items() for _ in range(weight)]
+# Three bytes a step: drawing them one by one takes longer than the steps themselves.
+SCRIPTS = st.binary(min_size=90, max_size=450)
+
+
+def steps_of(script: bytes) -> Iterator[tuple[str, int, int]]:
+    """Read a script."""
+    for op, a, b in zip(script[::3], script[1::3], script[2::3], strict=False):
+        yield OPS[op % len(OPS)], a, b
+
+
+@pytest.mark.parametrize("limit", [20_000, 4], ids=["roomy", "tight"])
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@given(script=SCRIPTS)
+def test_any_interleaving_delivers_each_event_once(limit: int, script: bytes) -> None:
+    """Whatever is cut, refused, compacted, fragmented or not taken: each event once, in order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "INBOX_EVENTS", limit)
+        world = World()
+        world.do_add(0, 1)
+        world.do_open(0, 0)
+        for op, a, b in steps_of(script):
+            note(f"{op} {a} {b}")
+            world.step(op, a, b)
+        world.settle()
+        for followed in world.followed:
+            state = followed.state
+            note(f"{state.spec} start={followed.start} {state.phase} {state.error!r}")
+            world.check_all_taken(followed)
+            if state.phase is Phase.ENDED:
+                if isinstance(state.error, CompactedError):
+                    # Never a skip: what was not delivered is really gone.
+                    assert state.error.compact_revision is not None
+                    assert max(followed.bookmark + 1, followed.start or 0) < (
+                        state.error.compact_revision
+                    )
+                else:
+                    assert state.error is None or isinstance(state.error, PermissionDeniedError)
+                continue
+            assert state.phase is Phase.OPEN, "a watch that nobody ended is open in the end"
+            # Reliable: all that there is was delivered.
+            first = state.next_revision
+            assert first is not None
+            assert world.expected(followed, first, world.store.revision) == []
+        assert world.stream is not None
+        live = {f.state.watch_id for f in world.followed if f.state.phase is Phase.OPEN}
+        assert set(world.stream.watchers) == live, "the server and the client know the same watches"
+
+
+def opened(*starts: int | None) -> tuple[WatchRules, list[WatchState]]:
+    """Make rules with a stream and one watch for each start, their creations sent."""
+    rules = WatchRules(lambda: None)
+    states = [WatchState(WatchSpec(b"k"), start, lambda: None) for start in starts]
+    for state in states:
+        rules.add(state)
+    rules.opened("here", 0)
+    while rules.next_request(0) is not None:
+        pass
+    return rules, states
+
+
+def header(revision: int, cluster_id: int = 7) -> rpc_pb2.ResponseHeader:
+    return rpc_pb2.ResponseHeader(cluster_id=cluster_id, revision=revision)
+
+
+def created(state: WatchState, revision: int = 10) -> rpc_pb2.WatchResponse:
+    return rpc_pb2.WatchResponse(header=header(revision), watch_id=state.watch_id, created=True)
+
+
+def refused(watch_id: int, reason: str = "etcdserver: permission denied") -> rpc_pb2.WatchResponse:
+    return rpc_pb2.WatchResponse(
+        header=header(10), watch_id=watch_id, created=True, canceled=True, cancel_reason=reason
+    )
+
+
+def events(
+    state: WatchState, *revisions: int, fragment: bool = False, header_revision: int = 50
+) -> rpc_pb2.WatchResponse:
+    return rpc_pb2.WatchResponse(
+        header=header(header_revision),
+        watch_id=state.watch_id,
+        events=[message(0, b"k", revision) for revision in revisions],
+        fragment=fragment,
+    )
+
+
+def taken(rules: WatchRules, state: WatchState) -> list[int]:
+    revisions = []
+    while (batch := rules.take(state)[0]) is not None:
+        revisions += [event.kv.mod_revision for event in batch.events]
+    return revisions
+
+
+def test_ids_are_ours_and_from_1() -> None:
+    """Server ids begin at 0, which refusals of old servers carry too: ours begin at 1."""
+    _, states = opened(None, None, None)
+    assert [state.watch_id for state in states] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("refusal_id", [-1, 0])
+def test_an_anonymous_refusal_waits_for_the_other_answers(refusal_id: int) -> None:
+    """A refusal that names no watch hits the one that nobody else answers for."""
+    rules, (first, second, third) = opened(None, None, None)
+    rules.received(refused(refusal_id), 0)
+    assert [s.phase for s in (first, second, third)] == [Phase.CREATING] * 3
+    # A proxy may hand on the others in any order.
+    rules.received(created(third), 0)
+    rules.received(created(first), 0)
+    assert second.phase is Phase.ENDED
+    assert isinstance(second.error, PermissionDeniedError)
+    assert first.phase is third.phase is Phase.OPEN
+
+
+def test_no_creation_is_sent_while_a_refusal_is_unsettled() -> None:
+    """New creations would keep a refusal from ever being settled."""
+    rules, (first, second) = opened(None, None)
+    rules.received(refused(-1), 0)
+    late = WatchState(WatchSpec(b"k"), None, lambda: None)
+    rules.add(late)
+    assert rules.next_request(0) is None
+    rules.received(created(second), 0)
+    assert first.phase is Phase.ENDED
+    assert rules.next_request(0) is not None
+
+
+def test_a_refusal_with_our_id_is_that_watch() -> None:
+    """Old servers refuse with the id that was asked for."""
+    rules, (first, second) = opened(None, None)
+    rules.received(refused(second.watch_id, "mvcc: watcher range is empty"), 0)
+    assert isinstance(second.error, InvalidRequestError)
+    assert first.phase is Phase.CREATING
+
+
+def test_from_now_on_resumes_after_the_created_revision() -> None:
+    """Cut before any event, a watch without a start revision goes on behind its creation."""
+    rules, (state,) = opened(None)
+    rules.received(created(state, 10), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    request = rules.next_request(2)
+    assert request is not None
+    assert request.create_request.start_revision == 11
+    assert request.create_request.watch_id == 2, "each creation has a new id"
+
+
+def test_events_up_to_the_created_revision_are_delivered() -> None:
+    """Newer servers tell a revision read after the watch began: nothing is dropped for it."""
+    rules, (state,) = opened(None)
+    rules.received(created(state, 10), 0)
+    rules.received(events(state, 9, 10), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    request = rules.next_request(2)
+    assert request is not None
+    assert request.create_request.start_revision == 11
+    assert taken(rules, state) == [9, 10]
+
+
+def test_a_cut_before_created_resumes_at_the_requested_revision() -> None:
+    """The revision in `created` is not where a watch with a start revision stands."""
+    rules, (state,) = opened(3)
+    rules.received(created(state, 100), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    request = rules.next_request(2)
+    assert request is not None
+    assert request.create_request.start_revision == 3
+
+
+def test_whole_revisions_of_a_fragment_are_delivered_and_the_rest_is_dropped_on_a_cut() -> None:
+    """Only the last revision of a fragment may be incomplete."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    rules.received(events(state, 2, 3, 3, fragment=True), 0)
+    assert taken(rules, state) == [2]
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    request = rules.next_request(2)
+    assert request is not None
+    assert request.create_request.start_revision == 3
+    rules.received(created(state), 2)
+    rules.received(events(state, 3, 3, 3), 2)
+    assert taken(rules, state) == [3, 3, 3]
+
+
+def test_what_was_delivered_is_dropped_when_it_comes_again() -> None:
+    """A server that goes back in time delivers whole revisions again, which are dropped whole."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    rules.received(events(state, 2, 3), 0)
+    rules.received(events(state, 2, 3, 3, 4), 0)
+    assert taken(rules, state) == [2, 3, 4]
+
+
+def test_progress_behind_the_start_does_not_move_it_back() -> None:
+    """A server may announce a revision below a start in the future."""
+    rules, (state,) = opened(100)
+    rules.received(created(state), 0)
+    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 0)
+    assert state.next_revision == 100
+    assert not state.inbox
+
+
+def test_compaction_is_told_once_and_after_what_had_arrived() -> None:
+    """What is in the inbox is still handed over, then the error."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    rules.received(events(state, 2), 0)
+    rules.received(
+        rpc_pb2.WatchResponse(
+            header=rpc_pb2.ResponseHeader(cluster_id=7),
+            watch_id=state.watch_id,
+            canceled=True,
+            compact_revision=9,
+        ),
+        0,
+    )
+    assert taken(rules, state) == [2]
+    assert isinstance(state.error, CompactedError)
+    assert state.error.compact_revision == 9
+    assert not rules.wanted
+
+
+def test_another_cluster_ends_everything() -> None:
+    """Revisions of another cluster mean nothing here."""
+    rules, (first, second) = opened(1, None)
+    rules.received(created(first), 0)
+    rules.received(created(second), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    rules.next_request(2)
+    rules.received(
+        rpc_pb2.WatchResponse(header=header(3, cluster_id=8), watch_id=3, created=True), 2
+    )
+    assert isinstance(first.error, ClusterMismatchError)
+    assert isinstance(second.error, ClusterMismatchError)
+    assert first.error is not second.error
+
+
+@pytest.mark.parametrize(("read", "ends"), [(50, False), (49, True)])
+def test_a_server_behind_is_asked_whether_it_lags(read: int, *, ends: bool) -> None:
+    """A lagging member is fine; a history that went back is not."""
+    asked: list[bool] = []
+    rules = WatchRules(lambda: asked.append(True))
+    state = WatchState(WatchSpec(b"k"), 1, lambda: None)
+    rules.add(state)
+    rules.opened("here", 0)
+    rules.next_request(0)
+    rules.received(created(state), 0)
+    rules.received(events(state, 2, header_revision=50), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    rules.next_request(2)
+    assert not asked
+    rules.received(created(state, 20), 2)
+    assert asked
+    assert rules.suspect is state
+    rules.checked_revision(read)
+    assert isinstance(state.error, ClusterMismatchError) == ends
+    assert rules.suspect is None
+
+
+def suspected() -> tuple[WatchRules, list[WatchState]]:
+    """Two watches that stood at revision 50, on the stream of a server at 20."""
+    rules, states = opened(1, 1)
+    for state in states:
+        rules.received(created(state), 0)
+    rules.received(events(states[0], 2, header_revision=50), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    while rules.next_request(2) is not None:
+        pass
+    for state in states:
+        rules.received(created(state, 20), 2)
+    assert rules.suspect is states[0]
+    return rules, states
+
+
+def test_events_newer_than_the_deciding_read_do_not_condemn_the_server() -> None:
+    """A lagging member catches up while it is asked: its events may overtake its answer."""
+    rules, states = suspected()
+    rules.received(events(states[0], 51, 60, header_revision=70), 2)
+    rules.checked_revision(55)
+    assert [state.error for state in states] == [None, None]
+
+
+def test_the_end_of_the_suspect_does_not_end_the_question() -> None:
+    """The server is as suspect to the watches that are left."""
+    rules, (first, second) = suspected()
+    rules.cancel(first)
+    assert rules.suspect is second
+    rules.checked_revision(49)
+    assert isinstance(second.error, ClusterMismatchError)
+
+
+def test_w14_a_refusal_with_watch_id_0_does_not_end_a_healthy_watch() -> None:
+    """etcd before 3.4.22 and 3.5.6 refuses with id 0: it ends the watch being created, no other."""
+    rules, (healthy,) = opened(1)
+    rules.received(created(healthy), 0)
+    second = WatchState(WatchSpec(b"other"), None, lambda: None)
+    rules.add(second)
+    assert rules.next_request(0) is not None
+    rules.received(refused(0), 0)
+    assert isinstance(second.error, PermissionDeniedError)
+    rules.received(events(healthy, 11), 0)
+    assert taken(rules, healthy) == [11]
+    assert (healthy.phase, healthy.error) == (Phase.OPEN, None)
+
+
+def test_a_full_inbox_pauses_that_watch_alone() -> None:
+    """It is cancelled at the server, and created again where it stood once half is taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "INBOX_EVENTS", 4)
+        rules, (slow, fast) = opened(1, 1)
+        for state in (slow, fast):
+            rules.received(created(state), 0)
+        for revision in range(2, 10):
+            rules.received(events(slow, revision), 0)
+            rules.received(events(fast, revision), 0)
+            assert taken(rules, fast) == [revision]
+        assert slow.phase is Phase.PAUSED
+        assert rules.counts() == (2, 1)
+        request = rules.next_request(0)
+        assert request is not None
+        assert request.cancel_request.watch_id == 1
+        assert rules.next_request(0) is None
+        assert [rules.take(slow)[1] for _ in range(2)] == [False, True]
+        request = rules.next_request(0)
+        assert request is not None
+        assert request.create_request.start_revision == 6
+        assert fast.phase is Phase.OPEN
+
+
+def test_large_values_fill_an_inbox_too() -> None:
+    """The inbox is bounded by bytes as well as by events."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    response = events(state, 2)
+    response.events[0].kv.value = bytes(_state.INBOX_BYTES)
+    rules.received(response, 0)
+    rules.received(events(state, 3), 0)
+    assert state.phase is Phase.PAUSED
+    assert len(state.inbox) == 1
+
+
+def test_closing_ends_everything_at_once() -> None:
+    """What is in the inboxes is not delivered any more."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    rules.received(events(state, 2), 0)
+    rules.close(ClientClosedError("closed"))
+    assert rules.take(state) == (None, False)
+    assert isinstance(state.error, ClientClosedError)
+
+
+def test_a_final_failure_ends_everything() -> None:
+    """An error that the next stream would meet too is not tried again for ever."""
+    rules, (state,) = opened(1)
+    rules.lost(EtcdError("no such RPC"), final=True, now=0)
+    assert state.phase is Phase.ENDED
+    assert not rules.wanted
+
+
+def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:
+    """Servers leave it unanswered while any watch of the stream lags."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    rules.ask_progress(state)
+    assert rules.wants_version
+    assert rules.next_request(0) is None, "not before the server is known to answer truly"
+    rules.checked_version(trusted=True)
+    request = rules.next_request(0)
+    assert request is not None
+    assert request.WhichOneof("request_union") == "progress_request"
+    assert rules.next_request(0.1) is None
+    assert rules.next_tick() == _state.PROGRESS_INTERVAL
+    assert rules.next_request(_state.PROGRESS_INTERVAL) is not None
+    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 1)
+    assert rules.next_request(2) is None
+    assert rules.next_tick() is None
+    batch, _ = rules.take(state)
+    assert batch is not None
+    assert (batch.events, batch.revision) == ((), 20)
+    assert state.next_revision == 21
+
+
+def test_a_watch_given_up_while_it_is_created_is_cancelled_at_the_server() -> None:
+    """Its creation cannot be taken back, so it is followed by its end."""
+    rules, (state,) = opened(None)
+    rules.cancel(state)
+    rules.received(created(state), 0)
+    request = rules.next_request(0)
+    assert request is not None
+    assert request.cancel_request.watch_id == state.watch_id
+
+
+def test_a_watch_given_up_is_still_the_one_that_a_refusal_may_mean() -> None:
+    """The refusal of a creation that nobody waits for any more hits nobody else."""
+    rules, (given_up, other) = opened(None, None)
+    rules.cancel(given_up)
+    rules.received(refused(-1), 0)
+    rules.received(created(other), 0)
+    assert other.phase is Phase.OPEN
+    assert given_up.error is None

@@ -1,0 +1,837 @@
+"""Watches deliver what was asked for, whole and in order, and end when and as they should."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from aioetcd import (
+    Batch,
+    Client,
+    ClientClosedError,
+    CompactedError,
+    DeadlineExceededError,
+    Event,
+    EventType,
+    InvalidRequestError,
+    KeyValue,
+    NoEndpointError,
+    Op,
+    UnsupportedByServerError,
+)
+from aioetcd.testing import EtcdServer, FaultProxy
+from aioetcd.watch import Watch
+from tests.watch.following import (
+    STREAMS,
+    WATCHERS,
+    revisions,
+    short,
+    take,
+    until,
+    until_metric,
+)
+
+PUT, DELETE = EventType.PUT, EventType.DELETE
+
+
+@pytest.fixture
+async def own_server() -> AsyncIterator[EtcdServer]:
+    """An etcd that a test may stop and pause."""
+    async with EtcdServer() as server:
+        yield server
+
+
+async def put_all(client: Client, *keys: str) -> int:
+    """Put keys one by one, each with its own name as its value."""
+    revision = 0
+    for key in keys:
+        revision = (await client.kv.put(key, key)).header.revision
+    return revision
+
+
+async def put_together(client: Client, *keys: str, value: str | None = None) -> int:
+    """Put keys in one txn."""
+    done = await client.kv.txn(success=[Op.put(key, value or key) for key in keys])
+    return done.header.revision
+
+
+async def now(client: Client) -> int:
+    """Give the store's revision."""
+    return (await client.kv.get("-")).header.revision
+
+
+async def enter(watch: Watch) -> None:
+    await watch.__aenter__()
+
+
+async def collect(watch: Watch) -> list[Event]:
+    with anyio.fail_after(10):
+        return [event async for event in watch]
+
+
+async def collect_batches(watch: Watch) -> list[Batch]:
+    with anyio.fail_after(10):
+        return [batch async for batch in watch.batches()]
+
+
+# --- what is delivered ------------------------------------------------------------------------
+
+
+async def test_what_events_say(client: Client) -> None:
+    """Each change of the key comes once, in order, and says how it changed the key."""
+    kv = client.kv
+    async with client.watch("k", prev_kv=True) as watch:
+        created = (await kv.put("k", "1")).header.revision
+        await kv.put("other", "1")
+        changed = (await kv.put("k", "2")).header.revision
+        deleted = (await kv.delete("k")).header.revision
+        again = (await kv.put("k", b"")).header.revision
+        events = await take(watch, 4)
+    first = KeyValue(b"k", b"1", created, created, 1, None)
+    second = KeyValue(b"k", b"2", created, changed, 2, None)
+    assert events == [
+        Event(PUT, first, None),
+        Event(PUT, second, first),
+        Event(DELETE, KeyValue(b"k", b"", 0, deleted, 0, None), second),
+        Event(PUT, KeyValue(b"k", b"", again, again, 1, None), None),
+    ]
+    facts = [(event.type.name, event.is_create, event.is_modify) for event in events]
+    assert facts == [
+        ("PUT", True, False),
+        ("PUT", False, True),
+        ("DELETE", False, False),
+        ("PUT", True, False),
+    ]
+
+
+async def test_a_lease_in_events(client: Client) -> None:
+    """A put says which lease the key hangs on; the lease's end is a DELETE."""
+    lease = await client.lease.grant(60)
+    async with client.watch("k") as watch:
+        await client.kv.put("k", "v", lease=lease.id)
+        await client.lease.revoke(lease.id)
+        put, delete = await take(watch, 2)
+    assert put.kv.lease == lease.id
+    assert (delete.type, delete.kv.lease) == (DELETE, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "how", "expected"),
+    [
+        ("b", {}, ["b"]),
+        ("b", {"prefix": True}, ["b", "b/", "b/1", "b\xff"]),
+        ("", {"prefix": True}, ["a", "b", "b/", "b/1", "b\xff", "c", "ы"]),
+        ("b", {"range_end": "b/1"}, ["b", "b/"]),
+        ("b/1", {"range_end": "\0"}, ["b/1", "b\xff", "c", "ы"]),
+        ("a", {"range_end": b"b\0"}, ["a", "b"]),
+        (b"\xd1", {"prefix": True}, ["ы"]),
+    ],
+)
+async def test_what_is_watched(
+    client: Client, key: str | bytes, how: dict[str, Any], expected: list[str]
+) -> None:
+    """A key, a prefix, a range, a range without an end: its events come and no others."""
+    async with client.watch(key, **how) as watch:
+        last = await put_all(client, "a", "b", "b/", "b/1", "b\xff", "c", "ы")
+        events = await take(watch, len(expected))
+        # What should not have come would have come before this.
+        await put_all(client, expected[0])
+        assert [last + 1] == revisions(await take(watch, 1))
+    assert [event.kv.key.decode() for event in events] == expected
+
+
+async def test_start_in_the_past(client: Client) -> None:
+    """The history is delivered from the start revision on, that one included, then what follows."""
+    await put_all(client, "k")
+    start = await put_all(client, "k")
+    await put_all(client, "x", "k")
+    async with client.watch("k", start_revision=start) as watch:
+        await put_all(client, "k")
+        assert revisions(await take(watch, 3)) == [start, start + 2, start + 3]
+
+
+async def test_start_in_the_future(client: Client) -> None:
+    """Nothing comes from before the start revision, however far ahead that is."""
+    start = await now(client) + 4
+    async with client.watch("k", start_revision=start) as watch:
+        for _ in range(6):
+            await put_all(client, "k")
+        assert revisions(await take(watch, 3)) == [start, start + 1, start + 2]
+
+
+async def test_start_at_creation(client: Client) -> None:
+    """Without a start revision the past is not delivered, and all after entering is."""
+    await put_all(client, "k", "k")
+    for _ in range(20):
+        async with client.watch("k") as watch:
+            revision = await put_all(client, "k")
+            assert revisions(await take(watch, 1)) == [revision]
+
+
+async def test_after_a_get_nothing_is_missed(client: Client) -> None:
+    """A read and a watch from the revision after it give the whole state, whatever is written."""
+    async with anyio.create_task_group() as group:
+
+        async def write() -> None:
+            for number in range(200):
+                await client.kv.put(f"k/{number % 7}", str(number))
+
+        group.start_soon(write)
+        await until(lambda: client.stats().calls > 50)
+        got = await client.kv.get("k/", prefix=True)
+        state = {kv.key: kv.value for kv in got.kvs}
+        start = got.header.revision + 1
+        async with client.watch("k/", prefix=True, start_revision=start) as watch:
+            with anyio.fail_after(10):
+                async for event in watch:
+                    state[event.kv.key] = event.kv.value
+                    if event.kv.value == b"199":
+                        break
+    assert state == {kv.key: kv.value for kv in (await client.kv.get("k/", prefix=True)).kvs}
+
+
+async def test_prev_kv_is_only_there_where_asked_for(client: Client) -> None:
+    """Without `prev_kv` events carry nothing of the past."""
+    await put_all(client, "k")
+    async with client.watch("k") as watch:
+        await put_all(client, "k")
+        await client.kv.delete("k")
+        assert [event.prev_kv for event in await take(watch, 2)] == [None, None]
+
+
+async def test_prev_kv_is_absent_where_it_is_compacted(client: Client) -> None:
+    """The key before a change that is older than the history is None, and the change comes."""
+    await put_all(client, "k")
+    last = await put_all(client, "k")
+    await client.kv.compact(last, physical=True)
+    async with client.watch("k", prev_kv=True, start_revision=last) as watch:
+        (event,) = await take(watch, 1)
+    assert (event.kv.mod_revision, event.prev_kv) == (last, None)
+
+
+@pytest.mark.parametrize(("only", "expected"), [(PUT, "PUT PUT"), (DELETE, "DELETE DELETE")])
+async def test_only_one_type_of_event(client: Client, only: EventType, expected: str) -> None:
+    """The other type of event is left out."""
+    async with client.watch("k", only=only) as watch:
+        for _ in range(2):
+            await put_all(client, "k")
+            await client.kv.delete("k")
+        await client.kv.txn(success=[Op.put("k", "last")])
+        await client.kv.delete("k")
+        assert " ".join(event.type.name for event in await take(watch, 2)) == expected
+
+
+# --- batches, and where a watch stands --------------------------------------------------------
+
+
+async def test_a_txn_is_one_batch(client: Client) -> None:
+    """All events of a revision come together, in the order of the operations."""
+    names = [f"k/{number}" for number in range(100)]
+    random.Random(7).shuffle(names)
+    async with client.watch("k/", prefix=True) as watch:
+        revision = await put_together(client, *names)
+        with anyio.fail_after(10):
+            batch = await anext(aiter(watch.batches()))
+        assert batch.revision == watch.revision == revision
+    assert [event.kv.key.decode() for event in batch.events] == names
+    assert set(revisions(batch.events)) == {revision}
+
+
+async def test_batches_of_the_past_are_whole_revisions(client: Client) -> None:
+    """A long history comes in batches that never split a txn, and `revision` follows them."""
+    first = await now(client) + 1
+    for number in range(1500):
+        last = await put_together(client, f"a/{number}", f"b/{number}", "c")
+    got: list[Event] = []
+    async with client.watch("", prefix=True, start_revision=first) as watch:
+        assert watch.revision == first - 1
+        with anyio.fail_after(10):
+            async for batch in watch.batches():
+                assert watch.revision == batch.revision == batch.events[-1].kv.mod_revision
+                assert len(batch.events) % 3 == 0
+                got += batch.events
+                if batch.revision == last:
+                    break
+    assert revisions(got) == [revision for revision in range(first, last + 1) for _ in "abc"]
+    assert len({(event.kv.mod_revision, event.kv.key) for event in got}) == len(got)
+
+
+async def test_revision_of_a_loop_over_events(client: Client) -> None:
+    """In the middle of a txn its revision does not count as handed over, at its end it does."""
+    watch = client.watch("k", prefix=True)
+    assert watch.revision == 0
+    async with watch:
+        before = await now(client)
+        assert watch.revision == before
+        revision = await put_together(client, "k1", "k2", "k3")
+        seen = []
+        with anyio.fail_after(10):
+            async for _ in watch:
+                seen.append(watch.revision)
+                if len(seen) == 3:
+                    break
+        assert seen == [before, before, revision]
+        assert revision == before + 1
+
+
+async def test_leaving_and_entering_loops_again(client: Client) -> None:
+    """Inside the block loops may end anywhere, in the middle of a batch too: nothing is lost."""
+    async with client.watch("k", prefix=True) as watch:
+        expected = []
+        for number in range(8):
+            names = [f"k{number}{part}" for part in "abc"]
+            await put_together(client, *names)
+            expected += names
+        events: list[Event] = []
+        for count in (1, 1, 3, 2, 7, 1, 9):
+            events += await take(watch, count)
+    assert [event.kv.key.decode() for event in events] == expected
+
+
+async def test_events_and_batches_mixed(client: Client) -> None:
+    """What a loop over events left of a batch is the first batch of a loop over batches."""
+    async with client.watch("k", prefix=True) as watch:
+        first = await put_together(client, "k1", "k2", "k3")
+        assert short(await take(watch, 1)) == [("PUT", b"k1", b"k1")]
+        second = await put_together(client, "k4", "k5")
+        batches: list[Batch] = []
+        with anyio.fail_after(10):
+            async for batch in watch.batches():
+                batches.append(batch)
+                if batch.revision == second:
+                    break
+        assert [(short(b.events)[0][1], len(b.events), b.revision) for b in batches] == [
+            (b"k2", 2, first),
+            (b"k4", 2, second),
+        ]
+        assert watch.revision == second
+        await put_together(client, "k6", "k7")
+        assert [event.kv.key for event in await take(watch, 2)] == [b"k6", b"k7"]
+
+
+@pytest.mark.parametrize("by_batches", [False, True], ids=["events", "batches"])
+async def test_a_loop_cancelled_at_any_moment_loses_nothing(
+    client: Client, *, by_batches: bool
+) -> None:
+    """Inside the block a loop's scope may be cancelled at any await: the next loop goes on."""
+    seed = random.randrange(2**32)
+    print("seed", seed)  # noqa: T201
+    rng = random.Random(seed)
+    got: list[Event] = []
+    interrupted = 0
+
+    async def write() -> None:
+        for number in range(300):
+            await put_together(client, f"k{number}", f"k{number}'")
+
+    async with client.watch("k", prefix=True) as watch, anyio.create_task_group() as group:
+        group.start_soon(write)
+        with anyio.fail_after(20):
+            while len(got) < 600:
+                with anyio.move_on_after(rng.uniform(0, 0.004)) as scope:
+                    if by_batches:
+                        async for batch in watch.batches():
+                            got += batch.events
+                            await anyio.lowlevel.checkpoint()
+                    else:
+                        async for event in watch:
+                            got.append(event)
+                interrupted += scope.cancelled_caught
+    assert interrupted > 20
+    assert [event.kv.key.decode() for event in got] == [
+        name for number in range(300) for name in (f"k{number}", f"k{number}'")
+    ]
+
+
+async def test_two_consumers(client: Client) -> None:
+    """Two loops over one watch share its events: each goes to one of them, in order."""
+    got: tuple[list[int], list[int]] = ([], [])
+
+    async def consume(mine: list[int]) -> None:
+        async for event in watch:
+            mine.append(event.kv.mod_revision)
+            await anyio.lowlevel.checkpoint()
+
+    async with client.watch("k") as watch, anyio.create_task_group() as group:
+        for mine in got:
+            group.start_soon(consume, mine)
+        first = await now(client) + 1
+        for _ in range(100):
+            await put_all(client, "k")
+        await until(lambda: len(got[0]) + len(got[1]) == 100)
+        await watch.aclose()
+    assert sorted(got[0] + got[1]) == list(range(first, first + 100))
+    assert all(mine == sorted(mine) for mine in got)
+    assert all(got)
+
+
+# --- bookmarks --------------------------------------------------------------------------------
+
+
+async def test_progress_notify() -> None:
+    """A watch without events learns from the server how far it is, and shows it as a bookmark."""
+    version = EtcdServer().version_info
+    flag = "watch-progress-notify-interval"
+    if version < (3, 6):
+        flag = f"experimental-{flag}"
+    async with EtcdServer(args=[f"--{flag}=100ms"]) as server:  # noqa: SIM117 - reads in steps
+        async with (
+            Client(server.endpoint) as client,
+            client.watch("k", progress_notify=True) as watch,
+            client.watch("k") as other,
+        ):
+            created = watch.revision
+            await put_all(client, "k")  # etcd before 3.5.13 tells nothing before the first event
+            assert len(await take(watch, 1)) == len(await take(other, 1)) == 1
+            last = await put_all(client, *(["elsewhere"] * 5))
+            bookmarks = []
+            with anyio.fail_after(10):
+                async for batch in watch.batches():
+                    assert batch.events == ()
+                    assert batch.revision == watch.revision
+                    bookmarks.append(batch.revision)
+                    if batch.revision >= last:
+                        break
+            assert bookmarks[-1] == last
+            assert bookmarks == sorted(bookmarks)
+            assert other.revision == created + 1, "nobody asked for it there"
+            # A loop over events does not see bookmarks, but moves on with them.
+            assert (await put_all(client, "k")) == (await take(watch, 1))[0].kv.mod_revision
+
+
+async def test_request_progress(client: Client, server: EtcdServer) -> None:
+    """The answer is a bookmark behind all events; servers that would lie are refused by version."""
+    async with client.watch("k", prefix=True) as watch:
+        first = await put_all(client, "k1")
+        last = await put_all(client, "elsewhere", "elsewhere")
+        if server.version_info < (3, 5, 8):
+            with pytest.raises(UnsupportedByServerError, match=r"3\.5\.8.*3\.4\.25") as caught:
+                await watch.request_progress()
+            assert (caught.value.server_version, caught.value.needs) == (server.version, "3.5.8")
+            assert server.version in str(caught.value)
+            assert revisions(await take(watch, 1)) == [first]
+            return
+        await watch.request_progress()
+        batches = []
+        with anyio.fail_after(10):
+            async for batch in watch.batches():
+                batches.append(batch)
+                if not batch.events:
+                    break
+        assert [(revisions(batch.events), batch.revision) for batch in batches] == [
+            ([first], first),
+            ([], last),
+        ]
+        assert watch.revision == last
+
+
+async def test_request_progress_while_others_write(client: Client, server: EtcdServer) -> None:
+    """Bookmarks asked for in the midst of writes are never ahead of events still to come."""
+    if server.version_info < (3, 5, 8):
+        pytest.skip("this server cannot be asked")
+    bookmark = bookmarks = 0
+
+    async def write() -> None:
+        for number in range(300):
+            await client.kv.put("k", str(number))
+
+    async def ask() -> None:
+        while True:
+            await watch.request_progress()
+            await anyio.sleep(0.01)
+
+    async with client.watch("k") as watch, anyio.create_task_group() as group:
+        group.start_soon(write)
+        group.start_soon(ask)
+        with anyio.fail_after(20):
+            async for batch in watch.batches():
+                if not batch.events:
+                    bookmarks += 1
+                    assert batch.revision >= bookmark
+                    bookmark = batch.revision
+                elif batch.events[-1].kv.value == b"299":
+                    break
+                assert all(event.kv.mod_revision > bookmark for event in batch.events)
+        group.cancel_scope.cancel()
+    assert bookmarks > 3
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+async def test_the_block_is_the_life_at_the_server(client: Client, server: EtcdServer) -> None:
+    """Entered, the watch is there; left, it is cancelled there, and its stream ends in a while."""
+    async with client.watch("k"):
+        assert (await server.metrics())[WATCHERS] == 1
+        async with client.watch("k"):
+            metrics = await server.metrics()
+            assert (metrics[WATCHERS], metrics[STREAMS]) == (2, 1)
+        await until_metric(server, WATCHERS, 1)
+    await until_metric(server, WATCHERS, 0)
+    await until_metric(server, STREAMS, 0)
+
+
+async def leave_by_break(watch: Watch) -> None:
+    async for _ in watch:
+        break
+
+
+async def leave_by_exception(watch: Watch) -> None:
+    async def loop() -> None:
+        async for _ in watch:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await loop()
+
+
+async def leave_by_scope(watch: Watch) -> None:
+    with anyio.CancelScope() as scope:
+        async for _ in watch:
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+async def leave_by_task(watch: Watch) -> None:
+    seen = asyncio.Event()
+
+    async def loop() -> None:
+        async for _ in watch:
+            seen.set()
+
+    task = asyncio.create_task(loop())
+    await seen.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_by_break, leave_by_exception, leave_by_scope, leave_by_task]
+)
+async def test_leaving_a_loop_without_a_block(
+    client: Client, server: EtcdServer, leave: Callable[[Watch], Any]
+) -> None:
+    """However the loop is left, the watch is cancelled at the server, and its siblings stay."""
+    revision = await put_all(client, "k")
+    async with client.watch("k") as sibling:
+        watch = client.watch("k", start_revision=revision)
+        await leave(watch)
+        await until_metric(server, WATCHERS, 1)
+        assert await collect(watch) == [], "a loop that was left has ended the watch"
+        await put_all(client, "k")
+        assert len(await take(sibling, 1)) == 1
+
+
+async def test_aclose_from_another_task(client: Client, server: EtcdServer) -> None:
+    """Closing ends all loops over the watch without an error, in a block or not, and stays so."""
+    ended: list[object] = []
+
+    async def loop(watch: Watch, read: Callable[[Watch], Any]) -> None:
+        ended.append(await read(watch))
+
+    bare = client.watch("k")
+    async with client.watch("k") as watch, anyio.create_task_group() as group:
+        for which in (watch, bare):
+            for read in (collect, collect_batches):
+                group.start_soon(loop, which, read)
+        await until_metric(server, WATCHERS, 2)
+        for which in (watch, bare):
+            await which.aclose()
+            await which.aclose()
+    assert ended == [[]] * 4
+    assert await collect(watch) == []
+    await until_metric(server, WATCHERS, 0)
+
+
+async def test_aclose_before_the_beginning(client: Client, server: EtcdServer) -> None:
+    """A watch closed before it began never begins."""
+    watch = client.watch("k")
+    await watch.aclose()
+    assert await collect(watch) == []
+    async with watch:
+        assert await collect_batches(watch) == []
+    assert (await server.metrics())[WATCHERS] == 0
+
+
+async def test_leaving_the_block_ends_loops_of_other_tasks(client: Client) -> None:
+    """A loop in a task that outlives the block ends with it."""
+    async with anyio.create_task_group() as group:
+        async with client.watch("k") as watch:
+            loops = [asyncio.create_task(collect(watch)) for _ in range(2)]
+            revision = await put_all(client, "k")
+            await until(lambda: watch.revision == revision)
+        with anyio.fail_after(5):
+            got = [await loop for loop in loops]
+        group.cancel_scope.cancel()
+    assert sorted(map(len, got)) == [0, 1]
+
+
+async def test_an_error_of_the_block_leaves_it_as_itself(
+    client: Client, server: EtcdServer
+) -> None:
+    """The user's exception is neither wrapped nor changed."""
+    error = LookupError("mine")
+    with pytest.raises(LookupError) as caught:
+        async with client.watch("k"):
+            raise error
+    assert caught.value is error
+    await until_metric(server, WATCHERS, 0)
+
+
+async def test_a_refused_watch_ends_alone(client: Client, server: EtcdServer) -> None:
+    """The refusal is raised to who asked for it; others on the stream, old and new, go on."""
+    async with client.watch("k") as before:
+        after: list[Watch] = []
+        refusals: list[InvalidRequestError] = []
+
+        async def refused() -> None:
+            with pytest.raises(InvalidRequestError, match="range is empty") as caught:
+                await enter(client.watch("b", range_end="a"))
+            refusals.append(caught.value)
+
+        async def accepted() -> None:
+            after.append(await client.watch("k").__aenter__())
+
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(refused)
+                group.start_soon(accepted)
+        await until_metric(server, WATCHERS, 6)
+        assert (await server.metrics())[STREAMS] == 1
+        await put_all(client, "k")
+        for watch in (before, *after):
+            assert len(await take(watch, 1)) == 1
+            await watch.aclose()
+    assert len(refusals) == 5
+    assert all("mvcc: watcher range is empty" in str(error.details) for error in refusals)
+    with pytest.raises(InvalidRequestError):
+        await collect(client.watch("a", range_end="a"))
+
+
+async def test_start_before_the_compaction(client: Client) -> None:
+    """The loop raises, with the first revision that is left; a watch from there works."""
+    first = await put_all(client, "k")
+    await put_all(client, *["k"] * 5)
+    compacted = await put_all(client, "k")
+    last = await put_all(client, "k")
+    await client.kv.compact(compacted)
+    async with client.watch("k") as sibling:
+        async with client.watch("k", start_revision=first) as watch:
+            for _ in range(2):  # it goes on saying so
+                with pytest.raises(CompactedError) as caught:
+                    await collect(watch)
+                assert caught.value.compact_revision == compacted
+                assert str(compacted) in str(caught.value)
+        async with client.watch("k", start_revision=compacted) as watch:
+            assert revisions(await take(watch, 2)) == [compacted, last]
+        last = await put_all(client, "k")
+        assert revisions(await take(sibling, 1)) == [last]
+
+
+# --- large answers, many watches --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fragment", [True, False])
+async def test_large_answers_are_whole_revisions(client: Client, *, fragment: bool) -> None:
+    """Txns whose events span the server's fragments arrive whole, each in one batch."""
+    value = "v" * 400_000
+    first = await now(client) + 1
+    for number in range(6):
+        last = await put_together(client, *(f"k{number}{part}" for part in "abc"), value=value)
+    batches: list[Batch] = []
+    async with client.watch("k", prefix=True, start_revision=first, fragment=fragment) as watch:
+        with anyio.fail_after(15):
+            async for batch in watch.batches():
+                batches.append(batch)
+                if batch.revision == last:
+                    break
+    events = [event for batch in batches for event in batch.events]
+    assert [event.kv.key.decode() for event in events] == [
+        f"k{number}{part}" for number in range(6) for part in "abc"
+    ]
+    assert revisions(events) == [revision for revision in range(first, last + 1) for _ in "abc"]
+    assert all(event.kv.value == value.encode() for event in events)
+    assert all(len(batch.events) % 3 == 0 for batch in batches)
+    if fragment:
+        # 7.2 MB in fragments of about 2 MiB, hence five events: three, and two of the next txn.
+        assert len(batches) >= 3, "it was not fragmented"
+    else:
+        assert len(batches) == 1
+
+
+async def test_a_thousand_watches_share_one_stream(server: EtcdServer) -> None:
+    """They cost one connection and one stream, and each gets what is its own."""
+    await server.clear()
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as client:
+        got: dict[int, list[tuple[str, bytes, bytes]]] = {}
+
+        async def follow(number: int) -> None:
+            async with client.watch(f"k/{number}") as watch:
+                got[number] = short(await take(watch, 2, within=30))
+
+        async with anyio.create_task_group() as group:
+            for number in range(1000):
+                group.start_soon(follow, number)
+            await until_metric(server, WATCHERS, 1000, within=30)
+            assert (await server.metrics())[STREAMS] == 1
+            for base in range(0, 1000, 100):
+                await put_together(client, *(f"k/{base + n}" for n in range(100)))
+            for base in range(0, 1000, 100):
+                await client.kv.txn(success=[Op.delete(f"k/{base + n}") for n in range(100)])
+        assert got == {
+            number: [
+                ("PUT", b"k/%d" % number, b"k/%d" % number),
+                ("DELETE", b"k/%d" % number, b""),
+            ]
+            for number in range(1000)
+        }
+        assert client.stats().watches == 0
+        await until_metric(server, WATCHERS, 0)
+        assert proxy.connections_total == 1
+
+
+async def test_without_require_leader_it_is_another_stream(
+    client: Client, server: EtcdServer
+) -> None:
+    """What a stream asks of its server holds for all on it: so there are two of them."""
+    async with (
+        client.watch("k") as first,
+        client.watch("k", require_leader=False) as second,
+        client.watch("k", require_leader=False) as third,
+    ):
+        metrics = await server.metrics()
+        assert (metrics[WATCHERS], metrics[STREAMS]) == (3, 2)
+        await put_all(client, "k")
+        for watch in (first, second, third):
+            assert len(await take(watch, 1)) == 1
+
+
+# --- bad input, no server, no client ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "named"),
+    [
+        ({"key": ""}, ValueError, "key"),
+        ({"key": None}, TypeError, "key"),
+        ({"key": 5}, TypeError, "key"),
+        ({"prefix": True, "range_end": "z"}, ValueError, "prefix"),
+        ({"range_end": ""}, ValueError, "range_end"),
+        ({"range_end": 5}, TypeError, "range_end"),
+        ({"start_revision": 0}, ValueError, "start_revision"),
+        ({"start_revision": -1}, ValueError, "start_revision"),
+        ({"start_revision": 2**63}, ValueError, "start_revision"),
+        ({"start_revision": "1"}, TypeError, "start_revision"),
+        ({"start_revision": True}, TypeError, "start_revision"),
+        ({"only": "PUT"}, ValueError, "PUT"),
+        ({"only": 2}, ValueError, "2"),
+        ({"prev_kv": "yes"}, TypeError, "prev_kv"),
+        ({"progress_notify": b"1"}, TypeError, "progress_notify"),
+        ({"fragment": 1.5}, TypeError, "fragment"),
+        ({"require_leader": None}, TypeError, "require_leader"),
+        ({"timeout": 0}, ValueError, "timeout"),
+        ({"timeout": -1}, ValueError, "timeout"),
+        ({"timeout": float("nan")}, ValueError, "timeout"),
+        ({"timeout": "1"}, TypeError, "timeout"),
+    ],
+)
+async def test_bad_arguments(
+    client: Client, how: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    """They are refused before anything is sent, and the client's other watches do not suffer."""
+    async with client.watch("k") as sibling:
+        with pytest.raises(error, match=named):
+            client.watch(**{"key": "k", **how})
+        await put_all(client, "k")
+        assert len(await take(sibling, 1)) == 1
+
+
+async def test_nobody_to_create_it(server: EtcdServer) -> None:
+    """Creation takes its timeout at the most, and says why; the client can be used afterwards."""
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as client:
+        proxy.refuse()
+        for use in (enter, collect):
+            start = anyio.current_time()
+            with pytest.raises(NoEndpointError, match="refused") as caught:
+                await use(client.watch("k", timeout=0.4))
+            assert 0.35 < anyio.current_time() - start < 1.0
+            assert list(caught.value.reasons) == [proxy.endpoint]
+        async with anyio.create_task_group() as group:
+            group.start_soon(proxy.heal)
+            async with client.watch("k", timeout=None) as watch:
+                await put_all(client, "k")
+                assert len(await take(watch, 1)) == 1
+
+
+async def test_a_server_that_does_not_answer(own_server: EtcdServer) -> None:
+    """The connection is there and the server is not: the timeout holds, and no watcher is left."""
+    async with Client(own_server.endpoint) as client:
+        async with client.watch("k") as sibling:
+            await own_server.pause()
+            start = anyio.current_time()
+            late = client.watch("k", timeout=0.4)
+            with pytest.raises(DeadlineExceededError) as caught:
+                await enter(late)
+            assert 0.35 < anyio.current_time() - start < 1.0
+            assert caught.value.timeout == 0.4
+            with pytest.raises(DeadlineExceededError):  # and does not look like an empty one now
+                await collect(late)
+            with anyio.move_on_after(0.1) as scope:
+                await enter(client.watch("k"))
+            assert scope.cancelled_caught
+            await own_server.resume()
+            await put_all(client, "k")
+            assert len(await take(sibling, 1)) == 1
+            await until_metric(own_server, WATCHERS, 1)
+        await until_metric(own_server, WATCHERS, 0)
+
+
+async def test_closing_the_client_ends_its_watches(server: EtcdServer) -> None:
+    """Loops raise `ClientClosedError` at once, what was not taken yet included."""
+    errors: list[ClientClosedError] = []
+
+    async def loop(watch: Watch) -> None:
+        with pytest.raises(ClientClosedError) as caught:
+            await collect(watch)
+        errors.append(caught.value)
+
+    client = Client(server.endpoint)
+    async with anyio.create_task_group() as group:  # noqa: SIM117 - the watches end first
+        async with client.watch("waiting") as waiting, client.watch("full") as full:
+            for watch in (waiting, client.watch("bare"), client.watch("bare", timeout=None)):
+                group.start_soon(loop, watch)
+            await until_metric(server, WATCHERS, 4)
+            await put_all(client, "full", "full")
+            assert len(await take(full, 1)) == 1
+            await client.aclose()
+            with pytest.raises(ClientClosedError):
+                await take(full, 1)
+    assert len({id(error) for error in errors}) == len(errors) == 3
+    await until_metric(server, WATCHERS, 0)
+
+
+async def test_a_closed_client_creates_no_watch(server: EtcdServer) -> None:
+    """Neither entering nor looping works, nor trying it again, and nothing hangs."""
+    client = Client(server.endpoint)
+    unused = client.watch("k", timeout=None)
+    await put_all(client, "k")
+    await client.aclose()
+    for watch in (unused, client.watch("k", timeout=None)):
+        for use in (enter, collect, collect_batches, Watch.request_progress) * 2:
+            with anyio.fail_after(1), pytest.raises(ClientClosedError):
+                await use(watch)
+
+
+async def test_how_it_shows_itself(client: Client) -> None:
+    """The repr has the key and where the watch stands."""
+    watch = client.watch("k")
+    assert repr(watch) == "<Watch b'k' to be created>"
+    async with watch:
+        assert repr(watch) == "<Watch b'k' created>"
+    assert repr(watch) == "<Watch b'k' ended>"
