@@ -111,6 +111,7 @@ class Lock:
     @property
     def is_lost(self) -> bool:
         """Whether the lock is lost."""
+        self._held.check()
         return self._guard.error is not None
 
     def is_owner(self) -> Compare:

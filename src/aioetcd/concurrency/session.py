@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 
 import anyio
@@ -51,6 +52,7 @@ class HeldLease:
         self._timeout = timeout
         self._on_lost = on_lost
         self._granted = False
+        self._maybe_granted = False
         self._lost = False
         self._keep_alive: KeepAlive | None = None
 
@@ -61,9 +63,22 @@ class HeldLease:
             return 0.0
         return self._keep_alive.expires_in or 0.0
 
+    def check(self) -> None:
+        """Tell the loss now if the lease's time is over, though the event loop was blocked."""
+        if self._keep_alive is not None:
+            self._keep_alive.check()
+
     async def acquire(self) -> None:
         """Grant the lease and keep it alive. After a failure, `release` it too."""
-        lease = await self._leases.grant(self._ttl, lease_id=self.lease_id, timeout=self._timeout)
+        began = monotonic()
+        await self._leases.wait_connected(self._timeout)
+        left = None if self._timeout is None else began + self._timeout - monotonic()
+        self._maybe_granted = True
+        try:
+            lease = await self._leases.grant(self._ttl, lease_id=self.lease_id, timeout=left)
+        except EtcdError as error:
+            self._maybe_granted = error.maybe_applied
+            raise
         self._granted = True
         self._ttl = lease.ttl
         self._keep_alive = self._leases.keep_alive(self.lease_id)
@@ -88,7 +103,7 @@ class HeldLease:
         if self._keep_alive is not None:
             self._keep_alive.on_lost = None
             await self._keep_alive.__aexit__(None, None, None)
-        if self._lost:
+        if self._lost or not self._maybe_granted:
             return
         bound = self._ttl if self._timeout is None else min(self._timeout, self._ttl)
         with anyio.move_on_after(bound, shield=True) as scope:
@@ -157,6 +172,7 @@ class Session:
     @property
     def is_lost(self) -> bool:
         """Whether the lease is lost."""
+        self._held.check()
         return self._guard.error is not None
 
     async def wait_lost(self) -> EtcdError:

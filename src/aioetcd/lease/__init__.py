@@ -17,7 +17,7 @@ from aioetcd._transport.methods import (
 from aioetcd._transport.streams import SharedStream
 from aioetcd._transport.transport import Transport
 from aioetcd.config import DEFAULT, Default
-from aioetcd.errors import LeaseExistsError, LeaseNotFoundError
+from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError
 from aioetcd.lease._handle import KeepAlive
 from aioetcd.lease._state import LeaseRules
 from aioetcd.ranges import INT64_MAX, check_int
@@ -59,6 +59,20 @@ class LeaseService:
         )
         transport.on_close(self.rules.close)
 
+    async def wait_connected(self, timeout: float | None) -> None:
+        """Wait until there is a server to ask; nothing is sent.
+
+        Args:
+            timeout: Seconds until there must be one.
+
+        Raises:
+            NoEndpointError: None could be reached in time.
+        """
+        self._transport.check_usable()
+        endpoints = self._transport.endpoints
+        if endpoints.current is None:
+            await endpoints.wait_connected(None if timeout is None else monotonic() + timeout)
+
     async def grant(
         self,
         ttl: int,
@@ -98,7 +112,11 @@ class LeaseService:
             if not error.maybe_applied:
                 raise
             # An earlier try, whose answer was lost, has made it.
-            left = await self.time_to_live(lease_id, timeout=timeout)
+            try:
+                left = await self.time_to_live(lease_id, timeout=timeout)
+            except EtcdError as failure:
+                failure.maybe_applied = True
+                raise
             lease = Lease(left.header, lease_id, left.granted_ttl)
         else:
             lease = Lease(ResponseHeader.from_message(response.header), response.ID, response.TTL)

@@ -97,11 +97,15 @@ class KeepAlive:
     async def once(self) -> LeaseRenewal:
         """Wait for the answer to a renewal that is sent now, then stop."""
         self._keeper.not_before = monotonic()
+        renewal = None
         try:
             self._start()
-            renewal = await self._next()
+            with anyio.move_on_after(self._timeout) as scope:
+                renewal = await self._next()
         finally:
             self._stop()
+        if scope.cancelled_caught:
+            raise self._no_answer()
         assert renewal is not None  # only `aclose` ends it without an error
         return renewal
 
@@ -114,6 +118,10 @@ class KeepAlive:
         """
         deadline = self._rules.deadline(self._keeper.lease_id)
         return None if deadline is None else max(0.0, deadline - monotonic())
+
+    def check(self) -> None:
+        """Look at the deadline now: the event loop may have been blocked beyond it."""
+        self._rules.expire(monotonic())
 
     def _notify(self) -> None:
         self._changed.set()
@@ -138,8 +146,7 @@ class KeepAlive:
         await checkpoint()
         keeper = self._keeper
         while True:
-            # Before a buffered answer is believed: the loop may have been blocked for long.
-            self._rules.expire(monotonic())
+            self.check()  # before a buffered answer is believed
             if keeper.renewal is not None:
                 renewal, keeper.renewal = keeper.renewal, None
                 return renewal
@@ -155,11 +162,13 @@ class KeepAlive:
                 await self._changed.wait()
             if scope.cancelled_caught:
                 self._stop()
-                endpoints = self._transport.endpoints
-                if endpoints.current is None:
-                    raise endpoints.unreachable()
-                raise DeadlineExceededError(
-                    f"no answer to a renewal of lease {keeper.lease_id:x} within "
-                    f"{self._timeout:g} s",
-                    timeout=self._timeout,
-                )
+                raise self._no_answer()
+
+    def _no_answer(self) -> EtcdError:
+        endpoints = self._transport.endpoints
+        if endpoints.current is None:
+            return endpoints.unreachable()
+        return DeadlineExceededError(
+            f"no answer to a renewal of lease {self._keeper.lease_id:x} within {self._timeout:g} s",
+            timeout=self._timeout,
+        )

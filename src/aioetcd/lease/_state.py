@@ -12,6 +12,7 @@ What holds at any moment, for each lease that is kept alive:
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -60,7 +61,7 @@ class _Kept:
     deadline: float | None
     next_renewal: float
     confirmed: bool
-    in_flight: deque[float] = field(default_factory=deque)
+    last_sent: float = -math.inf
     keepers: list[Keeper] = field(default_factory=list)
 
 
@@ -73,10 +74,14 @@ class LeaseRules:
         self._known: dict[int, tuple[float, float]] = {}
         self._sweep_at = 64
         self._kept: dict[int, _Kept] = {}
+        # The renewals that this stream has still to answer, by lease: when each was sent. They
+        # outlive their keepers, or an old answer would be taken for one to a later renewal.
+        self._in_flight: dict[int, deque[float]] = {}
         # When to renew: (time, deadline, lease id). An entry that is not the lease's
         # `next_renewal` any more is void.
         self._due: list[tuple[float, float, int]] = []
-        # Lower bounds of the deadlines: (time, lease id). One entry a lease; deadlines only grow.
+        # Lower bounds of the deadlines: (time, lease id). A kept lease has at least one entry;
+        # deadlines only grow.
         self._deadlines: list[tuple[float, int]] = []
         self._ticked = 0.0
 
@@ -97,7 +102,7 @@ class LeaseRules:
             kept = _Kept(keeper.lease_id, ttl, deadline, now, confirmed=deadline is not None)
             self._kept[keeper.lease_id] = kept
             if deadline is not None:
-                heapq.heappush(self._deadlines, (deadline, keeper.lease_id))
+                self._expire_at(deadline, kept)
         kept.keepers.append(keeper)
         self._renew_at(kept, now)
 
@@ -169,10 +174,10 @@ class LeaseRules:
         """A new stream: renew what is overdue or went unanswered, the most urgent first."""
         self._due.clear()
         for kept in self._kept.values():
-            if kept.in_flight or kept.next_renewal < now:
+            if kept.lease_id in self._in_flight or kept.next_renewal < now:
                 kept.next_renewal = now
-            kept.in_flight.clear()
             self._due.append(self._due_entry(kept))
+        self._in_flight.clear()
         heapq.heapify(self._due)
 
     def next_request(self, now: float) -> rpc_pb2.LeaseKeepAliveRequest | None:
@@ -183,8 +188,9 @@ class LeaseRules:
             kept = self._kept.get(lease_id)
             if kept is None or kept.next_renewal != at:
                 continue
-            kept.in_flight.append(now)
-            self._renew_at(kept, now + kept.ttl / 3 * _jitter.uniform(0.9, 1.0))
+            kept.last_sent = now
+            self._in_flight.setdefault(lease_id, deque()).append(now)
+            self._renew_at(kept, now + _pause(kept.ttl))
             return rpc_pb2.LeaseKeepAliveRequest(ID=lease_id)
         return None
 
@@ -192,10 +198,15 @@ class LeaseRules:
         """An answer came."""
         # Before it is believed: it may have lain here while this process was stopped.
         self.expire(now)
+        sent = self._in_flight.get(response.ID)
+        if sent is None:
+            return False
+        sent_at = sent.popleft()
+        if not sent:
+            del self._in_flight[response.ID]
         kept = self._kept.get(response.ID)
-        if kept is None or not kept.in_flight:
+        if kept is None:
             return False  # nobody cares for it any more
-        sent_at = kept.in_flight.popleft()
         ttl = response.TTL
         if ttl <= 0:
             self._lose(kept, _revoked(kept.lease_id) if kept.confirmed else _unknown(kept.lease_id))
@@ -206,12 +217,12 @@ class LeaseRules:
         first = kept.deadline is None
         kept.deadline = max(kept.deadline or 0.0, sent_at + ttl)
         if first:
-            heapq.heappush(self._deadlines, (kept.deadline, kept.lease_id))
+            self._expire_at(kept.deadline, kept)
         changed = first or ttl != kept.ttl
         kept.ttl = ttl
         kept.confirmed = True
         if changed:
-            self._renew_at(kept, max(now, sent_at + ttl / 3 * _jitter.uniform(0.9, 1.0)))
+            self._renew_at(kept, max(now, kept.last_sent + _pause(ttl)))
         renewal = LeaseRenewal(ResponseHeader.from_message(response.header), kept.lease_id, ttl)
         for keeper in kept.keepers:
             if sent_at >= keeper.not_before:
@@ -241,6 +252,19 @@ class LeaseRules:
     def _renew_at(self, kept: _Kept, at: float) -> None:
         kept.next_renewal = at
         heapq.heappush(self._due, self._due_entry(kept))
+        if len(self._due) > 2 * len(self._kept) + 64:  # void ones have piled up
+            self._due = [self._due_entry(each) for each in self._kept.values()]
+            heapq.heapify(self._due)
+
+    def _expire_at(self, deadline: float, kept: _Kept) -> None:
+        heapq.heappush(self._deadlines, (deadline, kept.lease_id))
+        if len(self._deadlines) > 2 * len(self._kept) + 64:  # so have those of leases let go
+            self._deadlines = [
+                (each.deadline, each.lease_id)
+                for each in self._kept.values()
+                if each.deadline is not None
+            ]
+            heapq.heapify(self._deadlines)
 
     def _due_entry(self, kept: _Kept) -> tuple[float, float, int]:
         return (kept.next_renewal, kept.deadline or 0.0, kept.lease_id)
@@ -259,6 +283,11 @@ class LeaseRules:
             keeper.renewal = None
             keeper.error = copy(error)
             keeper.notify()
+
+
+def _pause(ttl: float) -> float:
+    """Give the seconds between two renewals."""
+    return ttl / 3 * _jitter.uniform(0.9, 1.0)
 
 
 def _revoked(lease_id: int) -> LeaseLostError:

@@ -1,0 +1,756 @@
+"""Leases at a real server: granting, revoking, looking, keeping alive, losing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+import anyio
+import pytest
+
+from aioetcd import (
+    Client,
+    ClientClosedError,
+    DeadlineExceededError,
+    EtcdError,
+    KeepAlive,
+    LeaseExistsError,
+    LeaseExpiredError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    NoEndpointError,
+)
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.lease.faults import Faulty, eventually, faulty_client
+
+pytestmark = pytest.mark.server
+
+UNKNOWN = 0x7EAD
+
+
+async def keep_alive_metrics(server: EtcdServer) -> tuple[float, float, float]:
+    """Give how many renewal streams were started and ended, and how many renewals came."""
+    started = ended = received = 0.0
+    for name, value in (await server.metrics()).items():
+        if 'grpc_method="LeaseKeepAlive"' not in name:
+            continue
+        if name.startswith("grpc_server_started_total"):
+            started += value
+        elif name.startswith("grpc_server_handled_total"):
+            ended += value
+        elif name.startswith("grpc_server_msg_received_total"):
+            received += value
+    return started, ended, received
+
+
+async def follow(
+    keep_alive: KeepAlive, then: Callable[[], Awaitable[object]] | None = None
+) -> None:
+    """Loop until it ends, and do something after each renewal; without it there must be none."""
+    async for _ in keep_alive:
+        if then is None:
+            pytest.fail("it was renewed")
+        await then()
+
+
+# Granting and revoking.
+
+
+async def test_grant(client: Client) -> None:
+    """A granted lease has an id and the time to live asked for, and is there."""
+    lease = await client.lease.grant(60)
+    assert lease.id > 0
+    assert lease.ttl == 60
+    assert lease.header.cluster_id
+    assert (await client.lease.leases()).ids == (lease.id,)
+    await client.lease.revoke(lease.id)
+    assert (await client.lease.leases()).ids == ()
+
+
+async def test_grant_tells_what_the_server_made_of_it(client: Client) -> None:
+    """The server's smallest time to live is what counts, not the smaller one asked for."""
+    lease = await client.lease.grant(1)
+    assert lease.ttl == 2
+    left = await client.lease.time_to_live(lease.id)
+    assert left.granted_ttl == 2
+    assert 1.0 < (client.lease.keep_alive(lease.id).expires_in or 0) <= 2.0
+    await client.lease.revoke(lease.id)
+
+
+async def test_grant_takes_the_longest_time(client: Client) -> None:
+    """The longest time to live that etcd knows can be granted and kept alive."""
+    lease = await client.lease.grant(9_000_000_000)
+    assert lease.ttl == 9_000_000_000
+    assert (await client.lease.keep_alive_once(lease.id)).ttl == 9_000_000_000
+    await client.lease.revoke(lease.id)
+
+
+@pytest.mark.parametrize("lease_id", [1, 2**63 - 1])
+async def test_grant_with_an_id_of_ones_own(client: Client, lease_id: int) -> None:
+    """The caller may choose the id, to the limits of etcd's numbers."""
+    assert (await client.lease.grant(60, lease_id=lease_id)).id == lease_id
+    await client.lease.revoke(lease_id)
+
+
+async def test_grant_of_a_taken_id(client: Client) -> None:
+    """An id that is taken is refused, and the lease that has it is unharmed."""
+    await client.lease.grant(60, lease_id=77)
+    with pytest.raises(LeaseExistsError) as caught:
+        await client.lease.grant(120, lease_id=77)
+    assert caught.value.code == "FAILED_PRECONDITION"
+    assert not caught.value.maybe_applied
+    assert (await client.lease.time_to_live(77)).granted_ttl == 60
+    await client.lease.revoke(77)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (9_000_000_001, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+        ("10", TypeError),
+        (None, TypeError),
+    ],
+)
+async def test_grant_refuses_a_wrong_ttl(ttl: Any, error: type[Exception]) -> None:
+    """A time to live that is none is refused before anything is sent, by name."""
+    client = Client("127.0.0.1:1")
+    with pytest.raises(error, match="ttl"):
+        await client.lease.grant(ttl)
+    with pytest.raises(error, match="ttl"):
+        client.session(ttl=ttl)
+    with pytest.raises(error, match="ttl"):
+        client.lock("l", ttl=ttl)
+
+
+@pytest.mark.parametrize(
+    ("lease_id", "error"),
+    [(0, ValueError), (-1, ValueError), (2**63, ValueError), (1.0, TypeError), (True, TypeError)],
+)
+async def test_a_wrong_id_is_refused(lease_id: Any, error: type[Exception]) -> None:
+    """An id that etcd cannot have is refused everywhere before anything is sent, by name."""
+    leases = Client("127.0.0.1:1").lease
+    with pytest.raises(error, match="lease_id"):
+        await leases.grant(10, lease_id=lease_id)
+    with pytest.raises(error, match="lease_id"):
+        await leases.revoke(lease_id)
+    with pytest.raises(error, match="lease_id"):
+        await leases.time_to_live(lease_id)
+    with pytest.raises(error, match="lease_id"):
+        leases.keep_alive(lease_id)
+    with pytest.raises(error, match="lease_id"):
+        await leases.keep_alive_once(lease_id)
+
+
+async def test_an_unknown_lease_is_not_found_anywhere(client: Client) -> None:
+    """Whatever is asked of a lease that is not there raises the same error."""
+    with pytest.raises(LeaseNotFoundError):
+        await client.lease.revoke(UNKNOWN)
+    with pytest.raises(LeaseNotFoundError):
+        await client.lease.time_to_live(UNKNOWN)
+    with pytest.raises(LeaseNotFoundError):
+        await client.lease.keep_alive_once(UNKNOWN)
+    with pytest.raises(LeaseNotFoundError):
+        await follow(client.lease.keep_alive(UNKNOWN))
+    with pytest.raises(LeaseNotFoundError):
+        await client.kv.put("k", "v", lease=UNKNOWN)
+
+
+async def test_revoke_deletes_the_keys(client: Client) -> None:
+    """Revoking a lease deletes its keys at the revision that the answer tells, and no others."""
+    lease = await client.lease.grant(60)
+    await client.kv.put("with", "v", lease=lease.id)
+    put = await client.kv.put("without", "v")
+    revoked = await client.lease.revoke(lease.id)
+    assert revoked.header.revision == put.header.revision + 1
+    assert [kv.key for kv in (await client.kv.get("", prefix=True)).kvs] == [b"without"]
+
+
+async def test_time_to_live(client: Client) -> None:
+    """What is left of a lease is told with its keys where asked for, in order."""
+    lease = await client.lease.grant(60)
+    for key in ("b", "a", "c"):
+        await client.kv.put(key, "v", lease=lease.id)
+    left = await client.lease.time_to_live(lease.id, keys=True)
+    assert left.id == lease.id
+    assert left.granted_ttl == 60
+    assert 55 <= left.ttl <= 60
+    assert sorted(left.keys) == [b"a", b"b", b"c"]
+    assert (await client.lease.time_to_live(lease.id)).keys == ()
+    await client.lease.revoke(lease.id)
+
+
+async def test_leases_lists_all(client: Client) -> None:
+    """Leases of every client are listed."""
+    ids = {(await client.lease.grant(60)).id for _ in range(5)}
+    listed = await client.lease.leases()
+    assert set(listed.ids) == ids
+    assert len(listed.ids) == 5
+    for lease_id in ids:
+        await client.lease.revoke(lease_id)
+
+
+# Keeping alive.
+
+
+async def test_keep_alive_outlives_the_ttl(client: Client) -> None:
+    """A lease in a keep-alive loop lives on beyond its time to live, and each answer is an item."""
+    lease = await client.lease.grant(2)
+    await client.kv.put("k", "v", lease=lease.id)
+    began = monotonic()
+    renewals = []
+    async for renewal in client.lease.keep_alive(lease.id):
+        renewals.append(renewal)
+        if monotonic() > began + 2.5:
+            break
+    assert (await client.kv.get("k")).value == b"v"
+    # At once, then each 0.6 s or a little more.
+    assert 3 <= len(renewals) <= 7
+    assert {(renewal.id, renewal.ttl) for renewal in renewals} == {(lease.id, 2)}
+    assert renewals[0].header.cluster_id
+    await client.lease.revoke(lease.id)
+
+
+async def test_a_slow_loop_keeps_the_lease_alive(faulty: Faulty) -> None:
+    """The lease is renewed whether or not the loop keeps pace, and the loop sees the latest."""
+    lease = await faulty.client.lease.grant(1)
+    _, _, before = await keep_alive_metrics(faulty.server)
+
+    async def renewed_often() -> bool:
+        return (await keep_alive_metrics(faulty.server))[2] >= before + 6
+
+    async with faulty.client.lease.keep_alive(lease.id) as keep_alive:
+        async for _ in keep_alive:
+            await eventually(renewed_often)
+            break
+        # In the block, the loop may be left and entered again; one answer is kept for it.
+        with anyio.move_on_after(0.1) as scope:
+            count = 0
+            async for _ in keep_alive:
+                count += 1
+        assert scope.cancelled_caught
+        assert 1 <= count <= 2
+        assert await faulty.lease_ids() == (lease.id,)
+    await faulty.client.lease.revoke(lease.id)
+
+
+async def leave_by_break(keep_alive: KeepAlive) -> None:
+    async for _ in keep_alive:
+        break
+
+
+async def leave_by_exception(keep_alive: KeepAlive) -> None:
+    async def fail() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await follow(keep_alive, fail)
+
+
+async def leave_by_scope(keep_alive: KeepAlive) -> None:
+    with anyio.CancelScope() as scope:
+        async for _ in keep_alive:
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+async def leave_by_task_cancellation(keep_alive: KeepAlive) -> None:
+    renewed = anyio.Event()
+
+    async def loop() -> None:
+        async for _ in keep_alive:
+            renewed.set()
+
+    task = asyncio.create_task(loop())
+    await renewed.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def leave_by_aclose(keep_alive: KeepAlive) -> None:
+    async for _ in keep_alive:
+        await keep_alive.aclose()
+        await keep_alive.aclose()
+
+
+async def leave_the_block(keep_alive: KeepAlive) -> None:
+    async with keep_alive:
+        async for _ in keep_alive:
+            break
+
+
+LEAVING = [
+    leave_by_break,
+    leave_by_exception,
+    leave_by_scope,
+    leave_by_task_cancellation,
+    leave_by_aclose,
+    leave_the_block,
+]
+
+
+async def test_leaving_the_loop_stops_the_renewals(faulty: Faulty) -> None:
+    """However a keep-alive loop is left, the lease ends by itself and the stream is closed."""
+    leases = [await faulty.client.lease.grant(1) for _ in LEAVING]
+    started, ended, _ = await keep_alive_metrics(faulty.server)
+    for leave, lease in zip(LEAVING, leases, strict=True):
+        await leave(faulty.client.lease.keep_alive(lease.id))
+    assert set(await faulty.lease_ids()) == {lease.id for lease in leases}
+    await eventually(lambda: faulty.client.lease.rules.counts() == (0, None), within=1)
+
+    async def all_streams_ended() -> bool:
+        now_started, now_ended, _ = await keep_alive_metrics(faulty.server)
+        return now_started - started == now_ended - ended > 0
+
+    await eventually(all_streams_ended)
+    await eventually(faulty.no_leases)
+
+
+async def test_keep_alive_ends_for_a_waiting_loop_when_closed_elsewhere(client: Client) -> None:
+    """`aclose` from another task ends a loop that waits, without an error."""
+    lease = await client.lease.grant(60)
+    keep_alive = client.lease.keep_alive(lease.id)
+    async with anyio.create_task_group() as tasks:
+        async for _ in keep_alive:
+            tasks.start_soon(keep_alive.aclose)
+    with anyio.fail_after(1):
+        async for _ in keep_alive:
+            pytest.fail("it goes on")
+    await client.lease.revoke(lease.id)
+
+
+async def test_two_keep_alives_of_one_lease(faulty: Faulty) -> None:
+    """Each of two loops sees the answers, and the lease is kept until the second one is left."""
+    lease = await faulty.client.lease.grant(1)
+    both = [faulty.client.lease.keep_alive(lease.id) for _ in range(2)]
+    async with both[1]:
+        async with both[0]:
+            began = monotonic()
+            for keep_alive in both:
+                async for renewal in keep_alive:
+                    assert renewal.ttl == 1
+                    break
+            assert faulty.client.lease.rules.counts()[0] == 1
+        async for _ in both[1]:
+            if monotonic() > began + 1.5:
+                break
+    assert await faulty.lease_ids() == (lease.id,)
+    await faulty.client.lease.revoke(lease.id)
+
+
+async def test_all_leases_share_one_stream(client: Client, server: EtcdServer) -> None:
+    """Many leases are kept alive over one stream."""
+    leases = [await client.lease.grant(60) for _ in range(50)]
+    started, _, received = await keep_alive_metrics(server)
+
+    async def first_renewal(lease_id: int) -> None:
+        async with client.lease.keep_alive(lease_id) as keep_alive:
+            async for _ in keep_alive:
+                break
+            everybody.append(lease_id)
+            await all_renewed.wait()
+
+    everybody: list[int] = []
+    all_renewed = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for lease in leases:
+            tasks.start_soon(first_renewal, lease.id)
+        await eventually(lambda: len(everybody) == 50)
+        now_started, _, now_received = await keep_alive_metrics(server)
+        all_renewed.set()
+    assert now_started == started + 1
+    assert now_received == received + 50
+    for lease in leases:
+        await client.lease.revoke(lease.id)
+
+
+async def test_keep_alive_of_a_foreign_lease(faulty: Faulty) -> None:
+    """A lease that another client granted can be kept alive; its time is known by the answer."""
+    lease = await faulty.oracle.lease.grant(1)
+    assert faulty.client.lease.keep_alive(lease.id).expires_in is None
+    keep_alive = faulty.client.lease.keep_alive(lease.id)
+    began = monotonic()
+    async for renewal in keep_alive:
+        assert renewal.ttl == 1
+        assert 0 < (keep_alive.expires_in or 0) <= 1
+        if monotonic() > began + 1.5:
+            break
+    assert await faulty.lease_ids() == (lease.id,)
+    await faulty.oracle.lease.revoke(lease.id)
+
+
+async def test_keep_alive_once(client: Client) -> None:
+    """One renewal gives the lease its full time again, and is answered by its own answer."""
+    lease = await client.lease.grant(60)
+    for _ in range(3):
+        renewal = await client.lease.keep_alive_once(lease.id)
+        assert (renewal.id, renewal.ttl) == (lease.id, 60)
+    assert client.lease.rules.counts() == (0, None)
+    assert client.lease.keep_alive(lease.id).expires_in == pytest.approx(60, abs=2)
+    await client.lease.revoke(lease.id)
+
+
+async def test_keep_alive_once_beside_a_loop(client: Client) -> None:
+    """A single renewal beside a running loop disturbs nobody."""
+    lease = await client.lease.grant(60)
+    async with client.lease.keep_alive(lease.id) as keep_alive:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(client.lease.keep_alive_once, lease.id)
+        async for _ in keep_alive:
+            break
+        assert client.lease.rules.counts()[0] == 1
+    await client.lease.revoke(lease.id)
+
+
+async def test_expires_in_counts_down_and_is_raised_by_an_answer(faulty: Faulty) -> None:
+    """`expires_in` falls with the time, jumps back with each renewal, and is 0 after the loss."""
+    lease = await faulty.client.lease.grant(1)
+    keep_alive = faulty.client.lease.keep_alive(lease.id)
+    first = keep_alive.expires_in
+    assert first is not None
+    assert 0 < first <= 1
+    assert f"{lease.id:x}" in repr(keep_alive)
+    await eventually(lambda: 0 < (keep_alive.expires_in or 0) < first - 0.2)
+    low = keep_alive.expires_in
+    assert low is not None
+    async for _ in keep_alive:
+        assert (keep_alive.expires_in or 0) > low
+        break
+    await eventually(lambda: keep_alive.expires_in in (None, 0.0))
+
+
+# Losing.
+
+
+async def test_revoked_by_another_client(faulty: Faulty) -> None:
+    """A revocation elsewhere is told by the next renewal, with its reason."""
+    lease = await faulty.client.lease.grant(3)
+    revoked_at = 0.0
+
+    async def revoke() -> None:
+        nonlocal revoked_at
+        await faulty.oracle.lease.revoke(lease.id)
+        revoked_at = monotonic()
+
+    with pytest.raises(LeaseLostError) as caught:
+        await follow(faulty.client.lease.keep_alive(lease.id), revoke)
+    assert monotonic() - revoked_at < 3 / 3 + 0.5
+    assert not isinstance(caught.value, LeaseExpiredError)
+    assert (caught.value.lease_id, caught.value.reason) == (lease.id, "revoked")
+
+
+async def test_revoked_by_this_client(client: Client) -> None:
+    """A revocation by the client itself is told at once, to every loop and to `on_lost`."""
+    lease = await client.lease.grant(600)
+    told: list[EtcdError] = []
+    async with client.lease.keep_alive(lease.id) as keep_alive:
+        keep_alive.on_lost = told.append
+        async for _ in keep_alive:
+            break
+        with anyio.fail_after(1):
+            await client.lease.revoke(lease.id)
+            assert [type(error) for error in told] == [LeaseLostError]
+            with pytest.raises(LeaseLostError) as caught:
+                await follow(keep_alive)
+    assert caught.value.reason == "revoked"
+    assert told == [caught.value]
+    with pytest.raises(LeaseNotFoundError):
+        await client.lease.revoke(lease.id)
+
+
+async def expire(faulty: Faulty, how: str) -> None:
+    """Break the connection for good."""
+    match how:
+        case "blackhole":
+            faulty.proxy.blackhole()
+        case "answers lost":
+            faulty.proxy.blackhole(client_to_server=False)
+        case "refused":
+            faulty.proxy.refuse()
+            faulty.proxy.cut()
+
+
+@pytest.mark.parametrize("how", ["blackhole", "refused"])
+async def test_expired_before_the_server_deletes(faulty: Faulty, how: str) -> None:
+    """Cut off for longer than its time, a lease is lost before its keys go, and told once."""
+    lease = await faulty.client.lease.grant(1)
+    await faulty.client.kv.put("k", "v", lease=lease.id)
+    # A renewal reaches the server so much later than it was sent, which is what counts.
+    faulty.proxy.delay(0.15)
+    told: list[EtcdError] = []
+    keep_alive = faulty.client.lease.keep_alive(lease.id)
+    keep_alive.on_lost = told.append
+    answers = 0
+    left: float | None = None
+    cut_at = 0.0
+
+    async def expire_after_two() -> None:
+        nonlocal answers, left, cut_at
+        answers += 1
+        if answers == 2:
+            await expire(faulty, how)
+            left = keep_alive.expires_in
+            cut_at = monotonic()
+
+    with pytest.raises(LeaseExpiredError) as caught:
+        await follow(keep_alive, expire_after_two)
+    lost_after = monotonic() - cut_at
+    assert (await faulty.oracle.kv.get("k")).value == b"v"
+    assert answers == 2
+    assert left is not None
+    assert left - 0.05 <= lost_after <= left + 0.3
+    assert (caught.value.lease_id, caught.value.reason) == (lease.id, "expired")
+    assert isinstance(caught.value, LeaseLostError)
+    await eventually(faulty.no_keys)
+    await faulty.proxy.heal()
+    # The server is there again, and nothing is told again.
+    assert (await faulty.client.kv.get("k")).value is None
+    assert told == [caught.value]
+
+
+async def test_lost_when_only_the_answers_are_lost(faulty: Faulty) -> None:
+    """Renewals without answers do not count, although the server goes on renewing."""
+    lease = await faulty.client.lease.grant(1)
+    with pytest.raises(LeaseExpiredError):
+        await follow(
+            faulty.client.lease.keep_alive(lease.id), lambda: expire(faulty, "answers lost")
+        )
+    assert await faulty.lease_ids() == (lease.id,)
+
+
+async def test_lost_when_no_renewal_was_ever_answered(faulty: Faulty) -> None:
+    """Without any answer, the time counts from the sending of the grant."""
+    before = monotonic()
+    lease = await faulty.client.lease.grant(1)
+    await expire(faulty, "blackhole")
+    with pytest.raises(LeaseExpiredError):
+        await follow(faulty.client.lease.keep_alive(lease.id))
+    assert 0.9 <= monotonic() - before <= 1.3
+
+
+async def test_lost_when_the_server_is_paused() -> None:
+    """A server that stops answering loses the lease at its deadline, connection or not."""
+    async with (
+        EtcdServer(args=["--heartbeat-interval=50", "--election-timeout=250"]) as server,
+        Client(server.endpoint) as client,
+    ):
+        lease = await client.lease.grant(1)
+        with pytest.raises(LeaseExpiredError):
+            await follow(client.lease.keep_alive(lease.id), server.pause)
+        await server.resume()
+        await client.kv.get("k")
+
+
+async def test_a_short_cut_loses_nothing(faulty: Faulty) -> None:
+    """After a cut the lease is renewed on a new stream, in time, and nobody notices."""
+    lease = await faulty.client.lease.grant(2)
+    began = monotonic()
+    cuts = 0
+    async for _ in faulty.client.lease.keep_alive(lease.id):
+        if cuts < 4:
+            cuts += 1
+            assert faulty.proxy.cut() >= 1
+        elif monotonic() > began + 2.1:
+            break
+    assert await faulty.lease_ids() == (lease.id,)
+    assert faulty.client.lease.stream.reconnects >= 4
+    await faulty.client.lease.revoke(lease.id)
+
+
+async def test_slow_answers_lose_nothing(faulty: Faulty) -> None:
+    """Answers that take longer than the time between two renewals keep the lease alive."""
+    lease = await faulty.client.lease.grant(2)
+    faulty.proxy.delay(0.4)
+    began = monotonic()
+    async for _ in faulty.client.lease.keep_alive(lease.id):
+        if monotonic() > began + 2.6:
+            break
+    faulty.proxy.delay(0.0)
+    await faulty.client.lease.revoke(lease.id)
+
+
+async def test_a_blocked_loop_believes_no_old_answer(faulty: Faulty) -> None:
+    """After the event loop was blocked for too long, the loss comes before a waiting answer."""
+    lease = await faulty.client.lease.grant(1)
+    blocked = 0
+
+    async def block() -> None:
+        nonlocal blocked
+        _, _, before = await keep_alive_metrics(faulty.server)
+
+        async def renewed_again() -> bool:
+            return (await keep_alive_metrics(faulty.server))[2] > before
+
+        # The answer to this one may lie there unread.
+        await eventually(renewed_again)
+        blocked += 1
+        time.sleep(1.7)  # noqa: ASYNC251  # what this is about
+
+    with pytest.raises(LeaseExpiredError):
+        await follow(faulty.client.lease.keep_alive(lease.id), block)
+    assert blocked == 1
+
+
+async def test_closing_the_client_ends_the_loop(server: EtcdServer) -> None:
+    """A loop that waits while its client is closed raises ClientClosedError, and so do new ones."""
+    client = Client(server.endpoint)
+    lease = await client.lease.grant(60)
+    with pytest.raises(ClientClosedError):
+        await follow(client.lease.keep_alive(lease.id), client.aclose)
+    with pytest.raises(ClientClosedError):
+        await follow(client.lease.keep_alive(lease.id))
+    with pytest.raises(ClientClosedError):
+        await client.lease.keep_alive_once(lease.id)
+    async with Client(server.endpoint) as other:
+        await other.lease.revoke(lease.id)
+
+
+async def test_losing_one_lease_leaves_the_others_alone(client: Client) -> None:
+    """On the shared stream, the end of one lease is no matter of the others."""
+    lost, kept = await client.lease.grant(60), await client.lease.grant(60)
+    async with client.lease.keep_alive(kept.id) as keep_alive:
+        with pytest.raises(LeaseNotFoundError):
+            await client.lease.keep_alive_once(UNKNOWN)
+        await client.lease.revoke(lost.id)
+        async for renewal in keep_alive:
+            assert renewal.ttl == 60
+            break
+    await client.lease.revoke(kept.id)
+
+
+# Answers that are lost, and servers that are not there.
+
+
+async def test_a_grant_without_an_answer_is_repeated_with_its_id(faulty: Faulty) -> None:
+    """A grant whose answer was lost is sent again and leaves exactly one lease."""
+    faulty.proxy.blackhole(client_to_server=False)
+
+    async def heal_when_granted() -> None:
+        async def granted() -> bool:
+            return len(await faulty.lease_ids()) == 1
+
+        await eventually(granted)
+        await faulty.proxy.heal()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(heal_when_granted)
+        before = monotonic()
+        lease = await faulty.client.lease.grant(30)
+    assert lease.ttl == 30
+    assert await faulty.lease_ids() == (lease.id,)
+    # The time counts from the first sending.
+    expires_in = faulty.client.lease.keep_alive(lease.id).expires_in
+    assert expires_in is not None
+    assert expires_in <= 30 - (monotonic() - before) + 0.05
+    await faulty.client.lease.revoke(lease.id)
+
+
+async def test_a_revocation_without_an_answer_counts_as_done(faulty: Faulty) -> None:
+    """A revocation whose answer was lost is sent again, and not being found then is success."""
+    lease = await faulty.client.lease.grant(30)
+    faulty.proxy.blackhole(client_to_server=False)
+
+    async def heal_when_revoked() -> None:
+        await eventually(faulty.no_leases)
+        await faulty.proxy.heal()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(heal_when_revoked)
+        revoked = await faulty.client.lease.revoke(lease.id)
+    assert revoked.header.cluster_id
+
+
+async def test_a_grant_that_never_is_answered_keeps_its_deadline(faulty: Faulty) -> None:
+    """A grant that runs into its deadline says that it may have been applied."""
+    faulty.proxy.blackhole(client_to_server=False)
+    before = monotonic()
+    with pytest.raises(DeadlineExceededError) as caught:
+        await faulty.client.lease.grant(1, timeout=0.3)
+    assert monotonic() - before < 0.6
+    assert caught.value.maybe_applied
+
+
+async def test_keep_alive_once_keeps_its_deadline(faulty: Faulty) -> None:
+    """A single renewal that is not answered ends at its timeout, however long the lease lives."""
+    lease = await faulty.client.lease.grant(30)
+    faulty.proxy.blackhole()
+    before = monotonic()
+    with pytest.raises(DeadlineExceededError) as caught:
+        await faulty.client.lease.keep_alive_once(lease.id, timeout=0.3)
+    assert monotonic() - before < 0.6
+    assert caught.value.timeout == 0.3
+    await faulty.oracle.lease.revoke(lease.id)
+
+
+async def test_keep_alive_of_a_foreign_lease_keeps_its_deadline(faulty: Faulty) -> None:
+    """The first answer for a foreign lease must come within the timeout."""
+    lease = await faulty.oracle.lease.grant(30)
+    faulty.proxy.blackhole()
+    with pytest.raises(DeadlineExceededError, match=re.escape(f"{lease.id:x}")):
+        await follow(faulty.client.lease.keep_alive(lease.id, timeout=0.3))
+    assert faulty.client.lease.rules.counts() == (0, None)
+    await faulty.oracle.lease.revoke(lease.id)
+
+
+async def test_no_server_at_all(quick_server: EtcdServer) -> None:
+    """Without a reachable endpoint everything ends at its timeout, and says why."""
+    async with FaultProxy(quick_server.endpoint) as proxy:
+        proxy.refuse()
+        async with Client(proxy.endpoint, timeout=0.3) as client:
+            for refused in (client.lease.grant(10), client.lease.leases()):
+                with pytest.raises(NoEndpointError) as caught:
+                    await refused
+                assert not caught.value.maybe_applied
+            with pytest.raises(NoEndpointError):
+                await client.lease.keep_alive_once(5)
+            with pytest.raises(NoEndpointError):
+                await follow(client.lease.keep_alive(5))
+
+
+async def test_many_leases_survive_a_cut(quick_server: EtcdServer) -> None:
+    """A thousand leases on one stream are all renewed after a cut."""
+    async with faulty_client(quick_server) as faulty:
+
+        def deadline(lease_id: int) -> float:
+            return faulty.client.lease.rules.deadline(lease_id) or 0.0
+
+        limiter = anyio.Semaphore(50)
+        ids: list[int] = []
+
+        async def grant() -> None:
+            async with limiter:
+                ids.append((await faulty.client.lease.grant(6)).id)
+
+        async def revoke(lease_id: int) -> None:
+            async with limiter:
+                await faulty.client.lease.revoke(lease_id)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(1000):
+                tasks.start_soon(grant)
+        kept = [faulty.client.lease.keep_alive(lease_id) for lease_id in ids]
+        for keep_alive in kept:
+            await keep_alive.__aenter__()
+        for keep_alive in kept:
+            async for _ in keep_alive:
+                break
+        deadlines = {lease_id: deadline(lease_id) for lease_id in ids}
+        faulty.proxy.cut()
+        await eventually(lambda: all(deadline(i) > before for i, before in deadlines.items()))
+        assert faulty.client.lease.rules.counts()[0] == 1000
+        assert faulty.client.lease.stream.reconnects == 1
+        for keep_alive in kept:
+            await keep_alive.__aexit__(None, None, None)
+        async with anyio.create_task_group() as tasks:
+            for lease_id in ids:
+                tasks.start_soon(revoke, lease_id)
+        await eventually(faulty.no_leases)

@@ -1,0 +1,453 @@
+"""The rules of keeping leases alive, without a loop and without a server: one story each."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from aioetcd.errors import (
+    ClientClosedError,
+    LeaseExpiredError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
+from aioetcd.lease._state import Keeper, LeaseRules
+from tests.lease.model import Kept, answer, requests
+
+# The shortest pause between two renewals, as a part of the time to live.
+SOONEST = 0.9 / 3
+
+
+class Scene:
+    """Rules with a stream, for a test that tells one story."""
+
+    def __init__(self) -> None:
+        self.rules = LeaseRules()
+        self.rules.opened("e", 0.0)
+
+    def granted(self, lease_id: int, ttl: int, at: float = 0.0) -> None:
+        self.rules.granted(lease_id, ttl, at, at)
+
+    def keep(self, lease_id: int, at: float, not_before: float = 0.0) -> Kept:
+        kept = Kept(lease_id, not_before)
+        self.rules.add(kept.keeper, at)
+        return kept
+
+    def sent(self, at: float) -> list[int]:
+        """Send all that is due, and give the leases."""
+        return [request.ID for request in requests(self.rules, at)]
+
+    def send_times(self, until: float, step: float = 0.001) -> list[float]:
+        """Give when renewals are sent with nobody answering, in small steps of time."""
+        times = []
+        for tick in range(int(until / step)):
+            times += [tick * step] * len(self.sent(tick * step))
+        return times
+
+
+# The deadline.
+
+
+def test_deadline_counts_from_the_sending_of_the_grant() -> None:
+    """A granted lease lives until the time at which the grant was sent plus its time to live."""
+    rules = LeaseRules()
+    rules.granted(1, 10, 100.0, 103.0)
+    assert rules.deadline(1) == 110.0
+
+
+def test_deadline_counts_from_the_sending_of_the_answered_renewal() -> None:
+    """A renewal moves the deadline to its sending plus the time to live, late answer or not."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 2.0)
+    assert scene.sent(2.0) == [1]
+    scene.rules.received(answer(1, 10), 8.0)
+    assert scene.rules.deadline(1) == 12.0
+    assert kept.ttls == [10]
+
+
+def test_deadline_never_goes_back() -> None:
+    """A shorter time to live in an answer does not take back what was promised before."""
+    scene = Scene()
+    scene.granted(1, 100)
+    scene.keep(1, 1.0)
+    assert scene.sent(1.0) == [1]
+    scene.rules.received(answer(1, 3), 1.1)
+    assert scene.rules.deadline(1) == 100.0
+
+
+def test_deadline_is_unknown_until_a_foreign_lease_answers() -> None:
+    """Of a lease that this client did not grant nothing is known before the first answer."""
+    scene = Scene()
+    scene.keep(1, 5.0)
+    assert scene.rules.deadline(1) is None
+    assert scene.rules.counts() == (1, None)
+    assert scene.sent(5.0) == [1]
+    scene.rules.received(answer(1, 10), 5.1)
+    assert scene.rules.deadline(1) == 15.0
+    assert scene.rules.counts() == (1, 15.0)
+
+
+def test_deadline_is_remembered_between_two_keepers() -> None:
+    """A lease that nobody keeps any more keeps the deadline that it had."""
+    scene = Scene()
+    scene.granted(1, 10)
+    first = scene.keep(1, 4.0)
+    assert scene.sent(4.0) == [1]
+    scene.rules.received(answer(1, 10), 4.1)
+    scene.rules.remove(first.keeper, 5.0)
+    assert not scene.rules.wanted
+    assert scene.rules.deadline(1) == 14.0
+    second = scene.keep(1, 6.0)
+    scene.rules.tick(14.0)
+    assert not first.errors
+    assert [type(error) for error in second.errors] == [LeaseExpiredError]
+
+
+def test_an_answer_to_an_earlier_keeper_is_not_taken_for_a_later_one() -> None:
+    """An answer belongs to the request that it answers, though its keeper left meanwhile."""
+    scene = Scene()
+    scene.granted(1, 10)
+    first = scene.keep(1, 1.0)
+    assert scene.sent(1.0) == [1]
+    scene.rules.remove(first.keeper, 2.0)
+    scene.keep(1, 8.0)
+    assert scene.sent(8.0) == [1]
+    scene.rules.received(answer(1, 10), 8.1)
+    assert scene.rules.deadline(1) == 11.0
+    scene.rules.received(answer(1, 10), 8.2)
+    assert scene.rules.deadline(1) == 18.0
+
+
+# Past the deadline.
+
+
+def test_lost_at_the_deadline_although_an_answer_is_unread() -> None:
+    """At its deadline a lease is lost, and an answer that lay there unread is not believed."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 1.0)
+    assert scene.sent(1.0) == [1]
+    scene.rules.received(answer(1, 10), 10.0)
+    assert kept.ttls == []
+    (error,) = kept.errors
+    assert isinstance(error, LeaseExpiredError)
+    assert (error.lease_id, error.reason) == (1, "expired")
+    assert not scene.rules.wanted
+
+
+@pytest.mark.parametrize("how", ["tick", "expire", "next_request"])
+def test_lost_at_the_deadline_by_whatever_comes_first(how: str) -> None:
+    """The deadline is looked at whenever the rules are asked anything, and told once."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 1.0)
+    getattr(scene.rules, how)(9.999)
+    assert not kept.errors
+    for _ in range(3):
+        getattr(scene.rules, how)(10.0)
+    assert [type(error) for error in kept.errors] == [LeaseExpiredError]
+    assert kept.notifications == 1
+    scene.rules.remove(kept.keeper, 11.0)
+    assert kept.notifications == 1
+
+
+def test_a_renewal_that_was_not_taken_is_gone_with_the_lease() -> None:
+    """A buffered answer is not handed over after the loss."""
+    scene = Scene()
+    scene.granted(1, 10)
+    keeper = Keeper(1, lambda: None)
+    scene.rules.add(keeper, 1.0)
+    assert scene.sent(1.0) == [1]
+    scene.rules.received(answer(1, 10), 1.1)
+    assert keeper.renewal is not None
+    scene.rules.expire(11.0)
+    assert keeper.renewal is None
+    assert isinstance(keeper.error, LeaseExpiredError)
+
+
+def test_an_answer_that_is_over_already_gives_no_deadline() -> None:
+    """A foreign lease's first answer that is older than the time it grants is no answer."""
+    scene = Scene()
+    kept = scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    scene.rules.received(answer(1, 5), 5.0)
+    assert scene.rules.deadline(1) is None
+    assert (kept.ttls, kept.errors) == ([], [])
+
+
+def test_a_lease_whose_known_deadline_has_passed_is_asked_for() -> None:
+    """Others may keep alive what this client granted: the server knows, not the old deadline."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 50.0)
+    assert not kept.errors
+    assert scene.rules.deadline(1) is None
+    assert scene.sent(50.0) == [1]
+    scene.rules.received(answer(1, 10), 50.1)
+    assert scene.rules.deadline(1) == 60.0
+
+
+# Answers that say no.
+
+
+def test_zero_for_a_lease_that_was_there_is_a_revocation() -> None:
+    """TTL 0 before the deadline means that somebody revoked the lease."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 1.0)
+    assert scene.sent(1.0) == [1]
+    scene.rules.received(answer(1, 0), 1.1)
+    (error,) = kept.errors
+    assert isinstance(error, LeaseLostError)
+    assert error.reason == "revoked"
+    assert scene.rules.deadline(1) is None
+
+
+def test_zero_for_a_lease_that_never_answered_is_not_found() -> None:
+    """TTL 0 as the first answer for a foreign lease means that there is no such lease."""
+    scene = Scene()
+    kept = scene.keep(1, 1.0)
+    assert scene.sent(1.0) == [1]
+    scene.rules.received(answer(1, 0), 1.1)
+    assert [type(error) for error in kept.errors] == [LeaseNotFoundError]
+
+
+def test_an_answer_that_nobody_waits_for_is_ignored() -> None:
+    """Answers for unknown leases, and more answers than requests, change nothing."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 1.0)
+    assert scene.rules.received(answer(2, 10), 1.0) is False
+    assert scene.rules.received(answer(1, 0), 1.0) is False
+    assert scene.rules.deadline(1) == 10.0
+    assert kept.notifications == 0
+
+
+# When renewals are due.
+
+
+def test_renewed_at_once_and_then_each_third_of_the_time_to_live() -> None:
+    """Renewals go out at a third of the time to live, answered or not."""
+    scene = Scene()
+    scene.granted(1, 12)
+    scene.keep(1, 0.0)
+    times = scene.send_times(12.0)
+    assert times[0] == 0.0
+    pauses = [after - before for before, after in pairwise(times)]
+    assert len(times) == 4
+    assert all(4 * 0.9 <= pause <= 4.01 for pause in pauses)
+
+
+def test_several_in_flight_are_answered_in_order() -> None:
+    """With slow answers each one counts from its own request, the oldest first."""
+    scene = Scene()
+    scene.granted(1, 12)
+    scene.keep(1, 0.0)
+    for at in (0.0, 4.0, 8.0):
+        assert scene.sent(at) == [1]
+    for sent_at in (0.0, 4.0, 8.0):
+        scene.rules.received(answer(1, 12), 9.0)
+        assert scene.rules.deadline(1) == sent_at + 12
+
+
+def test_a_foreign_lease_is_asked_for_each_second() -> None:
+    """Until the time to live is known, a renewal goes out each second."""
+    scene = Scene()
+    scene.keep(1, 0.0)
+    times = scene.send_times(5.0)
+    assert 5 <= len(times) <= 6
+
+
+def test_the_first_answer_sets_the_pace() -> None:
+    """With the first answer a foreign lease is renewed at a third of what it says."""
+    scene = Scene()
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    assert scene.rules.received(answer(1, 60), 0.1) is True
+    assert scene.sent(17.9) == []
+    assert scene.sent(20.0) == [1]
+
+
+def test_a_new_pace_counts_from_the_last_request() -> None:
+    """An answer with another time to live does not bring two renewals close together."""
+    scene = Scene()
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    assert scene.sent(1.0) == [1]
+    assert scene.rules.received(answer(1, 4), 1.1) is True
+    assert scene.sent(1.0 + 4 * SOONEST - 0.01) == []
+    assert scene.sent(1.0 + 4 / 3) == [1]
+
+
+def test_a_shorter_time_to_live_quickens_the_pace() -> None:
+    """A server that answers with less than before is asked more often from then on."""
+    scene = Scene()
+    scene.granted(1, 30)
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    scene.rules.received(answer(1, 3), 0.1)
+    assert scene.sent(1.0) == [1]
+
+
+def test_what_is_due_together_goes_out_together() -> None:
+    """The next tick is not before 50 ms after the last, and never after a deadline."""
+    scene = Scene()
+    assert scene.rules.next_tick() is None
+    scene.granted(1, 10)
+    scene.keep(1, 1.0)
+    scene.rules.tick(1.0)
+    assert scene.rules.next_tick() == pytest.approx(1.05)
+    assert scene.sent(1.0) == [1]
+    tick = scene.rules.next_tick()
+    assert tick is not None
+    assert 1.0 + 10 * SOONEST <= tick <= 1.0 + 10 / 3
+    scene.rules.tick(9.99)
+    assert scene.rules.next_tick() == 10.0
+
+
+# Streams.
+
+
+def test_a_new_stream_repeats_what_went_unanswered() -> None:
+    """After a cut, the renewals without an answer are sent again, and the others are not."""
+    scene = Scene()
+    for lease_id in (1, 2):
+        scene.granted(lease_id, 10)
+        scene.keep(lease_id, 0.0)
+    assert sorted(scene.sent(0.0)) == [1, 2]
+    scene.rules.received(answer(1, 10), 0.1)
+    scene.rules.lost(UnavailableError("cut"), final=False, now=0.2)
+    scene.rules.opened("e", 0.3)
+    assert scene.sent(0.3) == [2]
+    # An answer on the new stream counts from the request on the new stream.
+    scene.rules.received(answer(2, 10), 0.4)
+    assert scene.rules.deadline(2) == 10.3
+
+
+def test_a_new_stream_renews_the_most_urgent_first() -> None:
+    """After a cut the lease with the soonest deadline goes first, an unknown one before all."""
+    scene = Scene()
+    for lease_id, ttl in ((1, 30), (2, 10), (3, 20)):
+        scene.granted(lease_id, ttl)
+        scene.keep(lease_id, 0.0)
+    scene.keep(4, 0.0)
+    assert sorted(scene.sent(0.0)) == [1, 2, 3, 4]
+    scene.rules.lost(UnavailableError("cut"), final=False, now=1.0)
+    scene.rules.opened("e", 5.0)
+    assert scene.sent(5.0) == [4, 2, 3, 1]
+
+
+def test_a_cut_alone_loses_nothing() -> None:
+    """A stream that ends for a reason that passes leaves the leases to their deadlines."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 0.0)
+    scene.rules.lost(UnavailableError("cut"), final=False, now=1.0)
+    assert scene.rules.wanted
+    assert kept.notifications == 0
+
+
+def test_an_error_that_will_not_pass_ends_all_leases() -> None:
+    """A refused stream ends every keeper with the reason, each with an error of its own."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = [scene.keep(1, 0.0), scene.keep(1, 0.0), scene.keep(2, 0.0)]
+    refusal = PermissionDeniedError("no")
+    scene.rules.lost(refusal, final=True, now=1.0)
+    assert not scene.rules.wanted
+    errors = [error for each in kept for error in each.errors]
+    assert [type(error) for error in errors] == [PermissionDeniedError] * 3
+    assert len({id(error) for error in (*errors, refusal)}) == 4
+
+
+def test_closing_ends_all_leases() -> None:
+    """Closing the client is told to every keeper."""
+    scene = Scene()
+    kept = [scene.keep(lease_id, 0.0) for lease_id in (1, 2)]
+    scene.rules.close(ClientClosedError("closed"))
+    assert [type(each.errors[0]) for each in kept] == [ClientClosedError] * 2
+    assert scene.rules.counts() == (0, None)
+
+
+# Keepers.
+
+
+def test_two_keepers_of_one_lease_share_its_renewals() -> None:
+    """Both see each answer; the lease is kept until the last one leaves."""
+    scene = Scene()
+    scene.granted(1, 9)
+    first, second = scene.keep(1, 0.0), scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    scene.rules.received(answer(1, 9), 0.1)
+    assert (first.ttls, second.ttls) == ([9], [9])
+    scene.rules.remove(first.keeper, 0.2)
+    assert scene.rules.wanted
+    told = first.notifications
+    assert scene.sent(3.0) == [1]
+    scene.rules.received(answer(1, 9), 3.1)
+    assert (first.ttls, second.ttls) == ([9], [9, 9])
+    assert first.notifications == told
+    scene.rules.remove(second.keeper, 3.2)
+    assert not scene.rules.wanted
+
+
+def test_a_keeper_can_ask_for_an_answer_of_its_own() -> None:
+    """An answer to a request sent before `not_before` is not delivered to that keeper."""
+    scene = Scene()
+    scene.granted(1, 9)
+    first = scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    once = scene.keep(1, 0.5, not_before=0.5)
+    assert scene.sent(0.5) == [1]
+    scene.rules.received(answer(1, 9), 0.6)
+    assert (first.ttls, once.ttls) == ([9], [])
+    scene.rules.received(answer(1, 9), 0.7)
+    assert (first.ttls, once.ttls) == ([9, 9], [9])
+
+
+def test_revoked_by_this_client() -> None:
+    """A revocation by this client is told at once, and the lease is forgotten."""
+    scene = Scene()
+    scene.granted(1, 10)
+    scene.granted(2, 10)
+    kept = scene.keep(1, 0.0)
+    scene.rules.revoked(1)
+    scene.rules.revoked(2)
+    (error,) = kept.errors
+    assert isinstance(error, LeaseLostError)
+    assert error.reason == "revoked"
+    assert scene.rules.deadline(1) is scene.rules.deadline(2) is None
+
+
+# Memory.
+
+
+def test_granted_leases_are_forgotten_when_their_time_is_over() -> None:
+    """Leases that were granted and left alone do not pile up."""
+    rules = LeaseRules()
+    for number in range(1, 20_000):
+        rules.granted(number, 10, number * 0.1, number * 0.1)
+    assert len(rules._known) <= 2 * 100 + 64
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_coming_and_going_leaves_nothing_behind(connected: bool) -> None:
+    """Keeping the same long lease again and again takes no more memory than keeping it once."""
+    scene = Scene()
+    scene.granted(1, 1_000_000)
+    for number in range(10_000):
+        now = number * 0.01
+        kept = scene.keep(1, now)
+        if connected:
+            assert scene.sent(now) == [1]
+            scene.rules.received(answer(1, 1_000_000), now)
+        scene.rules.remove(kept.keeper, now)
+    assert sizes(scene.rules) <= 200
+
+
+def sizes(rules: LeaseRules) -> int:
+    return len(rules._due) + len(rules._deadlines) + len(rules._kept) + len(rules._in_flight)
