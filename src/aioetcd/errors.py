@@ -10,10 +10,19 @@ anything is sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from aioetcd.types import KeyValue
+
+
+class _Facts(TypedDict, total=False):
+    """What `EtcdError` takes beside its message."""
+
+    code: str | None
+    details: str | None
+    maybe_applied: bool
+    endpoint: str | None
 
 
 class EtcdError(Exception):
@@ -100,18 +109,9 @@ class DeadlineExceededError(EtcdError, TimeoutError):
         message: str,
         *,
         timeout: float | None = None,
-        code: str | None = None,
-        details: str | None = None,
-        maybe_applied: bool = False,
-        endpoint: str | None = None,
+        **facts: Unpack[_Facts],
     ) -> None:
-        super().__init__(
-            message,
-            code=code,
-            details=details,
-            maybe_applied=maybe_applied,
-            endpoint=endpoint,
-        )
+        super().__init__(message, **facts)
         self.timeout = timeout
 
 
@@ -166,18 +166,9 @@ class CompactedError(EtcdError):
         message: str,
         *,
         compact_revision: int | None = None,
-        code: str | None = None,
-        details: str | None = None,
-        maybe_applied: bool = False,
-        endpoint: str | None = None,
+        **facts: Unpack[_Facts],
     ) -> None:
-        super().__init__(
-            message,
-            code=code,
-            details=details,
-            maybe_applied=maybe_applied,
-            endpoint=endpoint,
-        )
+        super().__init__(message, **facts)
         self.compact_revision = compact_revision
 
 
@@ -254,18 +245,9 @@ class UnsupportedByServerError(EtcdError):
         *,
         server_version: str | None = None,
         needs: str | None = None,
-        code: str | None = None,
-        details: str | None = None,
-        maybe_applied: bool = False,
-        endpoint: str | None = None,
+        **facts: Unpack[_Facts],
     ) -> None:
-        super().__init__(
-            message,
-            code=code,
-            details=details,
-            maybe_applied=maybe_applied,
-            endpoint=endpoint,
-        )
+        super().__init__(message, **facts)
         self.server_version = server_version
         self.needs = needs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioetcd._transport.backoff import Backoff, spread
+from aioetcd._transport.backoff import Backoff
 
 
 @given(
@@ -26,9 +26,3 @@ def test_delays(first: float, factor: float, tries: int) -> None:
 def test_delays_differ() -> None:
     """Two that failed at the same moment do not come back at the same moment."""
     assert len({Backoff(1, 1).next_delay() for _ in range(20)}) > 10
-
-
-@given(seconds=st.floats(0, 1000), fraction=st.floats(0, 1))
-def test_spread(seconds: float, fraction: float) -> None:
-    """What is spread stays near."""
-    assert seconds * (1 - fraction) <= spread(seconds, fraction) <= seconds * (1 + fraction)

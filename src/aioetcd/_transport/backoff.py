@@ -7,11 +7,6 @@ import random
 _jitter = random.Random()  # not for secrets: spreads clients that failed at the same moment
 
 
-def spread(seconds: float, fraction: float) -> float:
-    """Give `seconds` plus or minus a random part of it."""
-    return seconds * _jitter.uniform(1 - fraction, 1 + fraction)
-
-
 class Backoff:
     """Doubling delays with jitter: the first up to `first` seconds, none above `most`."""
 

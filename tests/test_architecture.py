@@ -1,0 +1,62 @@
+"""The shape of the code: what may be where. What imports what is import-linter's to check."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aioetcd
+
+SOURCE = Path(aioetcd.__file__).parent
+MODULES = sorted(
+    path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if "_proto" not in path.parts
+)
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    """Give the last part of the name of everything that is called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            match node.func:
+                case ast.Attribute(attr=name) | ast.Name(id=name):
+                    yield name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_no_module_is_too_long(module: Path) -> None:
+    """A module of more than 600 lines holds more than one idea."""
+    assert len((SOURCE / module).read_text().splitlines()) <= 600
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_only_the_supervisor_starts_tasks(module: Path) -> None:
+    """A task that nobody owns loses its errors: the supervisor owns them all."""
+    started = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
+    found = started.intersection(calls(ast.parse((SOURCE / module).read_text())))
+    assert not found or module == Path("_transport/supervisor.py")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_only_the_transport_imports_grpc(module: Path) -> None:
+    """What knows grpc is in one room."""
+    for node in ast.walk(ast.parse((SOURCE / module).read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        if any(name.partition(".")[0] == "grpc" for name in names):
+            assert module.parts[0] == "_transport"
+
+
+def test_everything_public_is_exported_and_documented() -> None:
+    """Each name in `__all__` is there once, is ours, and has a docstring."""
+    assert len(set(aioetcd.__all__)) == len(aioetcd.__all__)
+    for name in aioetcd.__all__:
+        exported = getattr(aioetcd, name)
+        assert exported.__doc__, name
+        assert exported.__module__.startswith("aioetcd"), name
