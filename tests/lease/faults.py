@@ -1,0 +1,95 @@
+"""What the tests of leases and locks need beside a server: short leases, faults, waiting."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import pytest
+
+from aioetcd import Client
+from aioetcd.testing import EtcdServer, FaultProxy
+
+
+@pytest.fixture(scope="session")
+def quick_server() -> Iterator[EtcdServer]:
+    """An etcd whose leases may be as short as 1 s. Do not stop, kill or pause it."""
+    server = EtcdServer(args=["--heartbeat-interval=50", "--election-timeout=250"])
+    with ThreadPoolExecutor(1) as pool:  # this thread may have a loop already
+        pool.submit(lambda: anyio.run(server.start)).result()
+        try:
+            yield server
+        finally:
+            pool.submit(lambda: anyio.run(server.aclose)).result()
+
+
+@dataclass
+class Faulty:
+    """A client behind a proxy that breaks its connection, and one beside it.
+
+    Attributes:
+        server: The server that both lead to; its shortest lease is 1 s.
+        proxy: What the client goes through.
+        client: The client under test.
+        oracle: Sees the server whatever the proxy does.
+    """
+
+    server: EtcdServer
+    proxy: FaultProxy
+    client: Client
+    oracle: Client
+
+    async def lease_ids(self) -> tuple[int, ...]:
+        """The leases at the server."""
+        return (await self.oracle.lease.leases()).ids
+
+    async def no_leases(self) -> bool:
+        """Whether the server has no lease."""
+        return await self.lease_ids() == ()
+
+    async def no_keys(self) -> bool:
+        """Whether the server has no key."""
+        return (await self.oracle.kv.get("", prefix=True, count_only=True)).count == 0
+
+
+@asynccontextmanager
+async def faulty_client(server: EtcdServer, *, timeout: float = 10.0) -> AsyncIterator[Faulty]:
+    """Connect a client through a proxy."""
+    async with (
+        FaultProxy(server.endpoint) as proxy,
+        Client(server.endpoint) as oracle,
+        Client(proxy.endpoint, timeout=timeout) as client,
+    ):
+        await client.kv.get("connect")
+        yield Faulty(server, proxy, client, oracle)
+
+
+@pytest.fixture
+async def faulty(quick_server: EtcdServer) -> AsyncIterator[Faulty]:
+    """A client behind a proxy; its server is empty at first, and again at the end."""
+    await quick_server.clear()
+    async with faulty_client(quick_server) as faulty:
+        yield faulty
+        await faulty.proxy.heal()
+        # Of what a blackhole swallowed, the server gets rid by itself.
+        await eventually(faulty.no_leases)
+        await eventually(faulty.no_keys)
+
+
+async def eventually(
+    condition: Callable[[], bool | Awaitable[bool]], *, within: float = 6.0
+) -> None:
+    """Wait until a condition holds."""
+    with anyio.move_on_after(within):
+        while True:
+            holds = condition()
+            if inspect.isawaitable(holds):
+                holds = await holds
+            if holds:
+                return
+            await anyio.sleep(0.01)
+    pytest.fail(f"not within {within:g} s: {condition}")

@@ -1,0 +1,214 @@
+"""Writes down what a client and a store say about leases, for the checkers."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from aioetcd import Client, EtcdError, EventType, KeepAlive, Session
+from aioetcd._proto import rpc_pb2
+from aioetcd.lease._state import LeaseRules
+from aioetcd.testing.checkers import assert_clean, check_leases
+from aioetcd.testing.history import LeaseSignal, Recorder
+
+# How late an event loop on a busy machine may be.
+LATENESS = 250_000_000
+
+
+class LeaseSpy:
+    """Records the grants, the renewals and their answers that pass a client's lease rules.
+
+    The times are its own, and answers are matched to renewals by itself: what it says does not
+    rest on what the client makes of them.
+
+    Attributes:
+        reopened_ns: When each renewal stream was opened.
+        in_flight_most: The most renewals of one lease that were unanswered at a time.
+    """
+
+    def __init__(self, client: Client, recorder: Recorder) -> None:
+        self.reopened_ns: list[int] = []
+        self.in_flight_most = 0
+        self._recorder = recorder
+        self._sent: dict[int, deque[int]] = {}
+        rules = client.lease.rules
+        self._rules: LeaseRules = rules
+        self._next_request, self._received = rules.next_request, rules.received
+        self._granted, self._opened = rules.granted, rules.opened
+        for name in ("next_request", "received", "granted", "opened"):
+            setattr(rules, name, getattr(self, name))
+
+    def granted(self, lease_id: int, ttl: int, sent_at: float, now: float) -> None:
+        """A lease was granted; an answer that came after its time promises nothing."""
+        if now < sent_at + ttl:
+            self._add(lease_id, "granted", int(sent_at * 1e9), ttl)
+        self._granted(lease_id, ttl, sent_at, now)
+
+    def opened(self, endpoint: str, now: float) -> None:
+        """A new stream answers nothing that the old one was asked."""
+        self.reopened_ns.append(time.monotonic_ns())
+        self._sent.clear()
+        self._opened(endpoint, now)
+
+    def next_request(self, now: float) -> rpc_pb2.LeaseKeepAliveRequest | None:
+        """Perhaps a renewal goes out."""
+        request = self._next_request(now)
+        if request is not None:
+            sent = self._sent.setdefault(request.ID, deque())
+            sent.append(time.monotonic_ns())
+            self.in_flight_most = max(self.in_flight_most, len(sent))
+            self._add(request.ID, "sent")
+        return request
+
+    def received(self, response: rpc_pb2.LeaseKeepAliveResponse, now: float) -> bool:
+        """A renewal was answered."""
+        if sent := self._sent.get(response.ID):
+            sent_ns = sent.popleft()
+            if response.TTL > 0:
+                self._add(response.ID, "answered", sent_ns, response.TTL)
+        return self._received(response, now)
+
+    def _add(
+        self, lease_id: int, kind: str, sent_ns: int | None = None, ttl: float | None = None
+    ) -> None:
+        now = time.monotonic_ns()
+        signal = LeaseSignal(lease_id, kind, now, sent_ns, ttl)  # type: ignore[arg-type]
+        self._recorder.add(signal)
+
+
+class LeaseWitness:
+    """Knows of each lease what its owner was told, and when the store dropped its key.
+
+    Attributes:
+        recorder: All of it, for the checkers.
+        spy: What passed the client.
+        deleted_ns: When the oracle saw a lease's key go, by the lease's id.
+        errors: What the owners were told.
+        excused: Leases whose owner could not be told in time, being stopped itself.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.recorder = Recorder()
+        self.spy = LeaseSpy(client, self.recorder)
+        self.deleted_ns: dict[int, int] = {}
+        self.errors: dict[int, EtcdError] = {}
+        self.excused: set[int] = set()
+        self._changed = anyio.Event()
+        self._client = client
+
+    async def attach(self, lease_id: int) -> None:
+        """Give a lease the key by which the store shows that it is gone."""
+        await self._client.kv.put(f"lease/{lease_id}", "", lease=lease_id)
+
+    def listen(self, keep_alive: KeepAlive, lease_id: int) -> None:
+        """Write down when a keep-alive tells the loss, at the very moment."""
+        keep_alive.on_lost = lambda error: self.told(lease_id, error)
+
+    async def listen_to(self, session: Session) -> None:
+        """Write down when a session tells the loss; it waits for that."""
+        self.told(session.lease_id, await session.wait_lost())
+
+    def told(self, lease_id: int, error: EtcdError) -> None:
+        """Write down a loss."""
+        self.recorder.add(LeaseSignal(lease_id, "lost", time.monotonic_ns()))
+        self.errors[lease_id] = error
+        self._wake()
+
+    def signals(self, lease_id: int, kind: str) -> list[LeaseSignal]:
+        """All signals of one kind of a lease."""
+        signals = self.recorder.of(LeaseSignal)
+        return [s for s in signals if s.lease_id == lease_id and s.kind == kind]
+
+    async def wait_told(self, lease_id: int, *, within: float = 10.0) -> EtcdError:
+        """Wait until the loss was told."""
+        with anyio.fail_after(within):
+            while lease_id not in self.errors:
+                await self._changed.wait()
+        return self.errors[lease_id]
+
+    async def wait_deleted(self, lease_id: int, *, within: float = 10.0) -> int:
+        """Wait until the oracle has seen the lease's key go."""
+        with anyio.fail_after(within):
+            while lease_id not in self.deleted_ns:
+                await self._changed.wait()
+        return self.deleted_ns[lease_id]
+
+    async def wait_answered(self, lease_id: int, *, since_ns: int, within: float = 10.0) -> None:
+        """Wait until a renewal that was sent after a time was answered."""
+        with anyio.fail_after(within):
+            while not any(
+                (signal.sent_ns or 0) > since_ns for signal in self.signals(lease_id, "answered")
+            ):
+                await anyio.sleep(0.01)
+
+    async def watch(
+        self, oracle: Client, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Be the oracle: it sees every change, whatever happens to the client."""
+        async with oracle.watch("lease/", prefix=True) as watch:
+            task_status.started()
+            async for event in watch:
+                if event.type is EventType.DELETE:
+                    lease_id = int(event.kv.key.partition(b"/")[2])
+                    self.deleted_ns.setdefault(lease_id, time.monotonic_ns())
+                    self._wake()
+
+    @property
+    def nothing_lost(self) -> bool:
+        """Whether no owner was told a loss, and no key went."""
+        return not self.errors and not self.deleted_ns
+
+    def check(self) -> None:
+        """Every loss was told once, in time, and before the store showed it (checker 10)."""
+        signals = [s for s in self.recorder.of(LeaseSignal) if s.lease_id not in self.excused]
+        revoked = {signal.lease_id for signal in signals if signal.kind == "revoked"}
+        ran_out = {
+            lease_id: at
+            for lease_id, at in self.deleted_ns.items()
+            if lease_id not in revoked | self.excused
+            and getattr(self.errors.get(lease_id), "reason", "expired") == "expired"
+        }
+        for tolerance_ns, expired_ns in ((LATENESS, None), (0, ran_out)):
+            found = check_leases(
+                signals,
+                expired_ns=expired_ns,
+                until_ns=time.monotonic_ns(),
+                tolerance_ns=tolerance_ns,
+            )
+            # Without tolerance, only whether the store was quicker counts.
+            assert_clean(v for v in found if tolerance_ns or v.checker == "lease before the store")
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+@asynccontextmanager
+async def witnessed(client: Client, oracle: Client) -> AsyncIterator[LeaseWitness]:
+    """Watch a client's leases; at the end what was told is checked."""
+    witness = LeaseWitness(client)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(witness.watch, oracle)
+        yield witness
+        witness.check()
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def kept_lease(
+    witness: LeaseWitness, client: Client, ttl: int
+) -> AsyncIterator[tuple[int, KeepAlive]]:
+    """A lease with a key, kept alive and witnessed; revoked at the end unless it was lost."""
+    lease = await client.lease.grant(ttl)
+    await witness.attach(lease.id)
+    keep_alive = client.lease.keep_alive(lease.id)
+    witness.listen(keep_alive, lease.id)
+    async with keep_alive:
+        yield lease.id, keep_alive
+    if lease.id not in witness.errors:
+        witness.recorder.add(LeaseSignal(lease.id, "revoked", time.monotonic_ns()))
+        await client.lease.revoke(lease.id)
