@@ -141,7 +141,7 @@ def test_pytest_file(example: Example, pytester: pytest.Pytester) -> None:
 def test_kinds() -> None:
     """There are examples of each kind, so that none of the tests above runs on nothing."""
     assert len(examples("body")) >= 6
-    assert len(examples("program")) == 2
+    assert len(examples("program")) == 3
     assert len(examples("pytest")) == 1
 
 
