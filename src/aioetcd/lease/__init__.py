@@ -94,6 +94,7 @@ class LeaseService:
         Raises:
             ValueError: `ttl` is not within 1 and 9 000 000 000 seconds.
             LeaseExistsError: `lease_id` is taken.
+            LeaseNotFoundError: The answer took so long that the lease has run out.
             NoSpaceError: The server's storage quota is used up.
             EtcdError: By cause; where `maybe_applied` is true, the lease may be there, and is
                 gone after its time to live.
@@ -121,6 +122,15 @@ class LeaseService:
         else:
             lease = Lease(ResponseHeader.from_message(response.header), response.ID, response.TTL)
         self.rules.granted(lease.id, lease.ttl, sent_at, monotonic())
+        if monotonic() >= sent_at + lease.ttl:
+            # The answer took longer than the lease lives: whether it still does, the server knows.
+            try:
+                await self.keep_alive_once(lease.id, timeout=timeout)
+            except LeaseNotFoundError:
+                raise
+            except EtcdError as failure:
+                failure.maybe_applied = True
+                raise
         return lease
 
     async def revoke(

@@ -1,0 +1,596 @@
+"""Leases under faults: none is lost needlessly, and a loss is told before the store shows it.
+
+Each test proves that its fault happened, and each witness checks at its end that what was told was
+right (see `signals`). The ids in the names are for finding a case again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from pathlib import Path
+from subprocess import PIPE
+
+import anyio
+import pytest
+from anyio.abc import Process
+from anyio.streams.text import TextReceiveStream
+
+from aioetcd import (
+    Client,
+    ClientClosedError,
+    DeadlineExceededError,
+    EtcdError,
+    LeaseExpiredError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    NoSpaceError,
+)
+from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
+from aioetcd.testing.history import LeaseSignal
+from benchmarks.lease_lead import measure
+from tests.lease.faults import Faulty, eventually, faulty_client
+from tests.lease.signals import LeaseWitness, kept_lease, witnessed
+
+pytestmark = pytest.mark.server
+
+QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
+SECOND = 1_000_000_000
+PAUSED_CLIENT = Path(__file__).parent.parent / "data" / "paused_client.py"
+
+
+async def wait_renewed_for(
+    witness: LeaseWitness, lease_id: int, seconds: float, *, within: float = 20.0
+) -> None:
+    """Wait until renewals were answered for so long from now on: beyond the lease's time."""
+    since_ns = time.monotonic_ns() + int(seconds * SECOND)
+    await witness.wait_answered(lease_id, since_ns=since_ns, within=within)
+
+
+# -- shorter than the lease ------------------------------------------------------------------
+
+
+async def test_l1_cuts(faulty: Faulty) -> None:
+    """Resets again and again, none of them for longer than the lease lives, lose nothing."""
+    async with (
+        witnessed(faulty.client, faulty.oracle) as witness,
+        kept_lease(witness, faulty.client, 2) as (lease_id, _),
+    ):
+        await witness.wait_answered(lease_id, since_ns=0)
+        for _ in range(6):
+            since_ns = time.monotonic_ns()
+            assert faulty.proxy.cut() >= 1
+            await witness.wait_answered(lease_id, since_ns=since_ns)
+        await wait_renewed_for(witness, lease_id, 2.2)
+        assert len(witness.spy.reopened_ns) >= 7
+        assert (await faulty.oracle.lease.time_to_live(lease_id)).ttl > 0
+        assert witness.nothing_lost
+
+
+async def test_l1_kill_and_restart() -> None:
+    """A member that crashes and is back before the lease's time is over costs no lease."""
+    async with (
+        EtcdServer(args=QUICK) as server,
+        faulty_client(server) as faulty,
+        witnessed(faulty.client, faulty.oracle) as witness,
+        kept_lease(witness, faulty.client, 4) as (lease_id, _),
+    ):
+        await witness.wait_answered(lease_id, since_ns=0)
+        pid = server.pid
+        await server.kill()
+        await server.start()
+        assert server.pid != pid
+        await wait_renewed_for(witness, lease_id, 4.2)
+        assert len(witness.spy.reopened_ns) >= 2
+        assert (await faulty.oracle.kv.get(f"lease/{lease_id}")).kv is not None
+        assert witness.nothing_lost
+
+
+# -- longer than the lease -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ttl", [2, 3, 5])
+async def test_l2_blackhole(faulty: Faulty, ttl: int) -> None:
+    """Cut off in silence, the owner is told before the key goes, although nobody can be asked."""
+    faulty.proxy.delay(0.03)  # a network's latency: the margin for a loop that is late
+    async with (
+        witnessed(faulty.client, faulty.oracle) as witness,
+        kept_lease(witness, faulty.client, ttl) as (lease_id, _),
+    ):
+        await witness.wait_answered(lease_id, since_ns=0)
+        faulty.proxy.blackhole()
+        error = await witness.wait_told(lease_id)
+        assert isinstance(error, LeaseExpiredError)
+        assert (await faulty.oracle.kv.get(f"lease/{lease_id}")).kv is not None
+        await witness.wait_deleted(lease_id)
+        assert faulty.proxy.bytes_swallowed > 0
+
+
+async def test_l3_revoked_by_another_client(faulty: Faulty) -> None:
+    """A lease that somebody else revokes is lost at its next renewal, with that reason."""
+    ttl = 3
+    async with (
+        witnessed(faulty.client, faulty.oracle) as witness,
+        kept_lease(witness, faulty.client, ttl) as (lease_id, _),
+    ):
+        await witness.wait_answered(lease_id, since_ns=0)
+        await faulty.oracle.lease.revoke(lease_id)
+        revoked_ns = time.monotonic_ns()
+        error = await witness.wait_told(lease_id)
+        assert isinstance(error, LeaseLostError)
+        assert error.reason == "revoked"
+        told_after = witness.signals(lease_id, "lost")[0].at_ns - revoked_ns
+        assert told_after <= (ttl / 3 + 0.5) * SECOND
+        await witness.wait_deleted(lease_id)
+
+
+# -- the client's own time -------------------------------------------------------------------
+
+
+async def test_l4_blocked_loop(faulty: Faulty) -> None:
+    """After a loop was blocked for too long, nothing that needs the lease begins before the loss.
+
+    Answers that came meanwhile are not believed, and `is_lost` tells the truth at once, before the
+    loop had a turn.
+    """
+    ttl = 2
+    session = faulty.client.session(ttl=ttl)
+    began_after_block = 0
+
+    async def use() -> None:
+        nonlocal began_after_block
+        await witness.attach(session.lease_id)
+        await witness.wait_answered(session.lease_id, since_ns=0)
+        time.sleep(ttl + 1.5)  # noqa: ASYNC251  # a body that blocks the loop is the fault
+        assert session.is_lost
+        assert session.expires_in == 0
+        while True:
+            await anyio.lowlevel.checkpoint()
+            began_after_block += 1
+
+    async with witnessed(faulty.client, faulty.oracle) as witness:
+        witness.excused.add(session.lease_id)  # there was no turn of the loop to tell it in
+        with pytest.raises(LeaseExpiredError):
+            async with session:
+                await use()
+        assert began_after_block == 0
+        answered = witness.signals(session.lease_id, "answered")
+        deadline_ns = max(signal.sent_ns or 0 for signal in answered) + ttl * SECOND
+        assert time.monotonic_ns() > deadline_ns
+        await eventually(faulty.no_leases)
+
+
+async def test_p1_blocked_loop_with_many_leases_and_a_watch(faulty: Faulty) -> None:
+    """A loop blocked for three times the leases' time loses them all at once, and no watch."""
+    client, ttl = faulty.client, 1
+    told: list[EtcdError] = []
+    async with client.watch("seen/", prefix=True) as watch:
+        keep_alives = []
+        for _ in range(20):
+            lease = await client.lease.grant(ttl)
+            keep_alive = client.lease.keep_alive(lease.id)
+            keep_alive.on_lost = told.append
+            await keep_alive.__aenter__()
+            keep_alives.append(keep_alive)
+        for keep_alive in keep_alives:
+            async for _ in keep_alive:
+                break
+        await client.kv.put("seen/1", "before")
+        time.sleep(3 * ttl)  # noqa: ASYNC251  # a body that blocks the loop is the fault
+        assert [keep_alive.expires_in for keep_alive in keep_alives] == [0] * 20
+        await eventually(lambda: len(told) == 20)
+        assert all(isinstance(error, LeaseExpiredError) for error in told)
+        await client.kv.put("seen/2", "after")
+        events = []
+        async for event in watch:
+            events.append(event.kv.value)
+            if len(events) == 2:
+                break
+        assert events == [b"before", b"after"]
+    for keep_alive in keep_alives:
+        await keep_alive.aclose()
+    await client.kv.delete("seen/", prefix=True)
+
+
+class PausedClient:
+    """A client in a process of its own, and what it has said."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.said: list[dict[str, object]] = []
+        assert process.stdout is not None
+        self._output = TextReceiveStream(process.stdout)
+        self._rest = ""
+
+    async def wait_for(self, what: str) -> dict[str, object]:
+        """Read on until it has said something."""
+        with anyio.fail_after(20):
+            while not (found := [line for line in self.said if line["what"] == what]):
+                await self._read()
+        return found[0]
+
+    async def read_all(self) -> None:
+        """Read until it has ended."""
+        with anyio.fail_after(20):
+            try:
+                while True:
+                    await self._read()
+            except anyio.EndOfStream:
+                return
+
+    async def _read(self) -> None:
+        *lines, self._rest = (self._rest + await self._output.receive()).split("\n")
+        self.said += map(json.loads, lines)
+
+
+async def test_l5_paused_client_process(faulty: Faulty) -> None:
+    """A process that was stopped for longer than its lease lives knows it before it acts again."""
+    ttl = 2
+    async with witnessed(faulty.client, faulty.oracle) as witness:
+        command = [sys.executable, str(PAUSED_CLIENT), faulty.server.endpoint, str(ttl)]
+        async with await anyio.open_process(command, stdout=PIPE, stderr=None) as process:
+            client = PausedClient(process)
+            held = await client.wait_for("held")
+            lease_id = int(str(held["lease_id"]))
+            await client.wait_for("acted")
+            process.send_signal(signal.SIGSTOP)
+            stat = Path(f"/proc/{process.pid}/stat")
+            await eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+            deleted_ns = await witness.wait_deleted(lease_id)
+            resumed_ns = time.monotonic_ns()
+            process.send_signal(signal.SIGCONT)
+            await client.read_all()
+            assert await process.wait() == 0
+        lost = [line for line in client.said if line["what"] == "lost"]
+        assert [line["error"] for line in lost] == ["LeaseExpiredError"]
+        assert resumed_ns <= int(str(lost[0]["at_ns"])) <= resumed_ns + SECOND
+        acted = [int(str(line["at_ns"])) for line in client.said if line["what"] == "acted"]
+        assert acted
+        assert max(acted) < deleted_ns
+        witness.excused.add(lease_id)  # its owner could not be told while it was stopped
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+async def test_l6_wall_clock_jump(
+    faulty: Faulty, jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wall clock that is set an hour forth or back changes nothing."""
+    real = time.time
+    async with (
+        witnessed(faulty.client, faulty.oracle) as witness,
+        kept_lease(witness, faulty.client, 2) as (lease_id, _),
+    ):
+        await witness.wait_answered(lease_id, since_ns=0)
+        with monkeypatch.context() as patch:  # not for calls with a deadline: grpc's core sees none
+            patch.setattr(time, "time", lambda: real() + jump)
+            assert abs(time.time() - real()) > 3000
+            await wait_renewed_for(witness, lease_id, 2.2)
+        assert witness.nothing_lost
+
+
+# -- the cluster -----------------------------------------------------------------------------
+
+
+async def test_l7_leader_change() -> None:
+    """Leases live on when the leader is moved, and when it crashes."""
+    async with (
+        EtcdCluster() as cluster,
+        Client(cluster.endpoints) as client,
+        Client(cluster.direct_endpoints) as oracle,
+        witnessed(client, oracle) as witness,
+        kept_lease(witness, client, 3) as (lease_id, _),
+    ):
+        await witness.wait_answered(lease_id, since_ns=0)
+        old = await cluster.leader()
+        await cluster.move_leader((cluster.members.index(old) + 1) % 3)
+        moved = await cluster.leader()
+        assert moved is not old
+        await wait_renewed_for(witness, lease_id, 3.2)
+        await moved.kill()
+        assert await cluster.leader() is not moved
+        await wait_renewed_for(witness, lease_id, 3.2)
+        assert witness.nothing_lost
+
+
+# -- answers that never come, or late --------------------------------------------------------
+
+
+async def test_l8_never_answered(faulty: Faulty) -> None:
+    """Where no renewal is ever answered, the time counts from the sending of the grant."""
+    async with (
+        witnessed(faulty.client, faulty.oracle) as witness,
+    ):
+        lease = await faulty.client.lease.grant(2)
+        await witness.attach(lease.id)
+        faulty.proxy.delay(0.03)  # a network's latency: the margin for a loop that is late
+        faulty.proxy.blackhole(client_to_server=False)
+        keep_alive = faulty.client.lease.keep_alive(lease.id)
+        witness.listen(keep_alive, lease.id)
+        async with keep_alive:
+            error = await witness.wait_told(lease.id)
+        assert isinstance(error, LeaseExpiredError)
+        assert witness.signals(lease.id, "sent")
+        assert not witness.signals(lease.id, "answered")
+        assert faulty.proxy.bytes_swallowed > 0
+        await witness.wait_deleted(lease.id)
+
+
+async def test_l9_slow_answers(faulty: Faulty) -> None:
+    """Answers that take more than a third of the lease's time, but less than all, lose nothing."""
+    ttl = 3
+    async with (
+        witnessed(faulty.client, faulty.oracle) as witness,
+        kept_lease(witness, faulty.client, ttl) as (lease_id, _),
+    ):
+        await witness.wait_answered(lease_id, since_ns=0)
+        faulty.proxy.delay(0.7, jitter=0.2)  # each way
+        await wait_renewed_for(witness, lease_id, ttl + 1)
+        faulty.proxy.delay(0)
+        assert witness.spy.in_flight_most >= 2
+        slow = [s.at_ns - (s.sent_ns or 0) for s in witness.signals(lease_id, "answered")]
+        assert max(slow) > ttl / 3 * SECOND
+        assert witness.nothing_lost
+
+
+async def test_l10_a_thousand_leases(quick_server: EtcdServer) -> None:
+    """An outage shorter than half of their time loses none of 1000 leases; the urgent go first."""
+    await quick_server.clear()
+    async with (
+        faulty_client(quick_server) as faulty,
+        witnessed(faulty.client, faulty.oracle) as witness,
+    ):
+        ids: list[int] = []
+        limiter = anyio.Semaphore(50)
+
+        async def grant(number: int) -> None:
+            async with limiter:
+                lease = await faulty.client.lease.grant(8 + number % 5)
+                ids.append(lease.id)
+
+        async def revoke(lease_id: int) -> None:
+            async with limiter:
+                witness.recorder.add(LeaseSignal(lease_id, "revoked", time.monotonic_ns()))
+                await faulty.oracle.lease.revoke(lease_id)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(1000):
+                tasks.start_soon(grant, number)
+        keep_alives = [faulty.client.lease.keep_alive(lease_id) for lease_id in ids]
+        for lease_id, keep_alive in zip(ids, keep_alives, strict=True):
+            witness.listen(keep_alive, lease_id)
+            await keep_alive.__aenter__()
+        for keep_alive in keep_alives:
+            async for _ in keep_alive:
+                break
+        rules = faulty.client.lease.rules
+        faulty.proxy.refuse()
+        assert faulty.proxy.cut() >= 1
+        await anyio.sleep(3.5)  # the outage itself: less than half of the shortest time
+        deadlines = {lease_id: rules.deadline(lease_id) or 0.0 for lease_id in ids}
+        await faulty.proxy.heal()
+        healed_ns = time.monotonic_ns()
+        await eventually(lambda: all((rules.deadline(i) or 0) > deadlines[i] for i in ids))
+
+        sent = [s for s in witness.recorder.of(LeaseSignal) if s.kind == "sent"]
+        overdue = [s.lease_id for s in sent if s.at_ns > healed_ns][:200]
+        urgency = [deadlines[lease_id] for lease_id in overdue]
+        assert urgency == sorted(urgency)
+        assert len(set(overdue)) == len(overdue)
+        assert rules.counts()[0] == 1000
+        assert witness.errors == {}
+        for keep_alive in keep_alives:
+            await keep_alive.aclose()
+        async with anyio.create_task_group() as tasks:
+            for lease_id in ids:
+                tasks.start_soon(revoke, lease_id)
+        await eventually(faulty.no_leases)
+
+
+async def test_l11_grant_without_an_answer(faulty: Faulty) -> None:
+    """A session whose grant's answer was lost has one lease all the same, and leaves none."""
+    fired = faulty.proxy.cut_after(0)
+    async with faulty.client.session(ttl=600) as session:
+        assert fired.is_set()
+        assert await faulty.lease_ids() == (session.lease_id,)
+    assert await faulty.lease_ids() == ()
+
+
+async def test_l11_grant_answered_too_late(faulty: Faulty) -> None:
+    """A grant whose answer came after the lease had run out is an error: no session is entered."""
+    faulty.proxy.hold_after(0)
+    entered = False
+
+    async def use() -> None:
+        nonlocal entered
+        async with faulty.client.session(ttl=1):
+            entered = True
+
+    async def outlive() -> None:
+        async def is_granted() -> bool:
+            return await faulty.lease_ids() != ()
+
+        await eventually(is_granted)
+        await eventually(faulty.no_leases)
+        await faulty.proxy.heal()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outlive)
+        with pytest.raises(LeaseNotFoundError):
+            await use()
+    assert not entered
+
+
+async def test_l11_grant_never_answered(
+    quick_server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session that cannot be granted nor revoked says so, and leaves a lease that runs out."""
+    await quick_server.clear()
+    async with faulty_client(quick_server, timeout=1) as faulty:
+        faulty.proxy.blackhole(client_to_server=False)
+        with pytest.raises(DeadlineExceededError) as caught:
+            async with faulty.client.session(ttl=2):
+                pytest.fail("it was granted")
+        assert caught.value.maybe_applied
+        assert "could not be revoked" in caplog.text
+        assert faulty.proxy.bytes_swallowed > 0
+        await eventually(faulty.no_leases)
+
+
+async def test_l12_the_granted_time_counts(server: EtcdServer) -> None:
+    """Where the server raises a time of 1 s, the renewals go by what it made of it."""
+    async with (
+        Client(server.endpoint) as client,
+        Client(server.endpoint) as oracle,
+        witnessed(client, oracle) as witness,
+        kept_lease(witness, client, 1) as (lease_id, _),
+    ):
+        (granted,) = witness.signals(lease_id, "granted")
+        assert granted.ttl == 2
+        await wait_renewed_for(witness, lease_id, 2.5)
+        sent = [s.at_ns for s in witness.signals(lease_id, "sent")]
+        pauses = [after - before for before, after in pairwise(sent)]
+        assert min(pauses) >= 0.85 * 2 / 3 * SECOND
+        assert witness.nothing_lost
+
+
+async def test_l12_one_second() -> None:
+    """A lease of one second is kept alive in a quick cluster."""
+    async with (
+        EtcdCluster() as cluster,
+        Client(cluster.endpoints) as client,
+        Client(cluster.direct_endpoints) as oracle,
+        witnessed(client, oracle) as witness,
+        kept_lease(witness, client, 1) as (lease_id, _),
+    ):
+        (granted,) = witness.signals(lease_id, "granted")
+        assert granted.ttl == 1
+        await wait_renewed_for(witness, lease_id, 3)
+        assert len(witness.signals(lease_id, "answered")) >= 8
+        assert witness.nothing_lost
+
+
+# -- ending while nobody answers -------------------------------------------------------------
+
+
+async def test_l13_leaving_a_session(quick_server: EtcdServer) -> None:
+    """A session that is left while nobody answers is done within the smaller of its bounds."""
+    await quick_server.clear()
+    for timeout, ttl in ((1.0, 30), (10.0, 2)):
+        async with faulty_client(quick_server, timeout=timeout) as faulty:
+            session = faulty.client.session(ttl=ttl, on_lost="ignore")
+            async with session:
+                faulty.proxy.blackhole()
+                began = time.monotonic()
+            assert time.monotonic() - began <= min(timeout, ttl) + 0.5
+            assert faulty.proxy.bytes_swallowed > 0
+            if ttl > 10:
+                await faulty.oracle.lease.revoke(session.lease_id)
+            await eventually(faulty.no_leases)
+
+
+async def test_l13_revoking(faulty: Faulty) -> None:
+    """A revocation that is not answered ends at its deadline, and says that it may be done."""
+    lease = await faulty.client.lease.grant(60)
+    faulty.proxy.blackhole(client_to_server=False)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError) as caught:
+        await faulty.client.lease.revoke(lease.id, timeout=0.7)
+    assert time.monotonic() - began <= 1.2
+    assert caught.value.maybe_applied
+    assert faulty.proxy.bytes_swallowed > 0
+    await eventually(faulty.no_leases)
+
+
+async def test_l14_no_space() -> None:
+    """A store without space refuses grants clearly and once, and goes on renewing leases."""
+    async with (
+        EtcdServer(args=[*QUICK, "--quota-backend-bytes=17000000"]) as server,
+        Client(server.endpoint) as client,
+        Client(server.endpoint) as oracle,
+        witnessed(client, oracle) as witness,
+        kept_lease(witness, client, 2) as (lease_id, _),
+    ):
+        with pytest.raises(NoSpaceError):  # noqa: PT012  # any of them may be the one
+            for _ in range(40):
+                await client.kv.put("big", b"x" * 1_000_000)
+        retries = client.stats().retries
+        for _ in range(3):
+            with pytest.raises(NoSpaceError) as caught:
+                await client.lease.grant(5)
+            assert not caught.value.maybe_applied
+        assert client.stats().retries == retries
+        await wait_renewed_for(witness, lease_id, 2.2)
+        assert witness.nothing_lost
+
+
+# -- closing during each fault ---------------------------------------------------------------
+
+
+def refuse(proxy: FaultProxy, server: EtcdServer) -> None:
+    """Look like a machine on which nothing listens any more."""
+    proxy.refuse()
+    proxy.cut()
+
+
+FAULTS: dict[str, Callable[[FaultProxy, EtcdServer], Awaitable[object] | object]] = {
+    "none": lambda proxy, server: None,
+    "cut": lambda proxy, server: proxy.cut(),
+    "refused": refuse,
+    "hanging": lambda proxy, server: proxy.hang(),
+    "blackhole": lambda proxy, server: proxy.blackhole(),
+    "requests lost": lambda proxy, server: proxy.blackhole(server_to_client=False),
+    "answers lost": lambda proxy, server: proxy.blackhole(client_to_server=False),
+    "slow": lambda proxy, server: proxy.delay(5),
+    "paused": lambda proxy, server: server.pause(),
+    "killed": lambda proxy, server: server.kill(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_p4_close_during(fault: str) -> None:
+    """A client closes within 2 s whatever the network does, and every loop over a lease ends."""
+    ended: list[EtcdError] = []
+
+    async def follow(client: Client, lease_id: int) -> None:
+        try:
+            async for _ in client.lease.keep_alive(lease_id):
+                pass
+        except EtcdError as error:
+            ended.append(error)
+
+    async with EtcdServer(args=QUICK) as server, FaultProxy(server.endpoint) as proxy:
+        client = Client(proxy.endpoint)
+        leases = [await client.lease.grant(30) for _ in range(5)]
+        async with anyio.create_task_group() as tasks:
+            for lease in leases:
+                tasks.start_soon(follow, client, lease.id)
+            tasks.start_soon(follow, client, 12345)  # asks for it, and is told
+            await eventually(lambda: len(ended) == 1)
+            assert proxy.connections_open >= 1
+            did = FAULTS[fault](proxy, server)
+            if isinstance(did, Awaitable):
+                await did
+            for lease in leases:  # something that waits for an answer
+                tasks.start_soon(follow, client, lease.id)
+            began = time.monotonic()
+            await client.aclose()
+            assert time.monotonic() - began <= 2
+        assert len(ended) == 11
+        assert all(isinstance(error, ClientClosedError) for error in ended[1:])
+        if server.is_running:
+            os.kill(server.pid, signal.SIGCONT)
+
+
+# -- the lead --------------------------------------------------------------------------------
+
+
+async def test_the_loss_is_told_before_the_store_shows_it() -> None:
+    """Of many sessions cut off at once, each is told before its key goes: the lead is positive."""
+    leads = await measure(sessions=10, ttl=2, latency=0.03)
+    assert len(leads) == 10
+    assert min(leads) > 0
