@@ -1,0 +1,93 @@
+"""What the tests of locks share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+import anyio
+import pytest
+
+from aioetcd import Client, Lock, Op
+from tests.lease.faults import eventually
+
+NAME = "/locks/nightly"
+
+
+async def queue(client: Client, name: str = NAME) -> list[bytes]:
+    """Give the keys of a lock, the holder's first."""
+    found = await client.kv.get(name + "/", prefix=True)
+    return [kv.key for kv in sorted(found.kvs, key=lambda kv: kv.create_revision)]
+
+
+async def wait_for_queue(client: Client, length: int, name: str = NAME) -> None:
+    """Wait until so many hold the lock or wait for it."""
+
+    async def is_long_enough() -> bool:
+        return len(await queue(client, name)) == length
+
+    await eventually(is_long_enough)
+
+
+async def is_owner(client: Client, lock: Lock) -> bool:
+    """Ask the server, as a guarded write would."""
+    result = await client.kv.txn(compare=[lock.is_owner()], success=[Op.get("any")])
+    return result.succeeded
+
+
+async def body(lock: Lock, entered: Callable[[], Awaitable[object]] | None = None) -> None:
+    """Hold a lock until it is lost."""
+    async with lock:
+        if entered is not None:
+            await entered()
+        await anyio.sleep(10)
+        pytest.fail("the body was not cancelled")
+
+
+@dataclass
+class Turn:
+    """One holder's time."""
+
+    revision: int
+    entered: float
+    left: float
+
+
+class Room:
+    """What a lock protects: counts who is inside."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.turns: list[Turn] = []
+
+    @asynccontextmanager
+    async def entered(self, lock: Lock) -> AsyncIterator[None]:
+        """Be inside, alone."""
+        assert self.inside == 0
+        self.inside += 1
+        entered = monotonic()
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            self.turns.append(Turn(lock.revision, entered, monotonic()))
+
+    def check(self, turns: int) -> None:
+        """So many had their turn, in the order of their revisions, each with one of its own."""
+        assert self.inside == 0
+        revisions = [turn.revision for turn in self.turns]
+        assert len(revisions) == turns
+        assert revisions == sorted(set(revisions))
+
+
+async def watches_created(client: Client, count: int, *, after: int = 0) -> None:
+    """Wait until a client has so many watches open at the server, from beyond a revision."""
+
+    def are_created() -> bool:
+        rules = [watches.rules for watches in client.watch.streams.values()]
+        states = [state for each in rules for state in each._open.values()]
+        return len(states) == count and all((s.next_revision or 0) > after for s in states)
+
+    await eventually(are_created)

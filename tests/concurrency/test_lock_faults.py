@@ -1,0 +1,265 @@
+"""Locks through faults, and with etcdctl as another player."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+
+import anyio
+import anyio.abc
+import pytest
+
+from aioetcd import Client, LockLostError, LockNotAcquiredError, LockTimeoutError, NoEndpointError
+from aioetcd.testing import EtcdServer, FaultProxy, find_binary
+from tests.concurrency.locks import NAME, body, is_owner, queue, wait_for_queue, watches_created
+from tests.lease.faults import Faulty, eventually, faulty_client
+
+pytestmark = pytest.mark.server
+
+
+# Faults that a lock lives through.
+
+
+async def test_compaction_while_waiting(faulty: Faulty) -> None:
+    """A waiter whose watch falls behind a compaction looks again and goes on waiting."""
+    acquired = anyio.Event()
+    leave = anyio.Event()
+
+    async def wait() -> None:
+        async with faulty.client.lock(NAME, ttl=60) as lock:
+            acquired.set()
+            await leave.wait()
+            assert await is_owner(faulty.client, lock)
+
+    async with anyio.create_task_group() as tasks:
+        async with faulty.oracle.lock(NAME, ttl=60):
+            tasks.start_soon(wait)
+            await wait_for_queue(faulty.oracle, 2)
+            await watches_created(faulty.client, 2)
+            compacted = await compact(faulty)
+            await cut_watches(faulty)
+            await watches_created(faulty.client, 2, after=compacted)
+            assert not acquired.is_set()
+        with anyio.fail_after(5):
+            await acquired.wait()
+        leave.set()
+
+
+async def test_compaction_while_holding(faulty: Faulty) -> None:
+    """A holder whose watch falls behind a compaction goes on, and still notices its loss."""
+    lock = faulty.client.lock(NAME, ttl=60)
+
+    async def take_away() -> None:
+        compacted = 0
+        for _ in range(2):
+            await watches_created(faulty.client, 1, after=compacted)
+            compacted = await compact(faulty)
+            await cut_watches(faulty)
+            assert await is_owner(faulty.client, lock)
+            assert not lock.is_lost
+        await watches_created(faulty.client, 1, after=compacted)
+        await faulty.oracle.kv.delete(lock.key)
+
+    with pytest.raises(LockLostError):
+        await body(lock, take_away)
+
+
+async def test_key_deleted_and_compacted_while_cut_off(faulty: Faulty) -> None:
+    """A deletion that only the history knew, and the history is gone, is noticed all the same."""
+    lock = faulty.client.lock(NAME, ttl=60)
+
+    async def take_away() -> None:
+        await watches_created(faulty.client, 1)
+        faulty.proxy.refuse()
+        faulty.proxy.cut()
+        await faulty.oracle.kv.delete(lock.key)
+        await compact(faulty)
+        assert not lock.is_lost
+        await faulty.proxy.heal()
+
+    with pytest.raises(LockLostError):
+        await body(lock, take_away)
+
+
+async def cut_watches(faulty: Faulty) -> None:
+    """Cut the connection, and wait until the watches have noticed."""
+    (watches,) = faulty.client.watch.streams.values()
+    reconnects = watches.shared.reconnects
+    faulty.proxy.cut()
+    await eventually(lambda: watches.shared.reconnects > reconnects)
+
+
+async def compact(faulty: Faulty) -> int:
+    """Write something, forget the history before it, and give the revision that is left."""
+    for _ in range(3):
+        put = await faulty.oracle.kv.put("other", "v")
+    await faulty.oracle.kv.compact(put.header.revision, physical=True)
+    await faulty.oracle.kv.delete("other")
+    return put.header.revision
+
+
+async def test_acquired_through_cuts(faulty: Faulty) -> None:
+    """Connections that break at any byte of the acquisition change nothing: one key, one lease."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201
+    chance = random.Random(seed)
+    fired = 0
+    for _ in range(30):
+        cut = faulty.proxy.cut_after(chance.randrange(400))
+        async with faulty.client.lock(NAME, ttl=30) as lock:
+            assert await queue(faulty.oracle) == [lock.key]
+            assert await faulty.lease_ids() == (lock.lease_id,)
+            assert await is_owner(faulty.oracle, lock)
+        fired += cut.is_set()
+        await faulty.proxy.heal()
+        assert await queue(faulty.oracle) == []
+    assert fired >= 15
+    assert await faulty.no_leases()
+
+
+async def test_not_blocking_through_cuts(faulty: Faulty) -> None:
+    """A lost answer is never taken for somebody else's lock."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201
+    chance = random.Random(seed)
+    for _ in range(20):
+        faulty.proxy.cut_after(chance.randrange(300))
+        async with faulty.client.lock(NAME, ttl=30, blocking=False) as lock:
+            assert await is_owner(faulty.oracle, lock)
+        await faulty.proxy.heal()
+
+
+async def test_leaving_while_cut_off(quick_server: EtcdServer) -> None:
+    """Leaving takes the time to live at the most; then the next one has the lock."""
+    async with faulty_client(quick_server) as faulty:
+        async with faulty.client.lock(NAME, ttl=1):
+            faulty.proxy.blackhole()
+            before = monotonic()
+        assert monotonic() - before < 1.3
+        async with faulty.oracle.lock(NAME, ttl=60, timeout=3):
+            pass
+
+
+async def test_entering_without_a_server(quick_server: EtcdServer) -> None:
+    """Without a reachable endpoint, acquiring fails at the client's timeout."""
+    async with FaultProxy(quick_server.endpoint) as proxy:
+        proxy.refuse()
+        async with Client(proxy.endpoint, timeout=0.5) as client:
+            for blocking in (True, False):
+                before = monotonic()
+                with pytest.raises(NoEndpointError):
+                    await client.lock(NAME, blocking=blocking).__aenter__()
+                assert monotonic() - before < 0.8
+
+
+async def test_timeout_without_a_server(quick_server: EtcdServer) -> None:
+    """The lock's own timeout holds when nobody can be reached, too."""
+    async with FaultProxy(quick_server.endpoint) as proxy:
+        proxy.refuse()
+        async with Client(proxy.endpoint, timeout=5) as client:
+            before = monotonic()
+            with pytest.raises((LockTimeoutError, NoEndpointError)):
+                await client.lock(NAME, timeout=0.3).__aenter__()
+            assert monotonic() - before < 0.8
+
+
+# Another implementation.
+
+
+class Etcdctl:
+    """``etcdctl lock``, to be started."""
+
+    def __init__(self, server: EtcdServer, tasks: anyio.abc.TaskGroup) -> None:
+        program = str(find_binary("etcdctl"))
+        self._command = [program, f"--endpoints={server.endpoint}", "lock", "--ttl=60", NAME]
+        self._tasks = tasks
+        self._process: anyio.abc.Process | None = None
+        self._output = b""
+
+    @property
+    def key(self) -> bytes | None:
+        """The key that it prints when it has the lock."""
+        line, newline, _ = self._output.partition(b"\n")
+        return line if newline else None
+
+    async def start(self) -> None:
+        """Run it."""
+        self._process = await anyio.open_process(self._command, env={"ETCDCTL_API": "3"})
+        self._tasks.start_soon(self._read, self._process)
+
+    async def _read(self, process: anyio.abc.Process) -> None:
+        assert process.stdout is not None
+        async for data in process.stdout:
+            self._output += data
+
+    async def release(self) -> None:
+        """End it as Ctrl-C does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        with anyio.fail_after(5):
+            await self._process.wait()
+
+    async def aclose(self) -> None:
+        """Kill it if it still runs."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.aclose()
+
+
+@asynccontextmanager
+async def etcdctl_lock(server: EtcdServer) -> AsyncIterator[Etcdctl]:
+    """Make one that does not outlive the block."""
+    async with anyio.create_task_group() as tasks:
+        etcdctl = Etcdctl(server, tasks)
+        try:
+            yield etcdctl
+        finally:
+            with anyio.CancelScope(shield=True):
+                await etcdctl.aclose()
+                await server.clear()  # it deletes its key and leaves its lease
+            tasks.cancel_scope.cancel()
+
+
+async def test_etcdctl_waits_for_us(client: Client, server: EtcdServer) -> None:
+    """`etcdctl lock` waits while we hold the lock, and has it when we leave."""
+    async with etcdctl_lock(server) as etcdctl:
+        async with client.lock(NAME, ttl=60) as lock:
+            await etcdctl.start()
+            await wait_for_queue(client, 2)
+            waiting = (await queue(client))[1]
+            assert etcdctl.key is None
+            assert await is_owner(client, lock)
+        await eventually(lambda: etcdctl.key is not None)
+        assert etcdctl.key == waiting
+        await etcdctl.release()
+        assert await queue(client) == []
+
+
+async def test_we_wait_for_etcdctl(client: Client, server: EtcdServer) -> None:
+    """While `etcdctl lock` holds it we see who has it, wait, and have it when it ends."""
+    acquired = anyio.Event()
+
+    async def wait() -> None:
+        async with client.lock(NAME, ttl=60) as lock:
+            assert await is_owner(client, lock)
+            acquired.set()
+
+    async with etcdctl_lock(server) as etcdctl:
+        await etcdctl.start()
+        await eventually(lambda: etcdctl.key is not None)
+        with pytest.raises(LockNotAcquiredError) as caught:
+            await client.lock(NAME, blocking=False).__aenter__()
+        assert caught.value.holder.key == etcdctl.key
+        with pytest.raises(LockTimeoutError):
+            await client.lock(NAME, timeout=0.1).__aenter__()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await wait_for_queue(client, 2)
+            assert not acquired.is_set()
+            await etcdctl.release()
+            with anyio.fail_after(5):
+                await acquired.wait()
