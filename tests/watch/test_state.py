@@ -346,6 +346,8 @@ def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:
     assert request.WhichOneof("request_union") == "progress_request"
     assert rules.next_request(0.1) is None
     assert rules.next_tick() == _state.PROGRESS_INTERVAL
+    rules.tick(9)
+    assert rules.next_tick() == 9 + _state.PROGRESS_INTERVAL, "no busy loop while nothing is sent"
     assert rules.next_request(_state.PROGRESS_INTERVAL) is not None
     rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 1)
     assert rules.next_request(2) is None

@@ -151,6 +151,7 @@ class WatchRules:
         self._to_create: deque[WatchState] = deque()
         self._to_cancel: deque[int] = deque()
         self._progress_at = 0.0
+        self._ticked = 0.0
 
     # What the handles do.
 
@@ -313,10 +314,14 @@ class WatchRules:
 
     def next_tick(self) -> float | None:
         """Wake up to repeat a request for progress."""
-        return self._progress_at if self.progress_trusted and self._progress_wanted else None
+        if not self.progress_trusted or not self._progress_wanted:
+            return None
+        # Not in the past: while the stream takes no requests, one that is due stays due.
+        return max(self._progress_at, self._ticked + PROGRESS_INTERVAL)
 
     def tick(self, now: float) -> None:
-        """Nothing depends on the time but `next_request`."""
+        """Time has passed: `next_request` may have something."""
+        self._ticked = now
 
     # What answers mean.
 
