@@ -254,7 +254,6 @@ async def renewals(server: EtcdServer, leases: int) -> None:
             await keep_alive.aclose()
         assert soonest is not None
         bare = await bare_renewals(server.endpoint, ids[0], leases / (TTL / 3 * 0.95), seconds)
-        await in_tasks(leases, lambda n: client.lease.revoke(ids[n]))
     print(
         f"{leases} leases of {TTL} s kept alive: {share:.1%} of one core, the soonest would have "
         f"expired in {soonest:.1f} s; the bare stub, as many renewals in like bursts: {bare:.1%} "
