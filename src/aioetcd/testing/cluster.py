@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+import anyio.lowlevel
 
 from aioetcd.testing._process import HOST, connects
 from aioetcd.testing.proxy import FaultProxy
@@ -261,6 +262,8 @@ class EtcdCluster:
         with anyio.CancelScope(shield=True):
             for front in self._fronts:
                 front.close()
+            for _ in range(5):  # accepted by the kernel, on its way through asyncio to a proxy
+                await anyio.lowlevel.checkpoint()
             await self._stack.aclose()
             for front in self._fronts:
                 await front.wait_closed()
