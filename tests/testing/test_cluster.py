@@ -14,8 +14,6 @@ import pytest
 
 from aioetcd.testing import EtcdCluster, EtcdServer, EtcdStartError
 
-pytestmark = pytest.mark.server
-
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[EtcdCluster]:

@@ -1,10 +1,12 @@
 """The fault proxy's connections: relayed, reset, closed, refused, hung; and its own end."""
 
 import asyncio
+import gc
 import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator
 from unittest.mock import ANY
 
@@ -262,3 +264,18 @@ def test_wrong_arguments() -> None:
     ):
         with pytest.raises(ValueError, match="must"):
             call()
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_closing_while_a_connection_is_accepted(backend: Backend, turns: int) -> None:
+    """Whenever a connection comes while the proxy closes, its socket is closed too."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with FaultProxy(backend.endpoint) as proxy:
+            host, port = proxy.endpoint.split(":")
+            with socket.create_connection((host, int(port))):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await proxy.aclose()
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []

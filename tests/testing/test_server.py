@@ -25,8 +25,6 @@ from aioetcd.testing import (
 from aioetcd.testing import server as server_module
 from aioetcd.testing._process import free_ports
 
-pytestmark = pytest.mark.server
-
 # A single member elects itself after one election timeout when it comes back.
 QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
 

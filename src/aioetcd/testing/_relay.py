@@ -245,6 +245,25 @@ def _unsent(sock: socket.socket) -> int:
     return answer[0]
 
 
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Stop listening, and let what the kernel has accepted come out of asyncio to its handler.
+
+    A server that is closed while asyncio is about to hand it a connection loses that: its socket is
+    left to the garbage collector. So first nothing more is accepted, and then it is closed.
+    """
+    loop = asyncio.get_running_loop()
+    for listening in server.sockets:
+        loop.remove_reader(listening.fileno())
+    await _turns()
+    server.close()
+    await _turns()
+
+
+async def _turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 def host_and_port(target: str) -> tuple[str, int]:
     """Take `host:port` apart, which may have a scheme."""
     address = target.partition("://")[2] or target

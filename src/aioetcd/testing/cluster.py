@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-import anyio.lowlevel
 
 from aioetcd.testing._process import HOST, connects
+from aioetcd.testing._relay import stop_accepting
 from aioetcd.testing.proxy import FaultProxy
 from aioetcd.testing.server import AddressInUseError, EtcdServer, EtcdStartError
 
@@ -261,9 +261,7 @@ class EtcdCluster:
     async def _clear(self) -> None:
         with anyio.CancelScope(shield=True):
             for front in self._fronts:
-                front.close()
-            for _ in range(5):  # accepted by the kernel, on its way through asyncio to a proxy
-                await anyio.lowlevel.checkpoint()
+                await stop_accepting(front)  # to the pairs' proxies
             await self._stack.aclose()
             for front in self._fronts:
                 await front.wait_closed()

@@ -26,7 +26,7 @@ from typing import Self
 import anyio
 
 from aioetcd.testing._link import CutBudget, Direction, Link
-from aioetcd.testing._relay import READ_SIZE, Relay, host_and_port, joined
+from aioetcd.testing._relay import READ_SIZE, Relay, host_and_port, joined, stop_accepting
 
 __all__ = ["FaultProxy"]
 
@@ -111,9 +111,7 @@ class FaultProxy:
         self._closed = True
         server, self._server = self._server, None
         if server is not None:
-            server.close()
-            for _ in range(5):  # accepted by the kernel, on its way through asyncio
-                await asyncio.sleep(0)
+            await stop_accepting(server)
         if self._reserved is not None:
             self._reserved.close()
             self._reserved = None
