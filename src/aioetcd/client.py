@@ -132,17 +132,18 @@ class Client:
         """Tell what the client is doing, without asking anybody."""
         streams = self.watch.streams.values()
         watches = [stream.rules.counts() for stream in streams]
-        leases, deadline = self.lease.rules.counts()
+        deadline = self.lease.rules.soonest()
         current = self._transport.endpoints.current
         return ClientStats(
             connections={c.endpoint.name: c.state for c in self._transport.endpoints},
             endpoint=None if current is None else current.endpoint.name,
             calls=self._transport.calls,
             retries=self._transport.retries,
-            reconnects=self.lease.stream.reconnects + sum(s.shared.reconnects for s in streams),
+            reconnects=sum(stream.reconnects for stream in self.lease.streams.values())
+            + sum(stream.shared.reconnects for stream in streams),
             watches=sum(count for count, _ in watches),
             paused_watches=sum(paused for _, paused in watches),
-            leases=leases,
+            leases=len(self.lease.rules),
             soonest_expiry=None if deadline is None else max(0.0, deadline - monotonic()),
         )
 

@@ -91,5 +91,5 @@ async def eventually(
                 holds = await holds
             if holds:
                 return
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.01)  # between two looks
     pytest.fail(f"not within {within:g} s: {condition}")

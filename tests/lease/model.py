@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aioetcd._proto import rpc_pb2
 from aioetcd.errors import EtcdError
-from aioetcd.lease._state import Keeper, LeaseRules
+from aioetcd.lease._state import Keeper, Lane
 
 
 @dataclass
@@ -89,11 +89,11 @@ class Kept:
         if self.keeper.error is not None:
             self.errors.append(self.keeper.error)
         elif self.keeper.renewal is not None:
-            self.ttls.append(self.keeper.renewal.ttl)
+            self.ttls.append(self.keeper.renewal.TTL)
             self.keeper.renewal = None
 
 
-def requests(rules: LeaseRules, now: float) -> Iterator[rpc_pb2.LeaseKeepAliveRequest]:
+def requests(lane: Lane, now: float) -> Iterator[rpc_pb2.LeaseKeepAliveRequest]:
     """Give all that is due."""
-    while (request := rules.next_request(now)) is not None:
+    while (request := lane.next_request(now)) is not None:
         yield request

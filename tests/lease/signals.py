@@ -11,7 +11,7 @@ import anyio
 
 from aioetcd import Client, EtcdError, EventType, KeepAlive, Session
 from aioetcd._proto import rpc_pb2
-from aioetcd.lease._state import LeaseRules
+from aioetcd.lease._state import Lane
 from aioetcd.testing.checkers import assert_clean, check_leases
 from aioetcd.testing.history import LeaseSignal, Recorder
 
@@ -34,23 +34,41 @@ class LeaseSpy:
         self.reopened_ns: list[int] = []
         self.in_flight_most = 0
         self._recorder = recorder
-        self._sent: dict[int, deque[int]] = {}
         rules = client.lease.rules
-        self._rules: LeaseRules = rules
-        self._next_request, self._received = rules.next_request, rules.received
-        self._granted, self._opened = rules.granted, rules.opened
-        for name in ("next_request", "received", "granted", "opened"):
-            setattr(rules, name, getattr(self, name))
+        self._granted = rules.granted
+        rules.granted = self.granted  # type: ignore[method-assign]
+        for lane in rules.lanes:
+            _LaneSpy(self, lane)
 
     def granted(self, lease_id: int, ttl: int, sent_at: float, now: float) -> None:
         """A lease was granted; an answer that came after its time promises nothing."""
         if now < sent_at + ttl:
-            self._add(lease_id, "granted", int(sent_at * 1e9), ttl)
+            self.add(lease_id, "granted", int(sent_at * 1e9), ttl)
         self._granted(lease_id, ttl, sent_at, now)
+
+    def add(
+        self, lease_id: int, kind: str, sent_ns: int | None = None, ttl: float | None = None
+    ) -> None:
+        """Write a signal down."""
+        now = time.monotonic_ns()
+        signal = LeaseSignal(lease_id, kind, now, sent_ns, ttl)  # type: ignore[arg-type]
+        self._recorder.add(signal)
+
+
+class _LaneSpy:
+    """Looks at one stream's renewals for a `LeaseSpy`."""
+
+    def __init__(self, spy: LeaseSpy, lane: Lane) -> None:
+        self._spy = spy
+        self._sent: dict[int, deque[int]] = {}
+        self._opened, self._next_request = lane.opened, lane.next_request
+        self._received = lane.received
+        for name in ("opened", "next_request", "received"):
+            setattr(lane, name, getattr(self, name))
 
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream answers nothing that the old one was asked."""
-        self.reopened_ns.append(time.monotonic_ns())
+        self._spy.reopened_ns.append(time.monotonic_ns())
         self._sent.clear()
         self._opened(endpoint, now)
 
@@ -60,8 +78,8 @@ class LeaseSpy:
         if request is not None:
             sent = self._sent.setdefault(request.ID, deque())
             sent.append(time.monotonic_ns())
-            self.in_flight_most = max(self.in_flight_most, len(sent))
-            self._add(request.ID, "sent")
+            self._spy.in_flight_most = max(self._spy.in_flight_most, len(sent))
+            self._spy.add(request.ID, "sent")
         return request
 
     def received(self, response: rpc_pb2.LeaseKeepAliveResponse, now: float) -> bool:
@@ -69,15 +87,8 @@ class LeaseSpy:
         if sent := self._sent.get(response.ID):
             sent_ns = sent.popleft()
             if response.TTL > 0:
-                self._add(response.ID, "answered", sent_ns, response.TTL)
+                self._spy.add(response.ID, "answered", sent_ns, response.TTL)
         return self._received(response, now)
-
-    def _add(
-        self, lease_id: int, kind: str, sent_ns: int | None = None, ttl: float | None = None
-    ) -> None:
-        now = time.monotonic_ns()
-        signal = LeaseSignal(lease_id, kind, now, sent_ns, ttl)  # type: ignore[arg-type]
-        self._recorder.add(signal)
 
 
 class LeaseWitness:
@@ -143,7 +154,7 @@ class LeaseWitness:
             while not any(
                 (signal.sent_ns or 0) > since_ns for signal in self.signals(lease_id, "answered")
             ):
-                await anyio.sleep(0.01)
+                await anyio.sleep(0.01)  # between two looks
 
     async def watch(
         self, oracle: Client, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED

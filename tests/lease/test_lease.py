@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from time import monotonic
 from typing import Any
 
@@ -13,9 +14,6 @@ from aioetcd import Client, KeepAlive, LeaseExistsError, LeaseNotFoundError
 from aioetcd.testing import EtcdServer
 from tests.lease.faults import Faulty, eventually
 from tests.lease.renewals import UNKNOWN, follow, keep_alive_metrics
-
-pytestmark = pytest.mark.server
-
 
 # Granting and revoking.
 
@@ -264,7 +262,7 @@ async def test_leaving_the_loop_stops_the_renewals(faulty: Faulty) -> None:
     for leave, lease in zip(LEAVING, leases, strict=True):
         await leave(faulty.client.lease.keep_alive(lease.id))
     assert set(await faulty.lease_ids()) == {lease.id for lease in leases}
-    await eventually(lambda: faulty.client.lease.rules.counts() == (0, None), within=1)
+    await eventually(lambda: faulty.client.stats().leases == 0, within=1)
 
     async def all_streams_ended() -> bool:
         now_started, now_ended, _ = await keep_alive_metrics(faulty.server)
@@ -272,6 +270,41 @@ async def test_leaving_the_loop_stops_the_renewals(faulty: Faulty) -> None:
 
     await eventually(all_streams_ended)
     await eventually(faulty.no_leases)
+
+
+async def test_leaving_one_lease_does_not_stop_the_others(faulty: Faulty) -> None:
+    """The renewals of a lease go on when those of others are no longer wanted."""
+    kept, *left = [await faulty.client.lease.grant(1) for _ in range(20)]
+    async with faulty.client.lease.keep_alive(kept.id) as keep_alive:
+        for lease in left:  # they would be due at different times
+            await leave_the_block(faulty.client.lease.keep_alive(lease.id))
+        began = monotonic()
+        async for _ in keep_alive:
+            if monotonic() > began + 3:
+                break
+    await faulty.client.lease.revoke(kept.id)
+    await eventually(faulty.no_leases)
+
+
+async def test_leases_that_come_and_go(faulty: Faulty, rng: random.Random) -> None:
+    """Whoever begins to keep a lease, and lets it go, when they like: none is lost meanwhile."""
+    end = monotonic() + 6
+
+    async def come_and_go() -> None:
+        while monotonic() < end:
+            lease = await faulty.client.lease.grant(rng.randint(2, 4))
+            async with faulty.client.lease.keep_alive(lease.id) as keep_alive:
+                until = monotonic() + rng.choice([0.0, 0.1, 0.5, 2.0, 4.0]) * rng.random()
+                async for renewal in keep_alive:
+                    assert renewal.ttl == lease.ttl
+                    if monotonic() > until:
+                        break
+                assert (keep_alive.expires_in or 0) > lease.ttl / 3
+            await faulty.client.lease.revoke(lease.id)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(come_and_go)
 
 
 async def test_keep_alive_ends_for_a_waiting_loop_when_closed_elsewhere(client: Client) -> None:
@@ -298,7 +331,7 @@ async def test_two_keep_alives_of_one_lease(faulty: Faulty) -> None:
                 async for renewal in keep_alive:
                     assert renewal.ttl == 1
                     break
-            assert faulty.client.lease.rules.counts()[0] == 1
+            assert faulty.client.stats().leases == 1
         async for _ in both[1]:
             if monotonic() > began + 1.5:
                 break
@@ -353,7 +386,7 @@ async def test_keep_alive_once(client: Client) -> None:
     for _ in range(3):
         renewal = await client.lease.keep_alive_once(lease.id)
         assert (renewal.id, renewal.ttl) == (lease.id, 60)
-    assert client.lease.rules.counts() == (0, None)
+    assert client.stats().leases == 0
     assert client.lease.keep_alive(lease.id).expires_in == pytest.approx(60, abs=2)
     await client.lease.revoke(lease.id)
 
@@ -367,7 +400,7 @@ async def test_keep_alive_once_beside_a_loop(client: Client) -> None:
                 tasks.start_soon(client.lease.keep_alive_once, lease.id)
         async for _ in keep_alive:
             break
-        assert client.lease.rules.counts()[0] == 1
+        assert client.stats().leases == 1
     await client.lease.revoke(lease.id)
 
 

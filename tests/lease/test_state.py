@@ -26,7 +26,8 @@ class Scene:
 
     def __init__(self) -> None:
         self.rules = LeaseRules()
-        self.rules.opened("e", 0.0)
+        self.lane = self.rules.lanes[0]
+        self.lane.opened("e", 0.0)
 
     def granted(self, lease_id: int, ttl: int, at: float = 0.0) -> None:
         self.rules.granted(lease_id, ttl, at, at)
@@ -38,7 +39,7 @@ class Scene:
 
     def sent(self, at: float) -> list[int]:
         """Send all that is due, and give the leases."""
-        return [request.ID for request in requests(self.rules, at)]
+        return [request.ID for request in requests(self.lane, at)]
 
     def send_times(self, until: float, step: float = 0.001) -> list[float]:
         """Give when renewals are sent with nobody answering, in small steps of time."""
@@ -64,7 +65,7 @@ def test_deadline_counts_from_the_sending_of_the_answered_renewal() -> None:
     scene.granted(1, 10)
     kept = scene.keep(1, 2.0)
     assert scene.sent(2.0) == [1]
-    scene.rules.received(answer(1, 10), 8.0)
+    scene.lane.received(answer(1, 10), 8.0)
     assert scene.rules.deadline(1) == 12.0
     assert kept.ttls == [10]
 
@@ -75,7 +76,7 @@ def test_deadline_never_goes_back() -> None:
     scene.granted(1, 100)
     scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.rules.received(answer(1, 3), 1.1)
+    scene.lane.received(answer(1, 3), 1.1)
     assert scene.rules.deadline(1) == 100.0
 
 
@@ -84,11 +85,11 @@ def test_deadline_is_unknown_until_a_foreign_lease_answers() -> None:
     scene = Scene()
     scene.keep(1, 5.0)
     assert scene.rules.deadline(1) is None
-    assert scene.rules.counts() == (1, None)
+    assert (len(scene.rules), scene.rules.soonest()) == (1, None)
     assert scene.sent(5.0) == [1]
-    scene.rules.received(answer(1, 10), 5.1)
+    scene.lane.received(answer(1, 10), 5.1)
     assert scene.rules.deadline(1) == 15.0
-    assert scene.rules.counts() == (1, 15.0)
+    assert (len(scene.rules), scene.rules.soonest()) == (1, 15.0)
 
 
 def test_deadline_is_remembered_between_two_keepers() -> None:
@@ -97,12 +98,12 @@ def test_deadline_is_remembered_between_two_keepers() -> None:
     scene.granted(1, 10)
     first = scene.keep(1, 4.0)
     assert scene.sent(4.0) == [1]
-    scene.rules.received(answer(1, 10), 4.1)
+    scene.lane.received(answer(1, 10), 4.1)
     scene.rules.remove(first.keeper, 5.0)
-    assert not scene.rules.wanted
+    assert not scene.lane.wanted
     assert scene.rules.deadline(1) == 14.0
     second = scene.keep(1, 6.0)
-    scene.rules.tick(14.0)
+    scene.lane.tick(14.0)
     assert not first.errors
     assert [type(error) for error in second.errors] == [LeaseExpiredError]
 
@@ -116,9 +117,9 @@ def test_an_answer_to_an_earlier_keeper_is_not_taken_for_a_later_one() -> None:
     scene.rules.remove(first.keeper, 2.0)
     scene.keep(1, 8.0)
     assert scene.sent(8.0) == [1]
-    scene.rules.received(answer(1, 10), 8.1)
+    scene.lane.received(answer(1, 10), 8.1)
     assert scene.rules.deadline(1) == 11.0
-    scene.rules.received(answer(1, 10), 8.2)
+    scene.lane.received(answer(1, 10), 8.2)
     assert scene.rules.deadline(1) == 18.0
 
 
@@ -131,12 +132,12 @@ def test_lost_at_the_deadline_although_an_answer_is_unread() -> None:
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.rules.received(answer(1, 10), 10.0)
+    scene.lane.received(answer(1, 10), 10.0)
     assert kept.ttls == []
     (error,) = kept.errors
     assert isinstance(error, LeaseExpiredError)
     assert (error.lease_id, error.reason) == (1, "expired")
-    assert not scene.rules.wanted
+    assert not scene.lane.wanted
 
 
 @pytest.mark.parametrize("how", ["tick", "expire", "next_request"])
@@ -145,10 +146,11 @@ def test_lost_at_the_deadline_by_whatever_comes_first(how: str) -> None:
     scene = Scene()
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
-    getattr(scene.rules, how)(9.999)
+    ask = getattr(scene.rules if how == "expire" else scene.lane, how)
+    ask(9.999)
     assert not kept.errors
     for _ in range(3):
-        getattr(scene.rules, how)(10.0)
+        ask(10.0)
     assert [type(error) for error in kept.errors] == [LeaseExpiredError]
     assert kept.notifications == 1
     scene.rules.remove(kept.keeper, 11.0)
@@ -162,7 +164,7 @@ def test_a_renewal_that_was_not_taken_is_gone_with_the_lease() -> None:
     keeper = Keeper(1, lambda: None)
     scene.rules.add(keeper, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.rules.received(answer(1, 10), 1.1)
+    scene.lane.received(answer(1, 10), 1.1)
     assert keeper.renewal is not None
     scene.rules.expire(11.0)
     assert keeper.renewal is None
@@ -174,7 +176,7 @@ def test_an_answer_that_is_over_already_gives_no_deadline() -> None:
     scene = Scene()
     kept = scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    scene.rules.received(answer(1, 5), 5.0)
+    scene.lane.received(answer(1, 5), 5.0)
     assert scene.rules.deadline(1) is None
     assert (kept.ttls, kept.errors) == ([], [])
 
@@ -187,7 +189,7 @@ def test_a_lease_whose_known_deadline_has_passed_is_asked_for() -> None:
     assert not kept.errors
     assert scene.rules.deadline(1) is None
     assert scene.sent(50.0) == [1]
-    scene.rules.received(answer(1, 10), 50.1)
+    scene.lane.received(answer(1, 10), 50.1)
     assert scene.rules.deadline(1) == 60.0
 
 
@@ -200,7 +202,7 @@ def test_zero_for_a_lease_that_was_there_is_a_revocation() -> None:
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.rules.received(answer(1, 0), 1.1)
+    scene.lane.received(answer(1, 0), 1.1)
     (error,) = kept.errors
     assert isinstance(error, LeaseLostError)
     assert error.reason == "revoked"
@@ -212,7 +214,7 @@ def test_zero_for_a_lease_that_never_answered_is_not_found() -> None:
     scene = Scene()
     kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.rules.received(answer(1, 0), 1.1)
+    scene.lane.received(answer(1, 0), 1.1)
     assert [type(error) for error in kept.errors] == [LeaseNotFoundError]
 
 
@@ -221,8 +223,8 @@ def test_an_answer_that_nobody_waits_for_is_ignored() -> None:
     scene = Scene()
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
-    assert scene.rules.received(answer(2, 10), 1.0) is False
-    assert scene.rules.received(answer(1, 0), 1.0) is False
+    assert scene.lane.received(answer(2, 10), 1.0) is False
+    assert scene.lane.received(answer(1, 0), 1.0) is False
     assert scene.rules.deadline(1) == 10.0
     assert kept.notifications == 0
 
@@ -250,7 +252,7 @@ def test_several_in_flight_are_answered_in_order() -> None:
     for at in (0.0, 4.0, 8.0):
         assert scene.sent(at) == [1]
     for sent_at in (0.0, 4.0, 8.0):
-        scene.rules.received(answer(1, 12), 9.0)
+        scene.lane.received(answer(1, 12), 9.0)
         assert scene.rules.deadline(1) == sent_at + 12
 
 
@@ -267,7 +269,7 @@ def test_the_first_answer_sets_the_pace() -> None:
     scene = Scene()
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    assert scene.rules.received(answer(1, 60), 0.1) is True
+    assert scene.lane.received(answer(1, 60), 0.1) is True
     assert scene.sent(17.9) == []
     assert scene.sent(20.0) == [1]
 
@@ -278,7 +280,7 @@ def test_a_new_pace_counts_from_the_last_request() -> None:
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
     assert scene.sent(1.0) == [1]
-    assert scene.rules.received(answer(1, 4), 1.1) is True
+    assert scene.lane.received(answer(1, 4), 1.1) is True
     assert scene.sent(1.0 + 4 * SOONEST - 0.01) == []
     assert scene.sent(1.0 + 4 / 3) == [1]
 
@@ -289,24 +291,113 @@ def test_a_shorter_time_to_live_quickens_the_pace() -> None:
     scene.granted(1, 30)
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    scene.rules.received(answer(1, 3), 0.1)
+    scene.lane.received(answer(1, 3), 0.1)
     assert scene.sent(1.0) == [1]
 
 
 def test_what_is_due_together_goes_out_together() -> None:
-    """The next tick is not before 50 ms after the last, and never after a deadline."""
+    """Leases that were renewed at many times are due at few: they are multiples of 250 ms."""
     scene = Scene()
-    assert scene.rules.next_tick() is None
+    for lease_id in range(1, 101):
+        scene.granted(lease_id, 30)
+        scene.keep(lease_id, lease_id * 0.01)
+        assert scene.sent(lease_id * 0.01) == [lease_id]
+    times = set(scene.send_times(12.0))
+    assert len(times) <= 8  # a range of 1 s, and the second in which they began
+    assert all(9.0 <= at <= 11.0 for at in times)
+
+
+def test_the_next_tick_is_when_something_is_due() -> None:
+    """A tick is wanted for the next renewal or deadline, and not for what is overdue already."""
+    scene = Scene()
+    assert scene.lane.next_tick() is None
     scene.granted(1, 10)
     scene.keep(1, 1.0)
-    scene.rules.tick(1.0)
-    assert scene.rules.next_tick() == pytest.approx(1.05)
-    assert scene.sent(1.0) == [1]
-    tick = scene.rules.next_tick()
+    assert scene.lane.next_tick() == 1.0
+    scene.lane.tick(1.0)
+    assert scene.lane.next_tick() == 10.0, "a tick would not help while it cannot be sent"
+    assert scene.sent(1.2) == [1]
+    tick = scene.lane.next_tick()
     assert tick is not None
-    assert 1.0 + 10 * SOONEST <= tick <= 1.0 + 10 / 3
-    scene.rules.tick(9.99)
-    assert scene.rules.next_tick() == 10.0
+    assert 1.2 + 10 * SOONEST <= tick <= 1.2 + 10 / 3
+    scene.lane.tick(9.99)
+    assert scene.lane.next_tick() == 10.0
+
+
+@pytest.mark.parametrize("ttl", [2, 10, 30, 300])
+def test_leases_that_were_renewed_together_drift_apart(ttl: int) -> None:
+    """The pauses of a lease differ, so that what began together does not stay together."""
+    scene = Scene()
+    for lease_id in range(1, 101):
+        scene.granted(lease_id, ttl)
+        scene.keep(lease_id, 0.0)
+    assert len(scene.sent(0.0)) == 100
+    times: list[float] = []
+    while len(times) < 100:
+        at = scene.lane.next_tick()
+        assert at is not None
+        scene.lane.tick(at)
+        times += [at] * len(scene.sent(at))
+    most = max(times.count(at) for at in times)
+    assert len(set(times)) >= 3
+    assert most <= 60
+
+
+# Lanes.
+
+
+def test_a_full_stream_is_followed_by_another() -> None:
+    """Leases fill one stream after the other, then go where the fewest are."""
+    rules = LeaseRules(lanes=3, lane_size=2)
+    kept = [Kept(lease_id) for lease_id in range(1, 9)]
+    lanes = [rules.add(each.keeper, 0.0) for each in kept]
+    first, second, third = rules.lanes
+    assert lanes == [first, first, second, second, third, third, first, second]
+    rules.remove(kept[2].keeper, 1.0)
+    assert rules.add(Kept(9).keeper, 1.0) is second
+    assert [len(lane.kept) for lane in rules.lanes] == [3, 3, 2]
+
+
+def test_a_lease_stays_on_its_stream() -> None:
+    """A second keeper is served where the first one is, wherever there is room."""
+    rules = LeaseRules(lanes=2, lane_size=1)
+    first, second = rules.lanes
+    one, other = Kept(1), Kept(2)
+    assert rules.add(one.keeper, 0.0) is first
+    assert rules.add(other.keeper, 0.0) is second
+    rules.remove(one.keeper, 0.0)
+    assert rules.add(Kept(2).keeper, 0.0) is second
+    assert not first.wanted
+
+
+def test_an_answer_on_a_stream_that_a_lease_has_left_says_nothing() -> None:
+    """An answer counts on the stream that renews the lease now."""
+    rules = LeaseRules(lanes=2, lane_size=1)
+    first, second = rules.lanes
+    for lane in rules.lanes:
+        lane.opened("e", 0.0)
+    rules.granted(1, 10, 0.0, 0.0)
+    left = Kept(1)
+    rules.add(left.keeper, 1.0)
+    assert [request.ID for request in requests(first, 1.0)] == [1]
+    rules.remove(left.keeper, 2.0)
+    rules.add(Kept(2).keeper, 2.0)
+    kept = Kept(1)
+    assert rules.add(kept.keeper, 3.0) is second
+    assert first.received(answer(1, 0), 3.1) is False
+    assert (kept.ttls, kept.errors, rules.deadline(1)) == ([], [], 10.0)
+
+
+def test_a_refused_stream_ends_its_own_leases() -> None:
+    """A stream that is refused for good ends the leases that it renews; the others stay."""
+    rules = LeaseRules(lanes=2, lane_size=1)
+    one, other = Kept(1), Kept(2)
+    rules.add(one.keeper, 0.0)
+    rules.add(other.keeper, 0.0)
+    rules.lanes[0].lost(PermissionDeniedError("no"), final=True, now=0.1)
+    assert [type(error) for error in one.errors] == [PermissionDeniedError]
+    assert not other.errors
+    assert len(rules) == 1
 
 
 # Streams.
@@ -319,12 +410,12 @@ def test_a_new_stream_repeats_what_went_unanswered() -> None:
         scene.granted(lease_id, 10)
         scene.keep(lease_id, 0.0)
     assert sorted(scene.sent(0.0)) == [1, 2]
-    scene.rules.received(answer(1, 10), 0.1)
-    scene.rules.lost(UnavailableError("cut"), final=False, now=0.2)
-    scene.rules.opened("e", 0.3)
+    scene.lane.received(answer(1, 10), 0.1)
+    scene.lane.lost(UnavailableError("cut"), final=False, now=0.2)
+    scene.lane.opened("e", 0.3)
     assert scene.sent(0.3) == [2]
     # An answer on the new stream counts from the request on the new stream.
-    scene.rules.received(answer(2, 10), 0.4)
+    scene.lane.received(answer(2, 10), 0.4)
     assert scene.rules.deadline(2) == 10.3
 
 
@@ -336,8 +427,8 @@ def test_a_new_stream_renews_the_most_urgent_first() -> None:
         scene.keep(lease_id, 0.0)
     scene.keep(4, 0.0)
     assert sorted(scene.sent(0.0)) == [1, 2, 3, 4]
-    scene.rules.lost(UnavailableError("cut"), final=False, now=1.0)
-    scene.rules.opened("e", 5.0)
+    scene.lane.lost(UnavailableError("cut"), final=False, now=1.0)
+    scene.lane.opened("e", 5.0)
     assert scene.sent(5.0) == [4, 2, 3, 1]
 
 
@@ -346,8 +437,8 @@ def test_a_cut_alone_loses_nothing() -> None:
     scene = Scene()
     scene.granted(1, 10)
     kept = scene.keep(1, 0.0)
-    scene.rules.lost(UnavailableError("cut"), final=False, now=1.0)
-    assert scene.rules.wanted
+    scene.lane.lost(UnavailableError("cut"), final=False, now=1.0)
+    assert scene.lane.wanted
     assert kept.notifications == 0
 
 
@@ -357,8 +448,8 @@ def test_an_error_that_will_not_pass_ends_all_leases() -> None:
     scene.granted(1, 10)
     kept = [scene.keep(1, 0.0), scene.keep(1, 0.0), scene.keep(2, 0.0)]
     refusal = PermissionDeniedError("no")
-    scene.rules.lost(refusal, final=True, now=1.0)
-    assert not scene.rules.wanted
+    scene.lane.lost(refusal, final=True, now=1.0)
+    assert not scene.lane.wanted
     errors = [error for each in kept for error in each.errors]
     assert [type(error) for error in errors] == [PermissionDeniedError] * 3
     assert len({id(error) for error in (*errors, refusal)}) == 4
@@ -370,7 +461,7 @@ def test_closing_ends_all_leases() -> None:
     kept = [scene.keep(lease_id, 0.0) for lease_id in (1, 2)]
     scene.rules.close(ClientClosedError("closed"))
     assert [type(each.errors[0]) for each in kept] == [ClientClosedError] * 2
-    assert scene.rules.counts() == (0, None)
+    assert (len(scene.rules), scene.rules.soonest()) == (0, None)
 
 
 # Keepers.
@@ -382,17 +473,17 @@ def test_two_keepers_of_one_lease_share_its_renewals() -> None:
     scene.granted(1, 9)
     first, second = scene.keep(1, 0.0), scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    scene.rules.received(answer(1, 9), 0.1)
+    scene.lane.received(answer(1, 9), 0.1)
     assert (first.ttls, second.ttls) == ([9], [9])
     scene.rules.remove(first.keeper, 0.2)
-    assert scene.rules.wanted
+    assert scene.lane.wanted
     told = first.notifications
     assert scene.sent(3.0) == [1]
-    scene.rules.received(answer(1, 9), 3.1)
+    scene.lane.received(answer(1, 9), 3.1)
     assert (first.ttls, second.ttls) == ([9], [9, 9])
     assert first.notifications == told
     scene.rules.remove(second.keeper, 3.2)
-    assert not scene.rules.wanted
+    assert not scene.lane.wanted
 
 
 def test_a_keeper_can_ask_for_an_answer_of_its_own() -> None:
@@ -403,9 +494,9 @@ def test_a_keeper_can_ask_for_an_answer_of_its_own() -> None:
     assert scene.sent(0.0) == [1]
     once = scene.keep(1, 0.5, not_before=0.5)
     assert scene.sent(0.5) == [1]
-    scene.rules.received(answer(1, 9), 0.6)
+    scene.lane.received(answer(1, 9), 0.6)
     assert (first.ttls, once.ttls) == ([9], [])
-    scene.rules.received(answer(1, 9), 0.7)
+    scene.lane.received(answer(1, 9), 0.7)
     assert (first.ttls, once.ttls) == ([9, 9], [9])
 
 
@@ -444,10 +535,14 @@ def test_coming_and_going_leaves_nothing_behind(connected: bool) -> None:
         kept = scene.keep(1, now)
         if connected:
             assert scene.sent(now) == [1]
-            scene.rules.received(answer(1, 1_000_000), now)
+            scene.lane.received(answer(1, 1_000_000), now)
         scene.rules.remove(kept.keeper, now)
     assert sizes(scene.rules) <= 200
 
 
 def sizes(rules: LeaseRules) -> int:
-    return len(rules._due) + len(rules._deadlines) + len(rules._kept) + len(rules._in_flight)
+    lanes = sum(
+        lane._entries + len(lane._times) + len(lane._in_flight) + len(lane.kept)
+        for lane in rules.lanes
+    )
+    return lanes + len(rules._deadlines) + len(rules._kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import register_random, settings
@@ -19,7 +20,7 @@ from aioetcd.errors import (
     UnavailableError,
 )
 from aioetcd.lease import _state
-from aioetcd.lease._state import LeaseRules
+from aioetcd.lease._state import Lane, LeaseRules
 from tests.lease.model import Kept, LeaseServer, ServerStream, requests
 
 EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "2000"))
@@ -34,14 +35,26 @@ SOONEST = 0.9 / 3
 UNKNOWN_ID = 999
 
 
+@dataclass
+class Link:
+    """A lane of the rules, the stream that it has now, and when that renewed each lease last."""
+
+    lane: Lane
+    stream: ServerStream | None = None
+    last_sent: dict[int, float] = field(default_factory=dict)
+
+
 class Machine(RuleBasedStateMachine):
-    """Rules, a model server, and all that may happen between them in any order."""
+    """Rules, a model server, and all that may happen between them in any order.
+
+    There are two streams, and the second one is begun with the second lease.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.leases = LeaseRules()
+        self.leases = LeaseRules(lanes=2, lane_size=1)
         self.server = LeaseServer()
-        self.stream: ServerStream | None = None
+        self.links = [Link(lane) for lane in self.leases.lanes]
         self.now = 1000.0
         self.ids = 0
         self.kept: list[Kept] = []
@@ -50,7 +63,8 @@ class Machine(RuleBasedStateMachine):
         self.ttls: dict[int, float] = {}
         self.deadlines: dict[int, float] = {}
         self.revoked: set[int] = set()
-        self.last_sent: dict[int, float] = {}
+        self.lanes: dict[int, Lane] = {}
+        self.renewed: dict[int, float] = {}
         self.most_kept = 0
         self.ended = False
 
@@ -63,8 +77,8 @@ class Machine(RuleBasedStateMachine):
     @initialize(ttls=st.lists(st.sampled_from([1, 2, 5, 10, 60]), max_size=3))
     def begin(self, ttls: list[int]) -> None:
         """Some leases are kept alive already."""
-        self.stream = ServerStream(self.server)
-        self.leases.opened("e", self.now)
+        for link in self.links:
+            self._open(link)
         for ttl in ttls:
             self.grant(ttl, 0.1, 0.1)
             self._keep(self.ids, 0.0)
@@ -99,9 +113,13 @@ class Machine(RuleBasedStateMachine):
         if lease_id not in self._lease_ids() and self.deadlines.get(lease_id, 0.0) <= self.now:
             self._forget(lease_id)
         kept = Kept(lease_id, not_before)
-        self.leases.add(kept.keeper, self.now)
+        lane = self.leases.add(kept.keeper, self.now)
+        assert lease_id not in self._lease_ids() or self.lanes[lease_id] is lane
+        self.lanes[lease_id] = lane
         self.kept.append(kept)
-        self.last_sent.pop(lease_id, None)
+        self.renewed.pop(lease_id, None)  # one is due at once
+        for link in self.links:
+            link.last_sent.pop(lease_id, None)
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
@@ -132,63 +150,82 @@ class Machine(RuleBasedStateMachine):
 
     # The stream.
 
-    @precondition(lambda self: self.stream is None)
-    @rule()
-    def open(self) -> None:
+    def _link(self, data: st.DataObject, *, is_open: bool) -> Link:
+        links = [link for link in self.links if (link.stream is not None) == is_open]
+        return data.draw(st.sampled_from(links), label="link")
+
+    @precondition(lambda self: any(link.stream is None for link in self.links))
+    @rule(data=st.data())
+    def open(self, data: st.DataObject) -> None:
         """A stream opens: what is overdue goes out, the most urgent first."""
-        self.stream = ServerStream(self.server)
-        self.leases.opened("e", self.now)
-        self.last_sent.clear()
-        sent = self._send()
+        self._open(self._link(data, is_open=False))
+
+    def _open(self, link: Link) -> None:
+        link.stream = ServerStream(self.server)
+        link.lane.opened("e", self.now)
+        link.last_sent.clear()
+        sent = self._send(link)
         assert sorted(sent, key=lambda i: self.deadlines.get(i, 0.0)) == sent
 
-    @precondition(lambda self: self.stream is not None)
-    @rule()
-    def send(self) -> None:
-        """The writer has its turn."""
-        self._send()
+    @precondition(lambda self: any(link.stream is not None for link in self.links))
+    @rule(data=st.data())
+    def send(self, data: st.DataObject) -> None:
+        """A writer has its turn."""
+        self._send(self._link(data, is_open=True))
 
-    def _send(self) -> list[int]:
-        assert self.stream is not None
+    def _send(self, link: Link) -> list[int]:
+        assert link.stream is not None
         sent = []
-        for request in requests(self.leases, self.now):
+        for request in requests(link.lane, self.now):
             lease_id = request.ID
             assert lease_id in {kept.keeper.lease_id for kept in self.kept}
+            assert self.lanes[lease_id] is link.lane
             assert self.deadlines.get(lease_id, self.now + 1) > self.now
-            if lease_id in self.last_sent:
-                pause = self.now - self.last_sent[lease_id]
+            if lease_id in link.last_sent:
+                pause = self.now - link.last_sent[lease_id]
                 assert pause >= self.ttls.get(lease_id, ASSUMED_TTL) * SOONEST - 1e-6
-            self.last_sent[lease_id] = self.now
-            self.stream.requests.append((lease_id, self.now))
+            link.last_sent[lease_id] = self.renewed[lease_id] = self.now
+            link.stream.requests.append((lease_id, self.now))
             sent.append(lease_id)
         self._settle()
         return sent
 
-    @precondition(lambda self: self.stream is not None and self.stream.requests)
-    @rule(count=st.integers(1, 3))
-    def serve(self, count: int) -> None:
-        """The server answers the oldest requests."""
-        assert self.stream is not None
-        for _ in range(min(count, len(self.stream.requests))):
-            self.stream.serve(self.now)
+    @precondition(lambda self: any(link.stream is not None for link in self.links))
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def serve(self, data: st.DataObject, count: int) -> None:
+        """The server answers the oldest requests of a stream."""
+        self._serve(self._link(data, is_open=True), count)
 
-    @precondition(lambda self: self.stream is not None and self.stream.answers)
-    @rule(count=st.integers(1, 3))
-    def receive(self, count: int) -> None:
-        """The oldest answers arrive."""
-        assert self.stream is not None
-        for _ in range(min(count, len(self.stream.answers))):
-            self._receive(*self.stream.answers.popleft())
+    def _serve(self, link: Link, count: int) -> None:
+        assert link.stream is not None
+        for _ in range(min(count, len(link.stream.requests))):
+            link.stream.serve(self.now)
 
-    def _receive(self, response: rpc_pb2.LeaseKeepAliveResponse, sent_at: float) -> None:
+    @precondition(lambda self: any(link.stream is not None for link in self.links))
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def receive(self, data: st.DataObject, count: int) -> None:
+        """The oldest answers of a stream arrive."""
+        self._take(self._link(data, is_open=True), count)
+
+    def _take(self, link: Link, count: int) -> None:
+        assert link.stream is not None
+        for _ in range(min(count, len(link.stream.answers))):
+            self._receive(link, *link.stream.answers.popleft())
+
+    def _receive(
+        self, link: Link, response: rpc_pb2.LeaseKeepAliveResponse, sent_at: float
+    ) -> None:
         lease_id, ttl = response.ID, response.TTL
         known = self.deadlines.get(lease_id)
         keepers = [kept for kept in self.kept if kept.keeper.lease_id == lease_id]
         before = [len(kept.ttls) for kept in keepers]
-        self.leases.received(response, self.now)
+        link.lane.received(response, self.now)
         told = [len(kept.ttls) > count for kept, count in zip(keepers, before, strict=True)]
         if known is not None and known <= self.now:
             assert not any(told)
+        elif keepers and self.lanes[lease_id] is not link.lane:
+            assert not any(told)
+            assert not any(kept.keeper.ended for kept in keepers)
         elif ttl <= 0:
             for kept in keepers:
                 if known is None:
@@ -204,18 +241,21 @@ class Machine(RuleBasedStateMachine):
             self.deadlines[lease_id] = max(known or 0.0, sent_at + ttl)
         self._settle()
 
-    @precondition(lambda self: self.stream is not None)
-    @rule(served=st.integers(0, 3), back_after=st.sampled_from([None, 0.0, 0.5]))
-    def cut(self, served: int, back_after: float | None) -> None:
-        """The stream breaks; some requests on their way still reach the server."""
-        assert self.stream is not None
-        for _ in range(min(served, len(self.stream.requests))):
-            self.stream.serve(self.now)
-        self.stream = None
-        self.leases.lost(UnavailableError("cut"), final=False, now=self.now)
+    @precondition(lambda self: any(link.stream is not None for link in self.links))
+    @rule(
+        data=st.data(),
+        served=st.integers(0, 3),
+        back_after=st.sampled_from([None, 0.0, 0.5]),
+    )
+    def cut(self, data: st.DataObject, served: int, back_after: float | None) -> None:
+        """A stream breaks; some requests on their way still reach the server."""
+        link = self._link(data, is_open=True)
+        self._serve(link, served)
+        link.stream = None
+        link.lane.lost(UnavailableError("cut"), final=False, now=self.now)
         if back_after is not None:
             self._pass(back_after)
-            self.open()
+            self._open(link)
 
     # The time.
 
@@ -223,31 +263,44 @@ class Machine(RuleBasedStateMachine):
     def tick(self, seconds: float) -> None:
         """Time passes, and the rules are told."""
         self._pass(seconds)
-        self.leases.tick(self.now)
-        self._settle()
-        at = self.leases.next_tick()
+        self._tick()
         deadlines = [self.deadlines[i] for i in self._lease_ids() if i in self.deadlines]
-        if deadlines:
-            assert at is not None
-            assert self.now < at <= min(deadlines)
-        assert at is None or at > self.now
+        for link in self.links:
+            at = link.lane.next_tick()
+            if deadlines:
+                assert at is not None
+                assert self.now < at <= min(deadlines)
+            assert at is None or at > self.now
 
-    @precondition(lambda self: self.stream is not None)
+    def _tick(self) -> None:
+        for link in self.links:
+            link.lane.tick(self.now)
+        self._settle()
+
+    @precondition(lambda self: any(link.stream is not None for link in self.links))
     @rule(ticks=st.integers(1, 6), answering=st.booleans())
     def go_on(self, ticks: int, answering: bool) -> None:
-        """The stream's owner does what the rules want, when they want it."""
-        assert self.stream is not None
+        """The streams' owners do what the rules want, when they want it."""
+        links = [link for link in self.links if link.stream is not None]
         for _ in range(ticks):
-            at = self.leases.next_tick()
-            if not self.kept or at is None:
+            ticks_at = [link.lane.next_tick() for link in links if link.lane.wanted]
+            times = [at for at in ticks_at if at is not None]
+            if not times:
                 return
-            self._pass(max(0.0, at - self.now))
-            self.leases.tick(self.now)
-            self._settle()
-            self._send()
-            if answering:
-                self.serve(3)
-                self.receive(3)
+            self._pass(max(0.0, min(times) - self.now))
+            self._tick()
+            for link in links:
+                self._send(link)
+                self._assert_all_in_time(link)
+                if answering:
+                    self._serve(link, 3)
+                    self._take(link, 3)
+
+    def _assert_all_in_time(self, link: Link) -> None:
+        """Each lease that is kept here was renewed within the last third of its time."""
+        for lease_id in link.lane.kept:
+            ago = self.now - self.renewed[lease_id]
+            assert ago <= self.ttls.get(lease_id, ASSUMED_TTL) / 3 + 1e-6
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 3.0, 100.0]))
     def jump(self, seconds: float) -> None:
@@ -259,21 +312,26 @@ class Machine(RuleBasedStateMachine):
         self.server.expire(self.now)
 
     @precondition(lambda self: self.ids > 3 and not self.ended)
-    @rule(final=st.booleans())
-    def end(self, final: bool) -> None:
-        """The client closes, or the stream is refused for good: everybody is told."""
-        keepers = list(self.kept)
-        if final:
-            self.stream = None
-            self.leases.lost(PermissionDeniedError("no"), final=True, now=self.now)
-        else:
+    @rule(refused=st.sampled_from([None, 0, 1]))
+    def end(self, refused: int | None) -> None:
+        """The client closes, or a stream is refused for good: everybody concerned is told."""
+        if refused is None:
             self.ended = True
+            concerned = list(self.kept)
             self.leases.close(ClientClosedError("closed"))
-        assert all(kept.keeper.error is not None for kept in keepers)
-        assert not self.leases.wanted
+        else:
+            link = self.links[refused]
+            concerned = [kept for kept in self.kept if self._lane_of(kept) is link.lane]
+            link.stream = None
+            link.lane.lost(PermissionDeniedError("no"), final=True, now=self.now)
+        told = [kept for kept in self.kept if kept.keeper.error is not None]
+        assert told == concerned
         self._settle()
 
     # What always holds.
+
+    def _lane_of(self, kept: Kept) -> Lane:
+        return self.lanes[kept.keeper.lease_id]
 
     def _lease_ids(self) -> set[int]:
         return {kept.keeper.lease_id for kept in self.kept}
@@ -325,18 +383,21 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def a_stream_is_wanted_while_somebody_keeps_a_lease(self) -> None:
-        """Nothing kept means that no stream is wanted."""
-        assert self.leases.wanted == bool(self.kept)
-        count, soonest = self.leases.counts()
-        assert count == len(self._lease_ids())
+        """Nothing kept on a stream means that it is not wanted."""
+        for lane in self.leases.lanes:
+            assert lane.wanted == (lane in {self._lane_of(kept) for kept in self.kept})
+        assert len(self.leases) == len(self._lease_ids())
         deadlines = [self.deadlines[i] for i in self._lease_ids() if i in self.deadlines]
-        assert soonest == min(deadlines, default=None)
+        assert self.leases.soonest() == min(deadlines, default=None)
 
     @invariant()
     def memory_is_bounded(self) -> None:
         """Nothing grows beyond the number of leases."""
         self.most_kept = max(self.most_kept, len(self._lease_ids()))
-        assert len(self.leases._due) <= 64 + 3 * self.most_kept
+        for lane in self.leases.lanes:
+            assert sum(map(len, lane._due.values())) == lane._entries <= 64 + 3 * self.most_kept
+            assert sorted(lane._due) == sorted(lane._times)
+            assert len(lane._times) <= 64 + 3 * self.most_kept
         assert len(self.leases._deadlines) <= 64 + 3 * self.most_kept
         assert len(self.leases._known) <= 64 + self.ids
 

@@ -52,7 +52,11 @@ class StreamRules(Protocol[Request_co, Response_contra]):
         """The stream ended. `final`: another one would end in the same way."""
 
     def next_tick(self) -> float | None:
-        """Give the time at which `tick` wants to be called; None for no time."""
+        """Give the time at which `tick` wants to be called; None for no time.
+
+        It is asked again after each tick, after each change, and when `next_request` has nothing
+        more: what is overdue needs no tick.
+        """
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -91,6 +95,8 @@ class SharedStream(Generic[Request, Response]):
         self._metadata = (("hasleader", "true"),) if require_leader else ()
         self._logger = logger
         self._running = False
+        self._lost_at: float | None = None
+        self._backoff = Backoff(0.05, 2.0)
         self._send_wake = asyncio.Event()
         self._time_wake = asyncio.Event()
 
@@ -111,6 +117,8 @@ class SharedStream(Generic[Request, Response]):
                 group.cancel_scope.cancel()
         finally:
             self._running = False
+            self._lost_at = None
+            self._backoff.reset()
             self.connection = None
         # Somebody may have come while the last stream was being taken down.
         self.poke()
@@ -119,11 +127,12 @@ class SharedStream(Generic[Request, Response]):
         """Let the rules have their ticks; False when nobody wants the stream any more."""
         while self._rules.wanted:
             self._time_wake.clear()
-            self._rules.tick(monotonic())
-            self._send_wake.set()
             at = self._rules.next_tick()
-            with anyio.move_on_after(None if at is None else at - monotonic()):
+            with anyio.move_on_after(None if at is None else at - monotonic()) as timer:
                 await self._time_wake.wait()
+            if timer.cancelled_caught:
+                self._rules.tick(monotonic())
+                self._send_wake.set()
         self._time_wake.clear()
         with anyio.move_on_after(LINGER):
             while not self._rules.wanted:
@@ -132,8 +141,6 @@ class SharedStream(Generic[Request, Response]):
         return self._rules.wanted
 
     async def _converse(self) -> None:
-        backoff = Backoff(0.05, 2.0)
-        lost_at: float | None = None
         while True:
             try:
                 connection = await self._transport.endpoints.wait_connected(None)
@@ -143,43 +150,24 @@ class SharedStream(Generic[Request, Response]):
             call = connection.call(self._method)(metadata=self._metadata)
             name = connection.endpoint.name
             self._rules.opened(name, monotonic())
-            # The first answer shows that the stream is there: gRPC says nothing before it.
             try:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._write, call)
-                    answered = False
-                    while True:
-                        response, failure = await self._read(call)
-                        if response is None:
-                            break
-                        if not answered:
-                            answered = True
-                            backoff.reset()
-                            if lost_at is not None:
-                                self._logger.info(
-                                    "%s stream is back at %s after %.3f s",
-                                    self._method.name,
-                                    name,
-                                    monotonic() - lost_at,
-                                )
-                                lost_at = None
-                        if self._rules.received(response, monotonic()):
-                            self._send_wake.set()
-                            self._time_wake.set()
+                    failure = await self._read(call, name)
                     group.cancel_scope.cancel()
             finally:
                 call.cancel()
                 self.connection = None
             rule, error = self._failure(failure, name)
-            if lost_at is None:
-                lost_at = monotonic()
+            if self._lost_at is None:
+                self._lost_at = monotonic()
                 self._logger.warning("%s stream to %s is lost: %s", self._method.name, name, error)
             if rule.changes_endpoint:
                 self._transport.endpoints.failed(connection)
             self._rules.lost(error, final=not rule.transient, now=monotonic())
             self._time_wake.set()
             self.reconnects += 1
-            await anyio.sleep(backoff.next_delay())
+            await anyio.sleep(self._backoff.next_delay())
 
     async def _write(self, call: Any) -> None:
         try:
@@ -187,6 +175,7 @@ class SharedStream(Generic[Request, Response]):
                 self._send_wake.clear()
                 while (request := self._rules.next_request(monotonic())) is not None:
                     await call.write(request)
+                self._time_wake.set()
                 await self._send_wake.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the reader has the reason
@@ -194,16 +183,34 @@ class SharedStream(Generic[Request, Response]):
             await checkpoint_if_cancelled()
             return  # the call was cancelled: the reader says why
 
-    async def _read(self, call: Any) -> tuple[Response | None, grpc.aio.AioRpcError | None]:
-        """Give the next answer, or why there is none (None: the server ended the stream)."""
+    async def _read(self, call: Any, endpoint: str) -> grpc.aio.AioRpcError | None:
+        """Hand over the answers; give why there are no more (None: the server ended the stream)."""
+        answered = False
         try:
-            response = await call.read()
+            while (response := await call.read()) is not grpc.aio.EOF:
+                if not answered:  # which shows that the stream is there: gRPC says nothing before
+                    answered = True
+                    self._is_there(endpoint)
+                if self._rules.received(response, monotonic()):
+                    self._send_wake.set()
+                    self._time_wake.set()
         except grpc.aio.AioRpcError as error:
-            return None, error
+            return error
         except asyncio.CancelledError:
             await checkpoint_if_cancelled()
             raise
-        return (None if response is grpc.aio.EOF else response), None
+        return None
+
+    def _is_there(self, endpoint: str) -> None:
+        self._backoff.reset()
+        if self._lost_at is not None:
+            self._logger.info(
+                "%s stream is back at %s after %.3f s",
+                self._method.name,
+                endpoint,
+                monotonic() - self._lost_at,
+            )
+            self._lost_at = None
 
     def _failure(
         self, failure: grpc.aio.AioRpcError | None, endpoint: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from time import monotonic
 from types import TracebackType
 
@@ -13,8 +13,11 @@ from aioetcd._proto import rpc_pb2
 from aioetcd._transport.streams import SharedStream
 from aioetcd._transport.transport import Transport
 from aioetcd.errors import DeadlineExceededError, EtcdError
-from aioetcd.lease._state import Keeper, LeaseRules
-from aioetcd.types import LeaseRenewal
+from aioetcd.lease._state import Keeper, Lane, LeaseRules
+from aioetcd.types import LeaseRenewal, ResponseHeader
+
+_Request = rpc_pb2.LeaseKeepAliveRequest
+_Response = rpc_pb2.LeaseKeepAliveResponse
 
 
 class KeepAlive:
@@ -38,18 +41,19 @@ class KeepAlive:
     def __init__(
         self,
         transport: Transport,
-        stream: SharedStream[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse],
+        streams: Mapping[Lane, SharedStream[_Request, _Response]],
         rules: LeaseRules,
         lease_id: int,
         *,
         timeout: float | None,
     ) -> None:
         self._transport = transport
-        self._stream = stream
+        self._streams = streams
         self._rules = rules
         self._timeout = timeout
         self._keeper = Keeper(lease_id, self._notify)
-        self._changed = anyio.Event()
+        self._waiting: anyio.Event | None = None
+        self._lane: Lane | None = None
         self._started = False
         self._entered = False
 
@@ -124,7 +128,9 @@ class KeepAlive:
         self._rules.expire(monotonic())
 
     def _notify(self) -> None:
-        self._changed.set()
+        if self._waiting is not None:
+            self._waiting.set()
+            self._waiting = None
         if self._keeper.error is not None and self.on_lost is not None:
             self.on_lost(self._keeper.error)
 
@@ -133,13 +139,13 @@ class KeepAlive:
             self._transport.check_usable()
             self._started = True
             if not self._keeper.ended:
-                self._rules.add(self._keeper, monotonic())
-                self._stream.poke()
+                self._lane = self._rules.add(self._keeper, monotonic())
+                self._streams[self._lane].poke()
 
     def _stop(self) -> None:
-        if self._started:
+        if self._lane is not None:
             self._rules.remove(self._keeper, monotonic())
-            self._stream.poke()
+            self._streams[self._lane].poke()
         self._keeper.ended = True
 
     async def _next(self) -> LeaseRenewal | None:
@@ -147,9 +153,10 @@ class KeepAlive:
         keeper = self._keeper
         while True:
             self.check()  # before a buffered answer is believed
-            if keeper.renewal is not None:
-                renewal, keeper.renewal = keeper.renewal, None
-                return renewal
+            if (response := keeper.renewal) is not None:
+                keeper.renewal = None
+                header = ResponseHeader.from_message(response.header)
+                return LeaseRenewal(header, response.ID, response.TTL)
             if keeper.error is not None:
                 raise keeper.error
             if keeper.ended:
@@ -157,9 +164,9 @@ class KeepAlive:
             # Of a lease that is not ours the deadline is unknown until the first answer.
             unknown = self._rules.deadline(keeper.lease_id) is None
             with anyio.move_on_after(self._timeout if unknown else None) as scope:
-                if self._changed.is_set():
-                    self._changed = anyio.Event()
-                await self._changed.wait()
+                if self._waiting is None:
+                    self._waiting = anyio.Event()
+                await self._waiting.wait()
             if scope.cancelled_caught:
                 self._stop()
                 raise self._no_answer()
