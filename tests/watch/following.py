@@ -266,3 +266,11 @@ def takes_at_most(seconds: float) -> Iterator[None]:
     start = anyio.current_time()
     yield
     assert anyio.current_time() - start <= seconds
+
+
+async def put_all(client: Client, *keys: str) -> int:
+    """Put keys one by one, each with its own name as its value."""
+    revision = 0
+    for key in keys:
+        revision = (await client.kv.put(key, key)).header.revision
+    return revision
