@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import threading
 import time
 import urllib.request
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pytest_asyncio import is_async_test
 
-from aioetcd.testing import EtcdServer, find_binary
+from aioetcd.testing import EtcdServer, FaultProxy, find_binary
 
 if TYPE_CHECKING:
     from aioetcd import Client
 
-# A test with one of these touches a real etcd; whatever depends on them is found by itself.
-_SERVER_FIXTURES = {"etcd_server", "cluster"}
+# A test with this fixture, or in a module with one of these names, touches a real etcd.
+_SERVER_FIXTURE = "etcd_server"
+_SERVER_NAMES = {"EtcdServer", "EtcdCluster"}
 
 # Threads that live as long as a loop or the process, by whoever needed one first.
 _SHARED_THREADS = ("_poll_wrapper", "asyncio_", "AnyIO worker thread", "aioetcd-testing-spawner")
@@ -68,7 +70,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that touch a server."""
     for item in items:
-        if _SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        if not isinstance(item, pytest.Function):
+            continue
+        if _SERVER_FIXTURE in item.fixturenames or _SERVER_NAMES & vars(item.module).keys():
             item.add_marker(pytest.mark.server)
 
 
@@ -87,6 +91,22 @@ async def client(server: EtcdServer) -> AsyncIterator[Client]:
     await server.clear()
     async with Client(server.endpoint) as client:
         yield client
+
+
+@pytest.fixture
+async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
+    """A network between the client and the session's etcd, which has no keys at first."""
+    await server.clear()
+    async with FaultProxy(server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Chance, and its seed in the report of a failure."""
+    seed = int(os.environ.get("AIOETCD_TEST_SEED", random.randrange(2**32)))
+    print("AIOETCD_TEST_SEED", seed)  # noqa: T201
+    return random.Random(seed)
 
 
 @pytest.fixture(autouse=True)

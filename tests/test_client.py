@@ -28,14 +28,6 @@ from aioetcd.testing.proxy import FaultProxy
 
 
 @pytest.fixture
-async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
-    """A network between the client and the session's etcd, which has no keys at first."""
-    await server.clear()
-    async with FaultProxy(server.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def hung(proxy: FaultProxy) -> AsyncIterator[Client]:
     """A connected client whose server does not say a word any more; what is waiting in it."""
     async with Client(proxy.endpoint, timeout=None) as client:

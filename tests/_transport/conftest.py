@@ -7,16 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aioetcd.kv import KV
-from aioetcd.testing import EtcdServer, FaultProxy
+from aioetcd.testing import EtcdServer
 from tests._transport.weather import QUICK, connected
-
-
-@pytest.fixture
-async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
-    """A network between the client and the session's etcd, which has no keys at first."""
-    await server.clear()
-    async with FaultProxy(server.endpoint) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -17,9 +17,6 @@ from aioetcd.testing import EtcdServer, FaultProxy, find_binary
 from tests.concurrency.locks import NAME, body, is_owner, queue, wait_for_queue, watches_created
 from tests.lease.faults import Faulty, eventually, faulty_client
 
-pytestmark = pytest.mark.server
-
-
 # Faults that a lock lives through.
 
 

@@ -27,8 +27,6 @@ from aioetcd import (
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.lease.faults import Faulty, eventually, faulty_client
 
-pytestmark = pytest.mark.server
-
 
 async def block(
     session: Session,

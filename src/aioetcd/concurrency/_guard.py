@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Literal, TypeAlias
 
@@ -21,14 +22,13 @@ class BodyGuard:
 
     Attributes:
         error: What was lost, or None.
-        cancels: Whether it cancels the body.
     """
 
     def __init__(self, on_lost: OnLost) -> None:
         if on_lost not in ("cancel", "ignore"):
             raise ValueError(f"on_lost must be 'cancel' or 'ignore', not {on_lost!r}")
         self.error: EtcdError | None = None
-        self.cancels = on_lost == "cancel"
+        self._cancels = on_lost == "cancel"
         self._happened = anyio.Event()
         self._scope: anyio.CancelScope | None = None
         self._task: asyncio.Task[object] | None = None
@@ -36,7 +36,7 @@ class BodyGuard:
     def enter(self) -> None:
         """Begin the body, in the task that runs it."""
         self._task = asyncio.current_task()
-        if self.cancels:
+        if self._cancels:
             self._scope = anyio.CancelScope()
             self._scope.__enter__()
             if self.error is not None:
@@ -52,16 +52,24 @@ class BodyGuard:
         if self._scope is not None and self._task is not None and not self._task.done():
             self._scope.cancel()
 
-    def exit(
+    async def exit(
         self,
+        release: Callable[[], Awaitable[None]],
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        """End the body; True where its exception was our own cancellation."""
-        if self._scope is None or asyncio.current_task() is not self._task:
-            return False
-        return bool(self._scope.__exit__(exc_type, exc, traceback))
+        """End the body, release what it relied on, then raise the loss if there was one.
+
+        An exception of the body's own goes before the loss.
+        """
+        swallowed = False  # True where the body's exception was our own cancellation
+        if self._scope is not None and asyncio.current_task() is self._task:
+            swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
+        await release()
+        if self.error is not None and self._cancels and (swallowed or exc is None):
+            raise self.error
+        return swallowed
 
     async def wait_lost(self) -> EtcdError:
         """Wait for the loss, and give the error that tells it."""

@@ -157,11 +157,7 @@ class Lock:
         Raises:
             LockLostError: It was lost, unless the body raised something of its own.
         """
-        swallowed = self._guard.exit(exc_type, exc, traceback)
-        await self._release()
-        if self._guard.error is not None and self._guard.cancels and (swallowed or exc is None):
-            raise self._guard.error
-        return swallowed
+        return await self._guard.exit(self._release, exc_type, exc, traceback)
 
     async def _acquire_in_time(self) -> None:
         # Two scopes, for two reasons to stop waiting: the time, and the loss of the lease.

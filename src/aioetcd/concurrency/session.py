@@ -10,11 +10,7 @@ from types import TracebackType
 import anyio
 
 from aioetcd.concurrency._guard import BodyGuard, OnLost
-from aioetcd.errors import (
-    EtcdError,
-    LeaseLostError,
-    LeaseNotFoundError,
-)
+from aioetcd.errors import EtcdError, LeaseLostError, LeaseNotFoundError
 from aioetcd.lease import MAX_TTL, KeepAlive, LeaseService, new_lease_id
 from aioetcd.ranges import check_int
 
@@ -207,8 +203,4 @@ class Session:
         Raises:
             LeaseLostError: It was lost, unless the body raised something of its own.
         """
-        swallowed = self._guard.exit(exc_type, exc, traceback)
-        await self._held.release()
-        if self._guard.error is not None and self._guard.cancels and (swallowed or exc is None):
-            raise self._guard.error
-        return swallowed
+        return await self._guard.exit(self._held.release, exc_type, exc, traceback)
