@@ -60,6 +60,11 @@ class EtcdError(Exception):
         # look for an errno: an error must survive a trip to another process with its facts.
         return (_restore, (type(self), self.args, self.__dict__))
 
+    def __copy__(self) -> EtcdError:
+        error = _restore(type(self), self.args, self.__dict__)
+        error.__cause__ = self.__cause__
+        return error
+
 
 def _restore(cls: type[EtcdError], args: tuple[object, ...], state: dict[str, object]) -> EtcdError:
     error = cls.__new__(cls, *args)

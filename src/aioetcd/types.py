@@ -412,7 +412,7 @@ class ClientStats:
         endpoint: The endpoint in use, or None while one is searched.
         calls: Unary calls made, however often each was sent.
         retries: How often one of them was sent again.
-        reconnects: How often a stream of watches or leases was opened again after a loss.
+        reconnects: How often a stream of watches or leases was lost, and then opened again.
         watches: Watches that have not ended.
         paused_watches: Those among them that wait for their consumer.
         leases: Leases kept alive.

@@ -15,20 +15,29 @@ from aioetcd.errors import (
     UnavailableError,
 )
 from aioetcd.watch import _state
-from aioetcd.watch._state import Phase, WatchRules, WatchSpec, WatchState
+from aioetcd.watch._state import Phase, Suspicion, WatchRules, WatchSpec, WatchState
 from tests.watch.model import message
 
 
 def opened(*starts: int | None) -> tuple[WatchRules, list[WatchState]]:
-    """Make rules with a stream and one watch for each start, their creations sent."""
+    """Make rules with a stream that lets us choose the ids, and a watch being created a start."""
     rules = WatchRules(lambda: None)
     states = [WatchState(WatchSpec(b"k"), start, lambda: None) for start in starts]
     for state in states:
         rules.add(state)
     rules.opened("here", 0)
+    rules._own_ids = True  # as the answer to an earlier creation would have shown
     while rules.next_request(0) is not None:
         pass
     return rules, states
+
+
+def sent(rules: WatchRules) -> list[rpc_pb2.WatchRequest]:
+    """Give all that is to be sent."""
+    requests = []
+    while (request := rules.next_request(0)) is not None:
+        requests.append(request)
+    return requests
 
 
 def header(revision: int, cluster_id: int = 7) -> rpc_pb2.ResponseHeader:
@@ -67,6 +76,50 @@ def test_ids_are_ours_and_from_1() -> None:
     """Server ids begin at 0, which refusals of old servers carry too: ours begin at 1."""
     _, states = opened(None, None, None)
     assert [state.watch_id for state in states] == [1, 2, 3]
+
+
+def test_the_first_creation_on_a_stream_goes_alone() -> None:
+    """Its answer shows whether the ids are ours; then the others go all at once."""
+    rules, states = opened(1, 1, 1)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    assert len(sent(rules)) == 1
+    rules.received(created(states[0]), 2)
+    assert len(sent(rules)) == 2
+
+
+def test_a_proxy_that_gives_ids_of_its_own() -> None:
+    """etcd's grpc-proxy numbers the watches itself, from 0: each gets its own events."""
+    rules = WatchRules(lambda: None)
+    states = [WatchState(WatchSpec(b"k%d" % n), 1, lambda: None) for n in range(3)]
+    for state in states:
+        rules.add(state)
+    rules.opened("proxy", 0)
+    for proxy_id in range(3):
+        (request,) = sent(rules)
+        assert request.create_request.key == b"k%d" % proxy_id
+        rules.received(rpc_pb2.WatchResponse(header=header(10), watch_id=proxy_id, created=True), 0)
+    assert [state.watch_id for state in states] == [0, 1, 2]
+    for revision, state in enumerate(states, start=20):
+        rules.received(events(state, revision), 0)
+    assert [taken(rules, state) for state in states] == [[20], [21], [22]]
+    rules.cancel(states[1])
+    assert [request.cancel_request.watch_id for request in sent(rules)] == [1]
+
+
+def test_what_an_idle_stream_left_unanswered_is_no_burden_to_the_next() -> None:
+    """A stream that nobody wanted any more is not lost; what it had not answered never comes."""
+    rules, (given_up, refusal) = opened(1, 1)
+    rules.received(refused(-1), 0)
+    rules.cancel(given_up)
+    rules.cancel(refusal)
+    late = WatchState(WatchSpec(b"k"), 1, lambda: None)
+    rules.add(late)
+    assert sent(rules) == []
+    rules.opened("again", 1)
+    assert len(sent(rules)) == 1
+    rules.received(created(late), 1)
+    assert late.phase is Phase.OPEN
 
 
 @pytest.mark.parametrize("refusal_id", [-1, 0])
@@ -207,6 +260,17 @@ def test_another_cluster_ends_everything() -> None:
     assert isinstance(first.error, ClusterMismatchError)
     assert isinstance(second.error, ClusterMismatchError)
     assert first.error is not second.error
+    # Who reads again and watches from there may do so with the same client.
+    again = WatchState(WatchSpec(b"k"), 4, lambda: None)
+    rules.add(again)
+    sent(rules)
+    rules.received(
+        rpc_pb2.WatchResponse(
+            header=header(3, cluster_id=8), watch_id=again.watch_id, created=True
+        ),
+        2,
+    )
+    assert (again.phase, rules.suspicion) == (Phase.OPEN, None)
 
 
 @pytest.mark.parametrize(("read", "ends"), [(50, False), (49, True)])
@@ -226,13 +290,13 @@ def test_a_server_behind_is_asked_whether_it_lags(read: int, *, ends: bool) -> N
     assert not asked
     rules.received(created(state, 20), 2)
     assert asked
-    assert rules.suspect is state
-    rules.checked_revision(read)
+    assert rules.suspicion is not None
+    rules.checked_revision(rules.suspicion, read)
     assert isinstance(state.error, ClusterMismatchError) == ends
-    assert rules.suspect is None
+    assert rules.suspicion is None
 
 
-def suspected() -> tuple[WatchRules, list[WatchState]]:
+def suspected() -> tuple[WatchRules, list[WatchState], Suspicion]:
     """Two watches that stood at revision 50, on the stream of a server at 20."""
     rules, states = opened(1, 1)
     for state in states:
@@ -240,29 +304,55 @@ def suspected() -> tuple[WatchRules, list[WatchState]]:
     rules.received(events(states[0], 2, header_revision=50), 0)
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
-    while rules.next_request(2) is not None:
-        pass
     for state in states:
+        sent(rules)
         rules.received(created(state, 20), 2)
-    assert rules.suspect is states[0]
-    return rules, states
+    assert rules.suspicion is not None
+    return rules, states, rules.suspicion
 
 
 def test_events_newer_than_the_deciding_read_do_not_condemn_the_server() -> None:
     """A lagging member catches up while it is asked: its events may overtake its answer."""
-    rules, states = suspected()
+    rules, states, suspicion = suspected()
     rules.received(events(states[0], 51, 60, header_revision=70), 2)
-    rules.checked_revision(55)
+    rules.checked_revision(suspicion, 55)
     assert [state.error for state in states] == [None, None]
 
 
 def test_the_end_of_the_suspect_does_not_end_the_question() -> None:
     """The server is as suspect to the watches that are left."""
-    rules, (first, second) = suspected()
+    rules, (first, second), suspicion = suspected()
     rules.cancel(first)
-    assert rules.suspect is second
-    rules.checked_revision(49)
+    rules.checked_revision(suspicion, 49)
+    assert second.error is None, "it was asked with a key that nobody watches any more"
+    assert rules.suspicion is not None
+    assert rules.suspicion.state is second
+    rules.checked_revision(rules.suspicion, 49)
     assert isinstance(second.error, ClusterMismatchError)
+
+
+def test_an_answer_about_another_stream_says_nothing() -> None:
+    """A read that was asked because of one member does not decide about the next one."""
+    rules, states, suspicion = suspected()
+    rules.lost(UnavailableError("cut"), final=False, now=3)
+    rules.opened("elsewhere", 4)
+    sent(rules)
+    rules.received(created(states[0], 60), 4)
+    rules.checked_revision(suspicion, 20)
+    assert [state.error for state in states] == [None, None]
+
+
+def test_after_a_history_that_went_back_new_watches_work() -> None:
+    """Who reads again and watches from there is not measured by the old history."""
+    rules, _, suspicion = suspected()
+    rules.checked_revision(suspicion, 20)
+    assert not rules.wanted
+    again = WatchState(WatchSpec(b"k"), 21, lambda: None)
+    rules.add(again)
+    rules.opened("there", 5)
+    sent(rules)
+    rules.received(created(again, 22), 5)
+    assert (again.phase, rules.suspicion) == (Phase.OPEN, None)
 
 
 def test_w14_a_refusal_with_watch_id_0_does_not_end_a_healthy_watch() -> None:
@@ -315,6 +405,21 @@ def test_large_values_fill_an_inbox_too() -> None:
     assert len(state.inbox) == 1
 
 
+def test_the_fragments_of_one_revision_count_together() -> None:
+    """However many answers a revision is spread over, all of its bytes are in the inbox."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    size = 0
+    for number in range(5):
+        response = events(state, 2, fragment=number < 4)
+        response.events[0].kv.value = bytes(100_000)
+        size += response.ByteSize()
+        rules.received(response, 0)
+    assert size <= state.inbox_bytes <= size + 5 * 1000
+    rules.take(state)
+    assert (state.inbox_bytes, state.partial_bytes) == (0, 0)
+
+
 def test_closing_ends_everything_at_once() -> None:
     """What is in the inboxes is not delivered any more."""
     rules, (state,) = opened(1)
@@ -325,12 +430,62 @@ def test_closing_ends_everything_at_once() -> None:
     assert isinstance(state.error, ClientClosedError)
 
 
-def test_a_final_failure_ends_everything() -> None:
-    """An error that the next stream would meet too is not tried again for ever."""
-    rules, (state,) = opened(1)
+def test_a_final_failure_ends_what_was_being_created() -> None:
+    """A creation that the server ends the whole stream for is not repeated; the others are."""
+    rules, (healthy,) = opened(1)
+    rules.received(created(healthy), 0)
+    guilty = WatchState(WatchSpec(b"large"), 1, lambda: None)
+    rules.add(guilty)
+    sent(rules)
+    refusal = EtcdError("too large")
+    refusal.__cause__ = reason = OSError("the reason")
+    rules.lost(refusal, final=True, now=0)
+    assert guilty.phase is Phase.ENDED
+    assert guilty.error is not None
+    assert guilty.error.__cause__ is reason
+    rules.opened("again", 1)
+    assert [request.create_request.key for request in sent(rules)] == [b"k"]
+
+
+def test_a_final_failure_that_comes_again_ends_everything() -> None:
+    """An error that the next stream meets too, without any answer between, is not tried again."""
+    rules, states = opened(1, 1)
+    late = WatchState(WatchSpec(b"k"), 1, lambda: None)
+    rules.add(late)
     rules.lost(EtcdError("no such RPC"), final=True, now=0)
-    assert state.phase is Phase.ENDED
+    assert [state.phase for state in states] == [Phase.ENDED] * 2
+    assert late.phase is Phase.WAITING
+    others = [WatchState(WatchSpec(b"k"), 1, lambda: None) for _ in range(3)]
+    for state in others:
+        rules.add(state)
+    rules.opened("again", 1)
+    sent(rules)
+    rules.lost(EtcdError("no such RPC"), final=True, now=2)
+    assert [state.phase for state in (late, *others)] == [Phase.ENDED] * 4
     assert not rules.wanted
+
+
+def test_a_bookmark_that_was_asked_for_before_a_watch_began_is_not_its_own() -> None:
+    """The answer may overtake the old events of a watch that was created after the question."""
+    rules, (asking,) = opened(1)
+    rules.received(created(asking), 0)
+    rules.checked_version(trusted=True)
+    rules.ask_progress(asking)
+    assert len(sent(rules)) == 1
+    late = WatchState(WatchSpec(b"k"), 5, lambda: None)
+    rules.add(late)
+    sent(rules)
+    rules.received(created(late, 20), 0)
+    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 0)
+    assert asking.next_revision == 21
+    assert late.next_revision == 5
+    rules.received(events(late, 6, 20, header_revision=20), 0)
+    assert taken(rules, late) == [6, 20]
+    # One that was asked for later is, and one from beyond the creation too.
+    rules.ask_progress(asking)
+    assert rules.next_request(9) is not None
+    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 9)
+    assert late.next_revision == 21
 
 
 def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:

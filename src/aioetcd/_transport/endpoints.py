@@ -122,6 +122,10 @@ class Endpoints:
         """Iterate over all connections."""
         return iter(self._connections)
 
+    def __len__(self) -> int:
+        """Give how many there are."""
+        return len(self._connections)
+
     def failed(self, connection: Connection) -> None:
         """Stop using a connection: the next one to ask looks for another endpoint first."""
         if connection is self.current:

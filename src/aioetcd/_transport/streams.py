@@ -58,8 +58,8 @@ class StreamRules(Protocol[Request_co, Response_contra]):
         more: what is overdue needs no tick.
         """
 
-    def tick(self, now: float) -> None:
-        """Time has passed."""
+    def tick(self, now: float) -> bool:
+        """Time has passed. True: the stream is silent for too long, another endpoint may do."""
 
 
 class SharedStream(Generic[Request, Response]):
@@ -75,7 +75,7 @@ class SharedStream(Generic[Request, Response]):
 
     Attributes:
         connection: Where the stream is now, or None.
-        reconnects: How often it was opened again after a loss.
+        reconnects: How often it was lost, and then opened again.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class SharedStream(Generic[Request, Response]):
         self._metadata = (("hasleader", "true"),) if require_leader else ()
         self._logger = logger
         self._running = False
+        self._on_call = anyio.CancelScope()
         self._lost_at: float | None = None
         self._backoff = Backoff(0.05, 2.0)
         self._send_wake = asyncio.Event()
@@ -131,7 +132,8 @@ class SharedStream(Generic[Request, Response]):
             with anyio.move_on_after(None if at is None else at - monotonic()) as timer:
                 await self._time_wake.wait()
             if timer.cancelled_caught:
-                self._rules.tick(monotonic())
+                if self._rules.tick(monotonic()) and len(self._transport.endpoints) > 1:
+                    self._on_call.cancel()
                 self._send_wake.set()
         self._time_wake.clear()
         with anyio.move_on_after(LINGER):
@@ -150,15 +152,23 @@ class SharedStream(Generic[Request, Response]):
             call = connection.call(self._method)(metadata=self._metadata)
             name = connection.endpoint.name
             self._rules.opened(name, monotonic())
+            failure = None
             try:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(self._write, call)
-                    failure = await self._read(call, name)
-                    group.cancel_scope.cancel()
+                with anyio.CancelScope() as self._on_call:
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(self._write, call)
+                        failure = await self._read(call, name)
+                        group.cancel_scope.cancel()
             finally:
                 call.cancel()
                 self.connection = None
-            rule, error = self._failure(failure, name)
+            if self._on_call.cancelled_caught:
+                rule, error = self._failure("UNAVAILABLE", "no answers for too long", name)
+            elif failure is None:
+                rule, error = self._failure("UNAVAILABLE", "the server ended the stream", name)
+            else:
+                rule, error = self._failure(*status_of(failure), name)
+                error.__cause__ = failure
             if self._lost_at is None:
                 self._lost_at = monotonic()
                 self._logger.warning("%s stream to %s is lost: %s", self._method.name, name, error)
@@ -212,20 +222,9 @@ class SharedStream(Generic[Request, Response]):
             )
             self._lost_at = None
 
-    def _failure(
-        self, failure: grpc.aio.AioRpcError | None, endpoint: str
-    ) -> tuple[Rule, EtcdError]:
-        code, details = ("UNAVAILABLE", "the server ended the stream")
-        if failure is not None:
-            code, details = status_of(failure)
+    def _failure(self, code: str, details: str, endpoint: str) -> tuple[Rule, EtcdError]:
         rule = rule_for(code, details)
-        error = error_from_status(
-            rule,
-            code=code,
-            details=details,
-            what=self._method.name,
-            is_write=False,
-            endpoint=endpoint,
+        what = self._method.name
+        return rule, error_from_status(
+            rule, code=code, details=details, what=what, is_write=False, endpoint=endpoint
         )
-        error.__cause__ = failure
-        return rule, error

@@ -45,7 +45,7 @@ class Watch:
         self._entered = False
         # The rest of the batch that a loop over events is in the middle of.
         self._rest: deque[Event] = deque()
-        self._revision = 0 if start_revision is None else start_revision - 1
+        self._revision = None if start_revision is None else start_revision - 1
 
     def __repr__(self) -> str:
         """Show the key and where it stands."""
@@ -61,7 +61,9 @@ class Watch:
         """
         if self._rest:
             return self._rest[0].mod_revision - 1
-        return self._revision or self._state.created_revision or 0
+        if self._revision is not None:
+            return self._revision
+        return self._state.created_revision or 0
 
     async def __aenter__(self) -> Watch:
         """Create the watch at the server.
@@ -115,7 +117,7 @@ class Watch:
                 if self._rest:  # a loop over events was left in the middle
                     events = tuple(self._rest)
                     self._rest.clear()
-                    yield Batch(events, self._revision)
+                    yield Batch(events, events[-1].mod_revision)
                 batch = await self._next()
                 if batch is None:
                     return
@@ -147,6 +149,7 @@ class Watch:
         self._changed.set()
 
     def _close(self) -> None:
+        self._revision = self.revision  # without the rest, which nobody takes any more
         self._rest.clear()
         if self._state.phase is not Phase.ENDED:
             self._stream.cancel(self._state)
@@ -158,7 +161,8 @@ class Watch:
         return error
 
     async def _open(self) -> None:
-        if not self._started:
+        opens = not self._started
+        if opens:
             if self._state.phase is not Phase.ENDED:  # closed before it began
                 try:
                     self._stream.add(self._state)
@@ -166,14 +170,16 @@ class Watch:
                     self._fail(error)
                     raise
             self._started = True
-        with anyio.move_on_after(self._timeout) as scope:
+        # Those who come meanwhile wait with the one who opens it.
+        with anyio.move_on_after(self._timeout if opens else None) as scope:
             try:
                 while self._state.created_revision is None:
                     if self._state.phase is Phase.ENDED:
                         break
                     await self._wait()
             except BaseException:
-                self._close()
+                if opens:
+                    self._close()
                 raise
         if scope.cancelled_caught:
             endpoints = self._stream.transport.endpoints

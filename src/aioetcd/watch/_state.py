@@ -8,6 +8,10 @@ What holds at any moment, for each watch:
   anything was received; before that what the user asked for, or None for "from now on".
 - It has an id on the stream only while it is being created or open there. Each creation takes
   a new id, so that late answers to an old one cannot be mistaken.
+- The first creation on a stream goes alone, and shows whether the ids are ours to choose: etcd's
+  grpc-proxy gives its own. There each creation waits for the answer to the one before.
+- The answer to a request for progress is no watch's own: it may overtake the events of a watch that
+  was created after the request. Such a watch does not take it for a bookmark.
 """
 
 from __future__ import annotations
@@ -83,7 +87,10 @@ class WatchState:
         created_revision: The store's revision when it was first created, or None before that.
         error: Why it ended; None where the user ended it.
         watch_id: Its id on the stream.
+        opened_revision: The store's revision when it was last created.
+        asked_before: The requests for progress that the stream had seen by then.
         partial: Events of a revision that may have more to come.
+        partial_bytes: The bytes in them.
         inbox: Batches for the consumer, each with its size in bytes.
         inbox_events: The events in it.
         inbox_bytes: The bytes in it.
@@ -98,7 +105,10 @@ class WatchState:
     created_revision: int | None = None
     error: EtcdError | None = None
     watch_id: int = 0
+    opened_revision: int = 0
+    asked_before: int = 0
     partial: list[Event] = field(default_factory=list)
+    partial_bytes: int = 0
     inbox: deque[tuple[Batch, int]] = field(default_factory=deque)
     inbox_events: int = 0
     inbox_bytes: int = 0
@@ -114,6 +124,24 @@ class WatchState:
         """Whether a paused watch may go on."""
         return self.inbox_events <= INBOX_EVENTS // 2 and self.inbox_bytes <= INBOX_BYTES // 2
 
+    def drop_partial(self) -> None:
+        """Forget what was not whole: it comes again."""
+        self.partial.clear()
+        self.partial_bytes = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Suspicion:
+    """A server is behind what another one has shown.
+
+    Attributes:
+        state: A watch that it is about.
+        revision: The highest revision shown before.
+    """
+
+    state: WatchState
+    revision: int
+
 
 class WatchRules:
     """All watches of one stream.
@@ -124,22 +152,26 @@ class WatchRules:
 
     Attributes:
         highest_revision: The highest revision that any server has shown.
-        suspect: A watch whose server is behind `highest_revision`. Either this member lags, or
-            the history went back: a linearizable read decides, see `checked_revision`.
+        suspicion: Either the stream's member lags, or the history went back: a linearizable read
+            decides, see `checked_revision`.
         progress_trusted: Whether this stream's server answers requests for progress truly; None
             until `checked_version` tells.
     """
 
     def __init__(self, ask: Callable[[], None]) -> None:
         self.highest_revision = 0
-        self.suspect: WatchState | None = None
+        self.suspicion: Suspicion | None = None
         self.progress_trusted: bool | None = None
         self._ask = ask
         self._cluster_id = 0
         self._fresh = True
-        # What `highest_revision` was when the suspicion arose: while the read is under way, events
-        # may come that are newer than its answer.
-        self._suspected_at = 0
+        # Whether the stream lets us choose the ids; None until its first creation tells.
+        self._own_ids: bool | None = None
+        # Whether the last stream ended for good, and nothing was answered since.
+        self._refused_before = False
+        # The requests for progress on this stream, and the answers to them: at most one each.
+        self._asked = 0
+        self._told = 0
         self._last_id = 0
         self._watches: set[WatchState] = set()
         # By id on the stream: answers are matched by it. A watch that was given up keeps its place
@@ -148,7 +180,7 @@ class WatchRules:
         self._open: dict[int, WatchState] = {}
         # Refusals that name no watch, until every other creation in flight is answered.
         self._refusals: list[rpc_pb2.WatchResponse] = []
-        self._to_create: deque[WatchState] = deque()
+        self._to_create: dict[WatchState, None] = {}  # in this order
         self._to_cancel: deque[int] = deque()
         self._progress_at = 0.0
         self._ticked = 0.0
@@ -159,7 +191,7 @@ class WatchRules:
         """Take a new watch."""
         state.floor = state.next_revision or 0
         self._watches.add(state)
-        self._to_create.append(state)
+        self._to_create[state] = None
 
     def cancel(self, state: WatchState) -> None:
         """End a watch because the user did."""
@@ -175,7 +207,7 @@ class WatchRules:
         state.inbox_bytes -= size
         if state.phase is Phase.PAUSED and state.is_drained:
             state.phase = Phase.WAITING
-            self._to_create.append(state)
+            self._to_create[state] = None
             return batch, True
         return batch, False
 
@@ -199,13 +231,16 @@ class WatchRules:
         """The server's version is known."""
         self.progress_trusted = trusted
 
-    def checked_revision(self, revision: int) -> None:
+    def checked_revision(self, suspicion: Suspicion, revision: int) -> None:
         """A linearizable read has told the store's revision."""
-        self.suspect = None
-        if revision < self._suspected_at:
+        if self.suspicion is not suspicion:
+            return  # the stream leads elsewhere by now
+        self.suspicion = None
+        if revision < suspicion.revision:
+            self.highest_revision = revision
             self._end_all(
                 ClusterMismatchError(
-                    f"the store is at revision {revision}, but was at {self._suspected_at} "
+                    f"the store is at revision {revision}, but was at {suspicion.revision} "
                     "before: its history went back (restored from a backup?); read everything "
                     "again, then watch from there"
                 )
@@ -231,9 +266,12 @@ class WatchRules:
 
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream: everything is created again on it."""
+        self._leave_stream()  # one that nobody wanted any more was not lost
         self.progress_trusted = None
-        self.suspect = None
+        self.suspicion = None
         self._fresh = True
+        self._own_ids = None
+        self._asked = self._told = 0
 
     def next_request(self, now: float) -> rpc_pb2.WatchRequest | None:
         """Give what to send next."""
@@ -242,10 +280,9 @@ class WatchRules:
             return rpc_pb2.WatchRequest(cancel_request=cancel)
         # With a refusal that may belong to any of several, no further ones: they would keep it
         # from ever being settled.
-        while self._to_create and not self._refusals:
-            state = self._to_create.popleft()
-            if state.phase is not Phase.WAITING:
-                continue
+        if self._to_create and not self._refusals and (self._own_ids or not self._creating):
+            state = next(iter(self._to_create))
+            del self._to_create[state]
             self._last_id += 1
             state.watch_id = self._last_id
             state.phase = Phase.CREATING
@@ -253,25 +290,29 @@ class WatchRules:
                 # A member that lags behind a resumed watch may send what is older (etcd before
                 # 3.4.38, 3.5.22 and 3.6.2).
                 state.floor = state.next_revision
+            state.asked_before = self._asked
             self._creating[state.watch_id] = state
             return state.spec.to_message(state.watch_id, state.next_revision)
         if self.progress_trusted and now >= self._progress_at and self._progress_wanted:
             self._progress_at = now + PROGRESS_INTERVAL
+            self._asked += 1
             return rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
         return None
 
     def received(self, response: rpc_pb2.WatchResponse, now: float) -> bool:
         """An answer came."""
+        self._refused_before = False
         cluster_id = response.header.cluster_id
         if cluster_id and cluster_id != self._cluster_id:
             if self._cluster_id:
+                self.highest_revision = 0
                 self._end_all(
                     ClusterMismatchError(
                         f"cluster {cluster_id:x} answers where {self._cluster_id:x} did before: "
-                        "its revisions mean nothing here"
+                        "its revisions mean nothing here; read everything again, then watch from "
+                        "there"
                     )
                 )
-                return True
             self._cluster_id = cluster_id
         if response.created:
             if response.canceled:
@@ -281,8 +322,11 @@ class WatchRules:
             return True
         self.highest_revision = max(self.highest_revision, response.header.revision)
         if response.watch_id == -1:
+            self._told += 1
+            revision = response.header.revision
             for state in self._open.values():
-                self._progress(state, response.header.revision)
+                if self._told > state.asked_before or revision > state.opened_revision:
+                    self._progress(state, revision)
             return False
         watching = self._open.get(response.watch_id)
         if watching is None:
@@ -298,15 +342,20 @@ class WatchRules:
     def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
         """The stream ended: all that was on it waits for the next one."""
         if final:
-            self._end_all(error)
+            # What was being created is the reason, or (the second time) whatever is asked for.
+            creating = [state for state in self._creating.values() if state in self._watches]
+            self._end_all(error, None if self._refused_before else creating)
+            self._refused_before = True
+        self._leave_stream()
+
+    def _leave_stream(self) -> None:
         # The oldest first, before those that were never sent.
-        on_stream = [*self._creating.values(), *self._open.values()]
-        for state in sorted(on_stream, key=lambda state: state.watch_id, reverse=True):
-            if state.phase is Phase.ENDED:
-                continue
+        on_stream = [*self._open.values(), *self._creating.values()]
+        waiting = [state for state in on_stream if state in self._watches]
+        for state in waiting:
             state.phase = Phase.WAITING
-            state.partial.clear()
-            self._to_create.appendleft(state)
+            state.drop_partial()
+        self._to_create = dict.fromkeys([*waiting, *self._to_create])
         self._creating.clear()
         self._open.clear()
         self._refusals.clear()
@@ -319,21 +368,27 @@ class WatchRules:
         # Not in the past: while the stream takes no requests, one that is due stays due.
         return max(self._progress_at, self._ticked + PROGRESS_INTERVAL)
 
-    def tick(self, now: float) -> None:
-        """Time has passed: `next_request` may have something."""
+    def tick(self, now: float) -> bool:
+        """Time has passed: `next_request` may have something. An idle stream is silent."""
         self._ticked = now
+        return False
 
     # What answers mean.
 
     def _created(self, response: rpc_pb2.WatchResponse) -> None:
         state = self._creating.pop(response.watch_id, None)
+        if self._own_ids is None:
+            self._own_ids = state is not None
+        if not self._own_ids and self._creating:
+            _, state = self._creating.popitem()  # the only one in flight
         if state is None or state.phase is Phase.ENDED:
             self._to_cancel.append(response.watch_id)
             self._settle_refusals()
             return
+        state.watch_id = response.watch_id
         state.phase = Phase.OPEN
         self._open[state.watch_id] = state
-        revision = response.header.revision
+        revision = state.opened_revision = response.header.revision
         if state.next_revision is None:
             # Not the floor: newer servers read this revision a moment after the watch began, and
             # deliver events from between the two.
@@ -343,8 +398,7 @@ class WatchRules:
         # Once a stream: the store of one member does not go back while it runs, but the answers
         # to one creation and the events of another watch may overtake each other.
         if self._fresh and revision < self.highest_revision:
-            self.suspect = state
-            self._suspected_at = self.highest_revision
+            self.suspicion = Suspicion(state, self.highest_revision)
             self._ask()
         self._fresh = False
         self.highest_revision = max(self.highest_revision, revision)
@@ -392,9 +446,10 @@ class WatchRules:
             self._pause(state)
             return True
         events = events_from_messages(response.events, prev_kv=state.spec.prev_kv)
+        size = state.partial_bytes + response.ByteSize() + len(events) * _EVENT_OVERHEAD
         if state.partial:
             events = [*state.partial, *events]
-            state.partial = []
+            state.drop_partial()
         if response.fragment:
             # The last revision may go on in the next fragment; those before it are whole.
             last = events[-1].mod_revision
@@ -410,17 +465,18 @@ class WatchRules:
             revision = events[-1].mod_revision
             state.next_revision = state.floor = revision + 1
             self.highest_revision = max(self.highest_revision, revision)
-            size = response.ByteSize() + len(events) * _EVENT_OVERHEAD
             state.inbox.append((Batch(tuple(events), revision), size))
             state.inbox_events += len(events)
             state.inbox_bytes += size
             state.notify()
+        elif state.partial:
+            state.partial_bytes = size
         return False
 
     def _pause(self, state: WatchState) -> None:
         del self._open[state.watch_id]
         self._to_cancel.append(state.watch_id)
-        state.partial.clear()
+        state.drop_partial()
         state.phase = Phase.PAUSED
 
     def _progress(self, state: WatchState, revision: int) -> None:
@@ -440,15 +496,18 @@ class WatchRules:
         if self._open.pop(state.watch_id, None) is not None:
             self._to_cancel.append(state.watch_id)
         self._watches.discard(state)
-        if self.suspect is state:  # the question is about the server: any other may ask it
-            self.suspect = next(iter(self._watches), None)
+        self._to_create.pop(state, None)
+        if self.suspicion is not None and self.suspicion.state is state:
+            # The question is about the server: any other may ask it.
+            other = next(iter(self._watches), None)
+            self.suspicion = None if other is None else Suspicion(other, self.suspicion.revision)
         state.phase = Phase.ENDED
         state.error = error
-        state.partial.clear()
+        state.drop_partial()
         state.notify()
 
-    def _end_all(self, error: EtcdError) -> None:
-        for state in list(self._watches):
+    def _end_all(self, error: EtcdError, these: list[WatchState] | None = None) -> None:
+        for state in these or list(self._watches):
             self._end(state, copy(error))
 
 

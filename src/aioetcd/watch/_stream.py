@@ -73,15 +73,15 @@ class WatchStream:
         """Make the unary calls without which the rules cannot go on."""
         backoff = Backoff(0.05, 1.0)
         try:
-            while self.rules.suspect is not None or self.rules.wants_version:
+            while self.rules.suspicion is not None or self.rules.wants_version:
                 # The member that the stream leads to is the one in question.
                 connection = self.shared.connection
                 try:
-                    if (suspect := self.rules.suspect) is not None:
-                        request = rpc_pb2.RangeRequest(key=suspect.spec.key, count_only=True)
+                    if (suspicion := self.rules.suspicion) is not None:
+                        key = suspicion.state.spec.key
+                        request = rpc_pb2.RangeRequest(key=key, count_only=True)
                         read = await self.transport.unary(RANGE, request, connection=connection)
-                        if self.rules.suspect is suspect:
-                            self.rules.checked_revision(read.header.revision)
+                        self.rules.checked_revision(suspicion, read.header.revision)
                     else:
                         status = await self.transport.unary(
                             STATUS, rpc_pb2.StatusRequest(), connection=connection
