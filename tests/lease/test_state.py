@@ -17,8 +17,9 @@ from aioetcd.errors import (
 from aioetcd.lease._state import Keeper, LeaseRules
 from tests.lease.model import Kept, answer, requests
 
-# The shortest pause between two renewals, as a part of the time to live.
+# The shortest pause between two renewals, as a part of the time to live; and the first one.
 SOONEST = 0.9 / 3
+SOONEST_FIRST = 0.3 / 3
 
 
 class Scene:
@@ -70,14 +71,16 @@ def test_deadline_counts_from_the_sending_of_the_answered_renewal() -> None:
     assert kept.ttls == [10]
 
 
-def test_deadline_never_goes_back() -> None:
-    """A shorter time to live in an answer does not take back what was promised before."""
+def test_a_shorter_time_to_live_brings_the_deadline_nearer() -> None:
+    """The last answer counts: somebody may have granted the same id again, for a shorter time."""
     scene = Scene()
     scene.granted(1, 100)
-    scene.keep(1, 1.0)
+    kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
     scene.lane.received(answer(1, 3), 1.1)
-    assert scene.rules.deadline(1) == 100.0
+    assert scene.rules.deadline(1) == 4.0
+    scene.lane.tick(4.0)
+    assert [type(error) for error in kept.errors] == [LeaseExpiredError]
 
 
 def test_deadline_is_unknown_until_a_foreign_lease_answers() -> None:
@@ -240,8 +243,9 @@ def test_renewed_at_once_and_then_each_third_of_the_time_to_live() -> None:
     times = scene.send_times(12.0)
     assert times[0] == 0.0
     pauses = [after - before for before, after in pairwise(times)]
-    assert len(times) == 4
-    assert all(4 * 0.9 <= pause <= 4.01 for pause in pauses)
+    assert len(times) in (4, 5)
+    assert 4 * 0.3 <= pauses[0] <= 4.01
+    assert all(4 * 0.9 <= pause <= 4.01 for pause in pauses[1:])
 
 
 def test_several_in_flight_are_answered_in_order() -> None:
@@ -270,8 +274,11 @@ def test_the_first_answer_sets_the_pace() -> None:
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
     assert scene.lane.received(answer(1, 60), 0.1) is True
-    assert scene.sent(17.9) == []
+    assert scene.sent(60 * SOONEST_FIRST - 0.1) == []
     assert scene.sent(20.0) == [1]
+    assert scene.lane.received(answer(1, 60), 20.1) is False
+    assert scene.sent(20.0 + 60 * SOONEST - 0.1) == []
+    assert scene.sent(40.0) == [1]
 
 
 def test_a_new_pace_counts_from_the_last_request() -> None:
@@ -281,7 +288,7 @@ def test_a_new_pace_counts_from_the_last_request() -> None:
     assert scene.sent(0.0) == [1]
     assert scene.sent(1.0) == [1]
     assert scene.lane.received(answer(1, 4), 1.1) is True
-    assert scene.sent(1.0 + 4 * SOONEST - 0.01) == []
+    assert scene.sent(1.0 + 4 * SOONEST_FIRST - 0.01) == []
     assert scene.sent(1.0 + 4 / 3) == [1]
 
 
@@ -296,15 +303,16 @@ def test_a_shorter_time_to_live_quickens_the_pace() -> None:
 
 
 def test_what_is_due_together_goes_out_together() -> None:
-    """Leases that were renewed at many times are due at few: they are multiples of 250 ms."""
+    """Leases that were renewed at many times are due at few: they are multiples of 500 ms."""
     scene = Scene()
     for lease_id in range(1, 101):
         scene.granted(lease_id, 30)
-        scene.keep(lease_id, lease_id * 0.01)
-        assert scene.sent(lease_id * 0.01) == [lease_id]
-    times = set(scene.send_times(12.0))
-    assert len(times) <= 8  # a range of 1 s, and the second in which they began
-    assert all(9.0 <= at <= 11.0 for at in times)
+        scene.keep(lease_id, lease_id * 0.001)
+        assert scene.sent(lease_id * 0.001) == [lease_id]
+    times = scene.send_times(13.0)
+    assert len(times) >= 100
+    assert {round(at % 0.5, 3) for at in times} == {0.0}
+    assert min(times) >= 3.0
 
 
 def test_the_next_tick_is_when_something_is_due() -> None:
@@ -319,7 +327,7 @@ def test_the_next_tick_is_when_something_is_due() -> None:
     assert scene.sent(1.2) == [1]
     tick = scene.lane.next_tick()
     assert tick is not None
-    assert 1.2 + 10 * SOONEST <= tick <= 1.2 + 10 / 3
+    assert 1.2 + 10 * SOONEST_FIRST <= tick <= 1.2 + 10 / 3
     scene.lane.tick(9.99)
     assert scene.lane.next_tick() == 10.0
 
@@ -388,8 +396,8 @@ def test_an_answer_on_a_stream_that_a_lease_has_left_says_nothing() -> None:
     assert (kept.ttls, kept.errors, rules.deadline(1)) == ([], [], 10.0)
 
 
-def test_a_refused_stream_ends_its_own_leases() -> None:
-    """A stream that is refused for good ends the leases that it renews; the others stay."""
+def test_a_refused_stream_ends_no_lease_of_another() -> None:
+    """A stream that is refused for good concerns the leases that it renews; the others stay."""
     rules = LeaseRules(lanes=2, lane_size=1)
     one, other = Kept(1), Kept(2)
     rules.add(one.keeper, 0.0)
@@ -442,17 +450,63 @@ def test_a_cut_alone_loses_nothing() -> None:
     assert kept.notifications == 0
 
 
-def test_an_error_that_will_not_pass_ends_all_leases() -> None:
-    """A refused stream ends every keeper with the reason, each with an error of its own."""
+def test_a_refusal_ends_only_what_has_no_deadline() -> None:
+    """A refused stream may be one lease's doing: the others try again until their deadlines.
+
+    Each keeper has an error of its own, with the same reason behind it.
+    """
     scene = Scene()
     scene.granted(1, 10)
-    kept = [scene.keep(1, 0.0), scene.keep(1, 0.0), scene.keep(2, 0.0)]
+    alive = scene.keep(1, 0.0)
+    unknown = [scene.keep(2, 0.0), scene.keep(2, 0.0)]
     refusal = PermissionDeniedError("no")
+    refusal.__cause__ = reason = OSError("the reason")
     scene.lane.lost(refusal, final=True, now=1.0)
-    assert not scene.lane.wanted
-    errors = [error for each in kept for error in each.errors]
-    assert [type(error) for error in errors] == [PermissionDeniedError] * 3
-    assert len({id(error) for error in (*errors, refusal)}) == 4
+    errors = [error for each in unknown for error in each.errors]
+    assert [type(error) for error in errors] == [PermissionDeniedError] * 2
+    assert len({id(error) for error in (*errors, refusal)}) == 3
+    assert [error.__cause__ for error in errors] == [reason] * 2
+    assert not alive.errors
+    scene.lane.opened("e", 2.0)
+    assert scene.sent(2.0) == [1]
+    scene.lane.tick(10.0)
+    (error,) = alive.errors
+    assert isinstance(error, LeaseExpiredError)
+    assert error.__cause__ is refusal, "it says why it was not renewed"
+
+
+def test_a_stream_that_falls_silent_is_left() -> None:
+    """Half of a time to live without the answers that are due is too long."""
+    scene = Scene()
+    scene.granted(1, 12)
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    scene.lane.received(answer(1, 12), 0.1)
+    assert not scene.lane.tick(4.0), "nothing is asked, so silence is right"
+    assert scene.sent(4.0) == [1]
+    assert not scene.lane.tick(9.9)
+    assert scene.lane.next_tick() == 10.0
+    assert scene.lane.tick(10.0)
+    scene.lane.lost(UnavailableError("left"), final=False, now=10.0)
+    scene.lane.opened("other", 10.1)
+    assert not scene.lane.tick(10.2)
+    assert scene.sent(10.2) == [1]
+    scene.lane.received(answer(1, 12), 10.3)
+    assert scene.rules.deadline(1) == 22.2
+
+
+def test_slow_answers_are_no_silence() -> None:
+    """Answers that take longer than half of the time to live come one after the other."""
+    scene = Scene()
+    scene.granted(1, 12)
+    scene.keep(1, 0.0)
+    for at in (0.0, 4.0):
+        assert scene.sent(at) == [1]
+        assert not scene.lane.tick(at)
+    for at in (8.0, 12.0, 16.0, 20.0):
+        assert not scene.lane.tick(at - 0.1)
+        scene.lane.received(answer(1, 12), at - 0.1)
+        assert scene.sent(at) == [1]
 
 
 def test_closing_ends_all_leases() -> None:
@@ -465,6 +519,17 @@ def test_closing_ends_all_leases() -> None:
 
 
 # Keepers.
+
+
+def test_a_keeper_that_fails_keeps_nobody_from_being_told() -> None:
+    """All that a loss concerns is settled before anybody hears of it."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = [scene.keep(1, 0.0), scene.keep(1, 0.0)]
+    ended: list[bool] = []
+    kept[0].keeper.notify = lambda: ended.extend(each.keeper.ended for each in kept)
+    scene.rules.expire(10.0)
+    assert ended == [True, True]
 
 
 def test_two_keepers_of_one_lease_share_its_renewals() -> None:

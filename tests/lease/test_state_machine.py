@@ -30,8 +30,9 @@ register_random(_state._jitter)
 
 # A lease whose time to live is unknown is renewed as if it were so long.
 ASSUMED_TTL = 3.0
-# The shortest pause between two renewals, as a part of the time to live.
+# The shortest pause between two renewals, as a part of the time to live; and the first one.
 SOONEST = 0.9 / 3
+SOONEST_FIRST = 0.3 / 3
 UNKNOWN_ID = 999
 
 
@@ -62,7 +63,9 @@ class Machine(RuleBasedStateMachine):
         # What an attentive reader of the docstring would know of each lease.
         self.ttls: dict[int, float] = {}
         self.deadlines: dict[int, float] = {}
-        self.revoked: set[int] = set()
+        self.revoked: dict[int, float] = {}
+        # Those whose next pause may be short: with it, leases that begin together part.
+        self.fresh: set[int] = set()
         self.lanes: dict[int, Lane] = {}
         self.renewed: dict[int, float] = {}
         self.most_kept = 0
@@ -110,8 +113,10 @@ class Machine(RuleBasedStateMachine):
         self._keep(lease_id, self.now if fresh else 0.0)
 
     def _keep(self, lease_id: int, not_before: float) -> None:
-        if lease_id not in self._lease_ids() and self.deadlines.get(lease_id, 0.0) <= self.now:
-            self._forget(lease_id)
+        if lease_id not in self._lease_ids():
+            self.fresh.add(lease_id)
+            if self.deadlines.get(lease_id, 0.0) <= self.now:
+                self._forget(lease_id)
         kept = Kept(lease_id, not_before)
         lane = self.leases.add(kept.keeper, self.now)
         assert lease_id not in self._lease_ids() or self.lanes[lease_id] is lane
@@ -138,7 +143,7 @@ class Machine(RuleBasedStateMachine):
         """Revoke a lease, here or elsewhere."""
         lease_id = data.draw(st.integers(1, self.ids), label="lease")
         self.server.revoke(lease_id)
-        self.revoked.add(lease_id)
+        self.revoked[lease_id] = self.now
         if by_us:
             keepers = [kept for kept in self.kept if kept.keeper.lease_id == lease_id]
             self.leases.revoked(lease_id)
@@ -147,6 +152,15 @@ class Machine(RuleBasedStateMachine):
                 assert kept.keeper.error.reason == "revoked"
             self._settle()
             self._forget(lease_id)
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), ttl=st.sampled_from([1, 2, 5, 30]))
+    def grant_again(self, data: st.DataObject, ttl: int) -> None:
+        """Somebody else ends a lease, and grants the same id for another time."""
+        lease_id = data.draw(st.integers(1, self.ids), label="lease")
+        self.server.revoke(lease_id)
+        self.revoked[lease_id] = self.now
+        self.server.grant(lease_id, ttl, self.now)
 
     # The stream.
 
@@ -183,7 +197,9 @@ class Machine(RuleBasedStateMachine):
             assert self.deadlines.get(lease_id, self.now + 1) > self.now
             if lease_id in link.last_sent:
                 pause = self.now - link.last_sent[lease_id]
-                assert pause >= self.ttls.get(lease_id, ASSUMED_TTL) * SOONEST - 1e-6
+                soonest = SOONEST_FIRST if lease_id in self.fresh else SOONEST
+                assert pause >= self.ttls.get(lease_id, ASSUMED_TTL) * soonest - 1e-6
+                self.fresh.discard(lease_id)
             link.last_sent[lease_id] = self.renewed[lease_id] = self.now
             link.stream.requests.append((lease_id, self.now))
             sent.append(lease_id)
@@ -237,8 +253,12 @@ class Machine(RuleBasedStateMachine):
             assert known is not None or not any(told)
         elif keepers:
             assert told == [sent_at >= kept.keeper.not_before for kept in keepers]
+            if known is None:
+                self.fresh.add(lease_id)
             self.ttls[lease_id] = ttl
-            self.deadlines[lease_id] = max(known or 0.0, sent_at + ttl)
+            self.deadlines[lease_id] = sent_at + ttl
+            if sent_at >= self.revoked.get(lease_id, sent_at):
+                self.revoked.pop(lease_id, None)  # it was granted again
         self._settle()
 
     @precondition(lambda self: any(link.stream is not None for link in self.links))
@@ -314,14 +334,21 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.ids > 3 and not self.ended)
     @rule(refused=st.sampled_from([None, 0, 1]))
     def end(self, refused: int | None) -> None:
-        """The client closes, or a stream is refused for good: everybody concerned is told."""
+        """The client closes, or a stream is refused for good: everybody concerned is told.
+
+        A refusal concerns those whose deadline is unknown.
+        """
         if refused is None:
             self.ended = True
             concerned = list(self.kept)
             self.leases.close(ClientClosedError("closed"))
         else:
             link = self.links[refused]
-            concerned = [kept for kept in self.kept if self._lane_of(kept) is link.lane]
+            concerned = [
+                kept
+                for kept in self.kept
+                if self._lane_of(kept) is link.lane and kept.keeper.lease_id not in self.deadlines
+            ]
             link.stream = None
             link.lane.lost(PermissionDeniedError("no"), final=True, now=self.now)
         told = [kept for kept in self.kept if kept.keeper.error is not None]

@@ -64,9 +64,11 @@ class BodyGuard:
         An exception of the body's own goes before the loss.
         """
         swallowed = False  # True where the body's exception was our own cancellation
-        if self._scope is not None and asyncio.current_task() is self._task:
-            swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
-        await release()
+        try:
+            if self._scope is not None and asyncio.current_task() is self._task:
+                swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
+        finally:  # a scope that is left in the wrong order raises
+            await release()
         if self.error is not None and self._cancels and (swallowed or exc is None):
             raise self.error
         return swallowed

@@ -157,6 +157,7 @@ class Lock:
         Raises:
             LockLostError: It was lost, unless the body raised something of its own.
         """
+        self._held.check()  # the body may have blocked the event loop to its very end
         return await self._guard.exit(self._release, exc_type, exc, traceback)
 
     async def _acquire_in_time(self) -> None:
@@ -169,6 +170,7 @@ class Lock:
                 else:
                     await self._try_once()
             self._acquiring = None
+        self._held.check()  # the event loop may have been blocked
         if self._guard.error is not None:
             raise self._guard.error
         if timer.cancelled_caught:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import monotonic
 from types import TracebackType
 
 import anyio
@@ -66,9 +65,7 @@ class HeldLease:
 
     async def acquire(self) -> None:
         """Grant the lease and keep it alive. After a failure, `release` it too."""
-        began = monotonic()
-        await self._leases.wait_connected(self._timeout)
-        left = None if self._timeout is None else began + self._timeout - monotonic()
+        left = await self._leases.wait_connected(self._timeout)
         self._maybe_granted = True
         try:
             lease = await self._leases.grant(self._ttl, lease_id=self.lease_id, timeout=left)
@@ -186,6 +183,7 @@ class Session:
         self._entered = True
         try:
             await self._held.acquire()
+            self._held.check()
         except BaseException:
             await self._held.release()
             raise
@@ -203,4 +201,5 @@ class Session:
         Raises:
             LeaseLostError: It was lost, unless the body raised something of its own.
         """
+        self._held.check()  # the body may have blocked the event loop to its very end
         return await self._guard.exit(self._held.release, exc_type, exc, traceback)

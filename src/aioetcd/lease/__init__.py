@@ -45,6 +45,15 @@ def new_lease_id() -> int:
     return _ids.randint(1, INT64_MAX)
 
 
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else monotonic() + seconds
+
+
+def _left(deadline: float | None) -> float | None:
+    """Give the timeout for what is still to do; where none is left, it runs out at once."""
+    return None if deadline is None else max(deadline - monotonic(), 1e-3)
+
+
 class LeaseService:
     """Grants leases and keeps them alive; it is ``client.lease``.
 
@@ -63,8 +72,8 @@ class LeaseService:
         }
         transport.on_close(self.rules.close)
 
-    async def wait_connected(self, timeout: float | None) -> None:
-        """Wait until there is a server to ask; nothing is sent.
+    async def wait_connected(self, timeout: float | None) -> float | None:
+        """Wait until there is a server to ask; nothing is sent. Give what is left of the time.
 
         Args:
             timeout: Seconds until there must be one.
@@ -73,9 +82,10 @@ class LeaseService:
             NoEndpointError: None could be reached in time.
         """
         self._transport.check_usable()
-        endpoints = self._transport.endpoints
-        if endpoints.current is None:
-            await endpoints.wait_connected(None if timeout is None else monotonic() + timeout)
+        deadline = _deadline(timeout)
+        if self._transport.endpoints.current is None:
+            await self._transport.endpoints.wait_connected(deadline)
+        return _left(deadline)
 
     async def grant(
         self,
@@ -92,7 +102,8 @@ class LeaseService:
         Args:
             ttl: Seconds to live. The server may raise it, see `Lease.ttl`: to 2 s at the least
                 with its default election timeout.
-            lease_id: The id to give it; None for a random one.
+            lease_id: The id to give it; None for a random one. It must be nobody else's: where an
+                answer was lost and the lease is there then, it counts as this one.
             timeout: The call's deadline in seconds.
 
         Raises:
@@ -108,6 +119,7 @@ class LeaseService:
             lease_id = new_lease_id()
         else:
             check_int("lease_id", lease_id, 1)
+        deadline = _deadline(self._transport.resolve_timeout(timeout))
         # Before the request: the server's clock for it starts later.
         sent_at = monotonic()
         request = rpc_pb2.LeaseGrantRequest(TTL=ttl, ID=lease_id)
@@ -118,18 +130,18 @@ class LeaseService:
                 raise
             # An earlier try, whose answer was lost, has made it.
             try:
-                left = await self.time_to_live(lease_id, timeout=timeout)
+                found = await self.time_to_live(lease_id, timeout=_left(deadline))
             except EtcdError as failure:
                 failure.maybe_applied = True
                 raise
-            lease = Lease(left.header, lease_id, left.granted_ttl)
+            lease = Lease(found.header, lease_id, found.granted_ttl)
         else:
             lease = Lease(ResponseHeader.from_message(response.header), response.ID, response.TTL)
         self.rules.granted(lease.id, lease.ttl, sent_at, monotonic())
         if monotonic() >= sent_at + lease.ttl:
             # The answer took longer than the lease lives: whether it still does, the server knows.
             try:
-                await self.keep_alive_once(lease.id, timeout=timeout)
+                await self.keep_alive_once(lease.id, timeout=_left(deadline))
             except LeaseNotFoundError:
                 raise
             except EtcdError as failure:
@@ -151,6 +163,7 @@ class LeaseService:
             EtcdError: By cause.
         """
         request = rpc_pb2.LeaseRevokeRequest(ID=check_int("lease_id", lease_id, 1))
+        deadline = _deadline(self._transport.resolve_timeout(timeout))
         try:
             response = await self._transport.unary(LEASE_REVOKE, request, timeout)
         except LeaseNotFoundError as error:
@@ -159,8 +172,13 @@ class LeaseService:
                 raise
             # An earlier try, whose answer was lost, has done it; this one changed nothing, so any
             # header will do.
-            leases = await self.leases(timeout=timeout)
-            return LeaseRevokeResponse(leases.header)
+            question = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id)
+            try:
+                found = await self._transport.unary(LEASE_TIME_TO_LIVE, question, _left(deadline))
+            except EtcdError as failure:
+                failure.maybe_applied = True
+                raise
+            return LeaseRevokeResponse(ResponseHeader.from_message(found.header))
         self._revoked(lease_id)
         return LeaseRevokeResponse(ResponseHeader.from_message(response.header))
 
@@ -216,8 +234,8 @@ class LeaseService:
 
         Args:
             lease_id: The lease.
-            timeout: Seconds until the first answer must have come, for a lease that this client
-                did not grant. Of one that it did it knows the deadline.
+            timeout: Seconds for which a loop waits for the first answer where this client does not
+                know how long the lease lives: it did not grant it, or has let it run out.
         """
         return KeepAlive(
             self._transport,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from time import monotonic
 from types import TracebackType
@@ -15,6 +16,8 @@ from aioetcd._transport.transport import Transport
 from aioetcd.errors import DeadlineExceededError, EtcdError
 from aioetcd.lease._state import Keeper, Lane, LeaseRules
 from aioetcd.types import LeaseRenewal, ResponseHeader
+
+logger = logging.getLogger("aioetcd.lease")
 
 _Request = rpc_pb2.LeaseKeepAliveRequest
 _Response = rpc_pb2.LeaseKeepAliveResponse
@@ -33,7 +36,7 @@ class KeepAlive:
 
     Attributes:
         on_lost: Called with that error, at once and in the event loop's thread, whether or not a
-            loop is waiting.
+            loop is waiting. What it raises is logged.
     """
 
     on_lost: Callable[[EtcdError], None] | None = None
@@ -63,9 +66,9 @@ class KeepAlive:
 
     async def __aenter__(self) -> KeepAlive:
         """Start renewing."""
+        await checkpoint()  # before it: nobody leaves a block that was not entered
         self._start()
         self._entered = True
-        await checkpoint()
         return self
 
     async def __aexit__(
@@ -117,9 +120,11 @@ class KeepAlive:
     def expires_in(self) -> float | None:
         """The seconds for which the lease surely lives on, were no renewal to succeed any more.
 
-        None where that is not known: before the first answer for a lease that this client did not
-        grant.
+        0 when it is lost. None where that is not known: before the first answer for a lease that
+        this client did not grant.
         """
+        if self._keeper.error is not None:
+            return 0.0
         deadline = self._rules.deadline(self._keeper.lease_id)
         return None if deadline is None else max(0.0, deadline - monotonic())
 
@@ -132,7 +137,10 @@ class KeepAlive:
             self._waiting.set()
             self._waiting = None
         if self._keeper.error is not None and self.on_lost is not None:
-            self.on_lost(self._keeper.error)
+            try:
+                self.on_lost(self._keeper.error)
+            except Exception:  # the user's: others are still to be told
+                logger.exception("on_lost of lease %x failed", self._keeper.lease_id)
 
     def _start(self) -> None:
         if not self._started:

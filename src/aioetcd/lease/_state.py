@@ -8,6 +8,8 @@ What holds at any moment, for each lease that is kept alive:
 - A renewal is due a third of the time to live after the one before, answered or not, so that
   several are in flight when answers are slow; a stream answers in order.
 - A kept lease is renewed on one stream only (`Lane`).
+- A stream that was answering and then is silent for half of a time to live is left for another
+  endpoint, if there is one: gRPC itself would take longer to find a member that was stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from aioetcd.errors import EtcdError, LeaseExpiredError, LeaseLostError, LeaseNo
 # A lease whose time to live is not known yet is asked for so often.
 _FIRST_INTERVAL = 1.0
 # Renewals are due at multiples of so many seconds: what goes out together costs less.
-_BURST = 0.25
+_BURST = 0.5
 # grpc.aio reads and writes the messages of one stream one after the other, each with a way through
 # its own thread and the event loop. Those of several streams overlap: sixteen take half the CPU.
 _LANES = 16
@@ -88,8 +90,7 @@ class LeaseRules:
         self._known: dict[int, tuple[float, float]] = {}
         self._sweep_at = 64
         self._kept: dict[int, _Kept] = {}
-        # Lower bounds of the deadlines: (time, lease id). A kept lease has at least one entry;
-        # deadlines only grow.
+        # Lower bounds of the deadlines: (time, lease id). A kept lease has at least one entry.
         self._deadlines: list[tuple[float, int]] = []
 
     def granted(self, lease_id: int, ttl: int, sent_at: float, now: float) -> None:
@@ -129,14 +130,13 @@ class LeaseRules:
     def expire(self, now: float) -> None:
         """Lose every lease whose deadline has passed."""
         while (kept := self._soonest(now)) is not None:
-            self.lose(
-                kept,
-                LeaseExpiredError(
-                    f"lease {kept.lease_id:x} could not be renewed within its {kept.ttl:g} s: the "
-                    "server deletes its keys, or has done so",
-                    lease_id=kept.lease_id,
-                ),
+            error = LeaseExpiredError(
+                f"lease {kept.lease_id:x} could not be renewed within its {kept.ttl:g} s: the "
+                "server deletes its keys, or has done so",
+                lease_id=kept.lease_id,
             )
+            error.__cause__ = kept.lane.failure
+            self.lose(kept, error)
 
     def revoked(self, lease_id: int) -> Lane | None:
         """This client has revoked a lease; give the lane that renewed it."""
@@ -172,7 +172,7 @@ class LeaseRules:
     # For the lanes.
 
     def expire_at(self, deadline: float, kept: _Kept) -> None:
-        """A lease has its first deadline."""
+        """A lease has its first deadline, or one before that which it had."""
         heapq.heappush(self._deadlines, (deadline, kept.lease_id))
         if len(self._deadlines) > 2 * len(self._kept) + 64:  # those of leases let go pile up
             self._deadlines = [
@@ -190,6 +190,7 @@ class LeaseRules:
             keeper.ended = True
             keeper.renewal = None
             keeper.error = copy(error)
+        for keeper in kept.keepers:
             keeper.notify()
 
     def _soonest(self, until: float) -> _Kept | None:
@@ -227,10 +228,12 @@ class Lane:
 
     Attributes:
         kept: They, by id.
+        failure: Why the last stream ended, until another one has answered.
     """
 
     def __init__(self, rules: LeaseRules) -> None:
         self.kept: dict[int, _Kept] = {}
+        self.failure: EtcdError | None = None
         self._rules = rules
         # The renewals that this stream has still to answer, by lease: when each was sent. They
         # outlive their keepers, or an old answer would be taken for one to a later renewal.
@@ -241,6 +244,10 @@ class Lane:
         self._times: list[float] = []
         self._entries = 0
         self._ticked = 0.0
+        # How long this stream may be silent, and until when; only one that has answered before.
+        self._patience = math.inf
+        self._silent_until = math.inf
+        self._answered = False
 
     @property
     def wanted(self) -> bool:
@@ -253,6 +260,8 @@ class Lane:
             if kept.lease_id in self._in_flight or kept.next_renewal < now:
                 kept.next_renewal = now
         self._in_flight.clear()
+        self._patience = self._silent_until = math.inf
+        self._answered = False
         self._plan()
 
     def next_request(self, now: float) -> rpc_pb2.LeaseKeepAliveRequest | None:
@@ -264,9 +273,13 @@ class Lane:
                 kept = due.pop()
                 self._entries -= 1
                 if kept.next_renewal == at:
+                    first = kept.last_sent is None
                     kept.last_sent = now
                     self._in_flight.setdefault(kept.lease_id, []).append(now)
-                    self.renew_at(kept, _next_renewal(now, kept.ttl))
+                    self.renew_at(kept, _next_renewal(now, kept.ttl, first=first))
+                    self._patience = min(self._patience, kept.ttl / 2)
+                    if self._answered and self._silent_until == math.inf:
+                        self._silent_until = now + self._patience
                     return rpc_pb2.LeaseKeepAliveRequest(ID=kept.lease_id)
             heapq.heappop(self._times)
             del self._due[at]
@@ -283,6 +296,9 @@ class Lane:
         sent_at = sent.pop(0)
         if not sent:
             del self._in_flight[lease_id]
+        self.failure = None
+        self._answered = True
+        self._silent_until = now + self._patience if self._in_flight else math.inf
         kept = self.kept.get(lease_id)
         if kept is None:
             return False  # nobody cares for it any more
@@ -294,14 +310,14 @@ class Lane:
             # An answer so late that the time it granted is over; the lease had no deadline yet.
             return False
         first = kept.deadline is None
-        kept.deadline = max(kept.deadline or 0.0, sent_at + ttl)
-        if first:
-            self._rules.expire_at(kept.deadline, kept)
+        if kept.deadline is None or sent_at + ttl < kept.deadline:
+            self._rules.expire_at(sent_at + ttl, kept)
+        kept.deadline = sent_at + ttl
         changed = first or ttl != kept.ttl
         kept.ttl = ttl
         kept.confirmed = True
         if changed and kept.last_sent is not None:
-            self.renew_at(kept, max(now, _next_renewal(kept.last_sent, ttl)))
+            self.renew_at(kept, max(now, _next_renewal(kept.last_sent, ttl, first=first)))
         for keeper in kept.keepers:
             if sent_at >= keeper.not_before:
                 keeper.renewal = response
@@ -309,21 +325,25 @@ class Lane:
         return changed
 
     def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
-        """The stream ended; only deadlines end a lease, or an error that will not pass."""
+        """The stream ended. Only its deadline ends a lease; where that is unknown, a refusal."""
+        self.failure = error
         if final:
-            for kept in list(self.kept.values()):
+            for kept in [kept for kept in self.kept.values() if kept.deadline is None]:
                 self._rules.lose(kept, error)
 
     def next_tick(self) -> float | None:
-        """Give when the next renewal is due, or the next deadline passes."""
-        if not self._times or self._times[0] <= self._ticked:
-            return self._rules.soonest()  # what is overdue will go out as soon as it can be sent
-        return self._rules.soonest(self._times[0]) or self._times[0]
+        """Give when a renewal is due, a deadline passes, or the silence has lasted too long."""
+        # What was due at the last tick needs no other: it goes out as soon as it can be sent.
+        times = (self._times[0] if self._times else math.inf, self._silent_until)
+        at = min((time for time in times if time > self._ticked), default=math.inf)
+        at = self._rules.soonest(at) or at
+        return None if at == math.inf else at
 
-    def tick(self, now: float) -> None:
-        """Lose what is past its deadline."""
+    def tick(self, now: float) -> bool:
+        """Lose what is past its deadline; True for a stream that is silent for too long."""
         self._ticked = now
         self._rules.expire(now)
+        return self._silent_until <= now
 
     def renew_at(self, kept: _Kept, at: float) -> None:
         """Let a lease of this lane be due then."""
@@ -353,11 +373,14 @@ def _urgency(kept: _Kept) -> float:
     return kept.deadline or 0.0
 
 
-def _next_renewal(sent_at: float, ttl: float) -> float:
-    """Give when to renew after a renewal: 0.9 to 1 times a third of the time to live later."""
+def _next_renewal(sent_at: float, ttl: float, *, first: bool) -> float:
+    """Give when to renew after a renewal: 0.9 to 1 times a third of the time to live later.
+
+    The first pause is 0.3 to 1 times as long, so that leases which begin together part.
+    """
     third = ttl / 3
-    burst = min(_BURST, third / 40)
-    at = sent_at + _jitter.uniform(0.9 * third + burst, third)
+    burst = min(_BURST, third / 20)
+    at = sent_at + _jitter.uniform((0.3 if first else 0.9) * third + burst, third)
     return at // burst * burst
 
 
