@@ -23,7 +23,7 @@ from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.failures import status_of
 from aioetcd._transport.supervisor import Supervisor
 from aioetcd.config import Endpoint
-from aioetcd.errors import ClientClosedError, NoEndpointError
+from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
 
 logger = logging.getLogger("aioetcd.transport")
 
@@ -116,6 +116,7 @@ class Endpoints:
         self._waiting = 0
         self._searching = False
         self._closed = False
+        self._lost_at: float | None = None
         self._found = anyio.Event()
 
     def __iter__(self) -> Iterator[Connection]:
@@ -126,10 +127,13 @@ class Endpoints:
         """Give how many there are."""
         return len(self._connections)
 
-    def failed(self, connection: Connection) -> None:
+    def failed(self, connection: Connection, error: EtcdError) -> None:
         """Stop using a connection: the next one to ask looks for another endpoint first."""
         if connection is self.current:
             self.current = None
+            if self._lost_at is None:
+                self._lost_at = monotonic()
+                logger.warning("endpoint %s is lost: %s", connection.endpoint.name, error)
             self._connections.remove(connection)
             self._connections.append(connection)
 
@@ -182,7 +186,10 @@ class Endpoints:
             async def try_one(connection: Connection, done: anyio.Event) -> None:
                 if await connection.probe() and self.current is None:
                     self.current = connection
-                    logger.debug("using endpoint %s", connection.endpoint.name)
+                    if self._lost_at is not None:
+                        seconds, self._lost_at = monotonic() - self._lost_at, None
+                        name = connection.endpoint.name
+                        logger.info("endpoint %s is in use after %.3f s", name, seconds)
                     self._found.set()
                     group.cancel_scope.cancel()
                 done.set()

@@ -173,7 +173,7 @@ class SharedStream(Generic[Request, Response]):
                 self._lost_at = monotonic()
                 self._logger.warning("%s stream to %s is lost: %s", self._method.name, name, error)
             if rule.changes_endpoint:
-                self._transport.endpoints.failed(connection)
+                self._transport.endpoints.failed(connection, error)
             self._rules.lost(error, final=not rule.transient, now=monotonic())
             self._time_wake.set()
             self.reconnects += 1

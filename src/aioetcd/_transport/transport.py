@@ -185,7 +185,7 @@ class Transport:
             failure.__cause__ = rpc_error
             uncertain = failure.maybe_applied = uncertain or failure.maybe_applied
             if rule.changes_endpoint:
-                self.endpoints.failed(connection)
+                self.endpoints.failed(connection, failure)
             if fixed or timed_out or not rule.transient:
                 raise failure
             if rule.maybe_applied and not method.repeatable:

@@ -1,0 +1,54 @@
+"""What a client writes to its loggers."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from aioetcd import Client
+from aioetcd.testing import FaultProxy
+from tests.watch.following import take, until
+
+
+def lines(caplog: pytest.LogCaptureFixture, layer: str) -> list[tuple[int, str]]:
+    """Give the levels and texts of what a layer has written."""
+    return [
+        (record.levelno, record.getMessage())
+        for record in caplog.records
+        if record.name == f"aioetcd.{layer}"
+    ]
+
+
+async def test_one_line_when_it_is_lost_and_one_when_it_is_back(
+    proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each layer says once what it lost and why, and once where it is back and after how long."""
+    caplog.set_level(logging.INFO, "aioetcd")
+    async with (
+        Client(proxy.endpoint) as client,
+        client.session(ttl=10) as session,
+        client.watch("k") as watch,
+    ):
+        async for _ in client.lease.keep_alive(session.lease_id):
+            break  # its stream has answered
+        for number in range(100):
+            await client.kv.put("k", str(number))
+        assert len(await take(watch, 100)) == 100
+        assert caplog.records == [], "nothing is written for an event"
+        proxy.refuse()
+        assert proxy.cut() > 0
+        await until(lambda: client.stats().reconnects == 2)
+        await proxy.accept()
+        for layer, lost, back in (
+            ("transport", "endpoint {} is lost: ", "endpoint {} is in use after "),
+            ("watch", "Watch stream to {} is lost: ", "Watch stream is back at {} after "),
+            ("lease", "LeaseKeepAlive stream to {} is lost: ", "LeaseKeepAlive stream is back at"),
+        ):
+            await until(lambda: len(lines(caplog, layer)) == 2)  # noqa: B023
+            (lost_level, lost_text), (back_level, back_text) = lines(caplog, layer)
+            assert (lost_level, back_level) == (logging.WARNING, logging.INFO)
+            assert lost_text.startswith(lost.format(proxy.endpoint))
+            assert "UNAVAILABLE" in lost_text or "reset" in lost_text.lower()
+            assert back_text.startswith(back.format(proxy.endpoint))
+            assert back_text.endswith(" s")
