@@ -15,7 +15,8 @@ from aioetcd.errors import (
     UnavailableError,
 )
 from aioetcd.watch import _state
-from aioetcd.watch._state import Phase, Suspicion, WatchRules, WatchSpec, WatchState
+from aioetcd.watch._rules import PROGRESS_INTERVAL, Suspicion, WatchRules
+from aioetcd.watch._state import Phase, WatchSpec, WatchState
 from tests.watch.model import message
 
 
@@ -500,10 +501,10 @@ def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:
     assert request is not None
     assert request.WhichOneof("request_union") == "progress_request"
     assert rules.next_request(0.1) is None
-    assert rules.next_tick() == _state.PROGRESS_INTERVAL
+    assert rules.next_tick() == PROGRESS_INTERVAL
     rules.tick(9)
-    assert rules.next_tick() == 9 + _state.PROGRESS_INTERVAL, "no busy loop while nothing is sent"
-    assert rules.next_request(_state.PROGRESS_INTERVAL) is not None
+    assert rules.next_tick() == 9 + PROGRESS_INTERVAL, "no busy loop while nothing is sent"
+    assert rules.next_request(PROGRESS_INTERVAL) is not None
     rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 1)
     assert rules.next_request(2) is None
     assert rules.next_tick() is None

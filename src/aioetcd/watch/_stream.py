@@ -13,7 +13,8 @@ from aioetcd._transport.methods import RANGE, STATUS, WATCH
 from aioetcd._transport.streams import SharedStream
 from aioetcd._transport.transport import Transport
 from aioetcd.errors import ClientClosedError, EtcdError, UnsupportedByServerError
-from aioetcd.watch._state import WatchRules, WatchState
+from aioetcd.watch._rules import WatchRules
+from aioetcd.watch._state import WatchState
 
 logger = logging.getLogger("aioetcd.watch")
 

@@ -1,0 +1,415 @@
+"""The rules of watching, without I/O: answers and the time go in, requests and batches come out.
+
+What holds at any moment, for the watches of a stream:
+
+- Each creation takes a new id, so that late answers to an old one cannot be mistaken.
+- The first creation on a stream goes alone, and shows whether the ids are ours to choose: etcd's
+  grpc-proxy gives its own. There each creation waits for the answer to the one before.
+- The answer to a request for progress is no watch's own: it may overtake the events of a watch that
+  was created after the request. Such a watch does not take it for a bookmark.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.failures import error_from_reason
+from aioetcd.errors import ClusterMismatchError, CompactedError, EtcdError
+from aioetcd.types import Batch, events_from_messages
+from aioetcd.watch._state import Phase, WatchState
+
+# What an event takes in memory beside its bytes in the answer.
+_EVENT_OVERHEAD = 400
+# A request for progress goes unanswered while a watch of the stream lags: so it is repeated.
+PROGRESS_INTERVAL = 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Suspicion:
+    """A server is behind what another one has shown.
+
+    Attributes:
+        state: A watch that it is about.
+        revision: The highest revision shown before.
+    """
+
+    state: WatchState
+    revision: int
+
+
+class WatchRules:
+    """All watches of one stream.
+
+    Args:
+        ask: Called when only a unary call can tell how to go on; see `suspect` and
+            `wants_version`.
+
+    Attributes:
+        highest_revision: The highest revision that any server has shown.
+        suspicion: Either the stream's member lags, or the history went back: a linearizable read
+            decides, see `checked_revision`.
+        progress_trusted: Whether this stream's server answers requests for progress truly; None
+            until `checked_version` tells.
+    """
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self.highest_revision = 0
+        self.suspicion: Suspicion | None = None
+        self.progress_trusted: bool | None = None
+        self._ask = ask
+        self._cluster_id = 0
+        self._fresh = True
+        # Whether the stream lets us choose the ids; None until its first creation tells.
+        self._own_ids: bool | None = None
+        # Whether the last stream ended for good, and nothing was answered since.
+        self._refused_before = False
+        # The requests for progress on this stream, and the answers to them: at most one each.
+        self._asked = 0
+        self._told = 0
+        self._last_id = 0
+        self._watches: set[WatchState] = set()
+        # By id on the stream: answers are matched by it. A watch that was given up keeps its place
+        # among those being created until it is answered, perhaps by a refusal without an id.
+        self._creating: dict[int, WatchState] = {}
+        self._open: dict[int, WatchState] = {}
+        # Refusals that name no watch, until every other creation in flight is answered.
+        self._refusals: list[rpc_pb2.WatchResponse] = []
+        self._to_create: dict[WatchState, None] = {}  # in this order
+        self._to_cancel: deque[int] = deque()
+        self._progress_at = 0.0
+        self._ticked = 0.0
+
+    # What the handles do.
+
+    def add(self, state: WatchState) -> None:
+        """Take a new watch."""
+        state.floor = state.next_revision or 0
+        self._watches.add(state)
+        self._to_create[state] = None
+
+    def cancel(self, state: WatchState) -> None:
+        """End a watch because the user did."""
+        state.inbox.clear()
+        self._end(state, None)
+
+    def take(self, state: WatchState) -> tuple[Batch | None, bool]:
+        """Give a watch's next batch, and whether that made something to send."""
+        if not state.inbox:
+            return None, False
+        batch, size = state.inbox.popleft()
+        state.inbox_events -= len(batch.events)
+        state.inbox_bytes -= size
+        if state.phase is Phase.PAUSED and state.is_drained:
+            state.phase = Phase.WAITING
+            self._to_create[state] = None
+            return batch, True
+        return batch, False
+
+    def ask_progress(self, state: WatchState) -> None:
+        """Ask the server how far this watch is, until it answers."""
+        state.progress_asked = True
+        self._progress_at = 0.0
+        if self.progress_trusted is None:
+            self._ask()
+
+    @property
+    def wants_version(self) -> bool:
+        """Whether somebody asked for progress and the server's version is not known."""
+        return self.progress_trusted is None and self._progress_wanted
+
+    @property
+    def _progress_wanted(self) -> bool:
+        return any(state.progress_asked for state in self._open.values())
+
+    def checked_version(self, *, trusted: bool) -> None:
+        """The server's version is known."""
+        self.progress_trusted = trusted
+
+    def checked_revision(self, suspicion: Suspicion, revision: int) -> None:
+        """A linearizable read has told the store's revision."""
+        if self.suspicion is not suspicion:
+            return  # the stream leads elsewhere by now
+        self.suspicion = None
+        if revision < suspicion.revision:
+            self.highest_revision = revision
+            self._end_all(
+                ClusterMismatchError(
+                    f"the store is at revision {revision}, but was at {suspicion.revision} "
+                    "before: its history went back (restored from a backup?); read everything "
+                    "again, then watch from there"
+                )
+            )
+
+    def close(self, error: EtcdError) -> None:
+        """End everything at once, what is in the inboxes included."""
+        for state in list(self._watches):
+            state.inbox.clear()
+        self._end_all(error)
+
+    def counts(self) -> tuple[int, int]:
+        """Give how many watches there are, and how many of them are paused."""
+        paused = sum(state.phase is Phase.PAUSED for state in self._watches)
+        return len(self._watches), paused
+
+    # What the stream's owner does (`StreamRules`).
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is any watch."""
+        return bool(self._watches)
+
+    def opened(self, endpoint: str, now: float) -> None:
+        """A new stream: everything is created again on it."""
+        self._leave_stream()  # one that nobody wanted any more was not lost
+        self.progress_trusted = None
+        self.suspicion = None
+        self._fresh = True
+        self._own_ids = None
+        self._asked = self._told = 0
+
+    def next_request(self, now: float) -> rpc_pb2.WatchRequest | None:
+        """Give what to send next."""
+        if self._to_cancel:
+            cancel = rpc_pb2.WatchCancelRequest(watch_id=self._to_cancel.popleft())
+            return rpc_pb2.WatchRequest(cancel_request=cancel)
+        # With a refusal that may belong to any of several, no further ones: they would keep it
+        # from ever being settled.
+        if self._to_create and not self._refusals and (self._own_ids or not self._creating):
+            state = next(iter(self._to_create))
+            del self._to_create[state]
+            self._last_id += 1
+            state.watch_id = self._last_id
+            state.phase = Phase.CREATING
+            if state.next_revision is not None:
+                # A member that lags behind a resumed watch may send what is older (etcd before
+                # 3.4.38, 3.5.22 and 3.6.2).
+                state.floor = state.next_revision
+            state.asked_before = self._asked
+            self._creating[state.watch_id] = state
+            return state.spec.to_message(state.watch_id, state.next_revision)
+        if self.progress_trusted and now >= self._progress_at and self._progress_wanted:
+            self._progress_at = now + PROGRESS_INTERVAL
+            self._asked += 1
+            return rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
+        return None
+
+    def received(self, response: rpc_pb2.WatchResponse, now: float) -> bool:
+        """An answer came."""
+        self._refused_before = False
+        cluster_id = response.header.cluster_id
+        if cluster_id and cluster_id != self._cluster_id:
+            if self._cluster_id:
+                self.highest_revision = 0
+                self._end_all(
+                    ClusterMismatchError(
+                        f"cluster {cluster_id:x} answers where {self._cluster_id:x} did before: "
+                        "its revisions mean nothing here; read everything again, then watch from "
+                        "there"
+                    )
+                )
+            self._cluster_id = cluster_id
+        if response.created:
+            if response.canceled:
+                self._refused(response)
+            else:
+                self._created(response)
+            return True
+        self.highest_revision = max(self.highest_revision, response.header.revision)
+        if response.watch_id == -1:
+            self._told += 1
+            revision = response.header.revision
+            for state in self._open.values():
+                if self._told > state.asked_before or revision > state.opened_revision:
+                    self._progress(state, revision)
+            return False
+        watching = self._open.get(response.watch_id)
+        if watching is None:
+            return False  # it was cancelled, and this was on its way
+        if response.canceled:
+            self._canceled(watching, response)
+            return True
+        if response.events:
+            return self._events(watching, response)
+        self._progress(watching, response.header.revision)
+        return False
+
+    def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
+        """The stream ended: all that was on it waits for the next one."""
+        if final:
+            # What was being created is the reason, or (the second time) whatever is asked for.
+            creating = [state for state in self._creating.values() if state in self._watches]
+            self._end_all(error, None if self._refused_before else creating)
+            self._refused_before = True
+        self._leave_stream()
+
+    def _leave_stream(self) -> None:
+        # The oldest first, before those that were never sent.
+        on_stream = [*self._open.values(), *self._creating.values()]
+        waiting = [state for state in on_stream if state in self._watches]
+        for state in waiting:
+            state.phase = Phase.WAITING
+            state.drop_partial()
+        self._to_create = dict.fromkeys([*waiting, *self._to_create])
+        self._creating.clear()
+        self._open.clear()
+        self._refusals.clear()
+        self._to_cancel.clear()
+
+    def next_tick(self) -> float | None:
+        """Wake up to repeat a request for progress."""
+        if not self.progress_trusted or not self._progress_wanted:
+            return None
+        # Not in the past: while the stream takes no requests, one that is due stays due.
+        return max(self._progress_at, self._ticked + PROGRESS_INTERVAL)
+
+    def tick(self, now: float) -> bool:
+        """Time has passed: `next_request` may have something. An idle stream is silent."""
+        self._ticked = now
+        return False
+
+    # What answers mean.
+
+    def _created(self, response: rpc_pb2.WatchResponse) -> None:
+        state = self._creating.pop(response.watch_id, None)
+        if self._own_ids is None:
+            self._own_ids = state is not None
+        if not self._own_ids and self._creating:
+            _, state = self._creating.popitem()  # the only one in flight
+        if state is None or state.phase is Phase.ENDED:
+            self._to_cancel.append(response.watch_id)
+            self._settle_refusals()
+            return
+        state.watch_id = response.watch_id
+        state.phase = Phase.OPEN
+        self._open[state.watch_id] = state
+        revision = state.opened_revision = response.header.revision
+        if state.next_revision is None:
+            # Not the floor: newer servers read this revision a moment after the watch began, and
+            # deliver events from between the two.
+            state.next_revision = revision + 1
+        if state.created_revision is None:
+            state.created_revision = revision
+        # Once a stream: the store of one member does not go back while it runs, but the answers
+        # to one creation and the events of another watch may overtake each other.
+        if self._fresh and revision < self.highest_revision:
+            self.suspicion = Suspicion(state, self.highest_revision)
+            self._ask()
+        self._fresh = False
+        self.highest_revision = max(self.highest_revision, revision)
+        if state.progress_asked and self.progress_trusted is None:
+            self._ask()
+        state.notify()
+        self._settle_refusals()
+
+    def _refused(self, response: rpc_pb2.WatchResponse) -> None:
+        """A creation failed. Its id is ours, or (newer servers) -1, or (by a bug) 0."""
+        state = self._creating.pop(response.watch_id, None)
+        if state is not None:
+            self._end(state, _refusal(response))
+        else:
+            self._refusals.append(response)
+        self._settle_refusals()
+
+    def _settle_refusals(self) -> None:
+        """Give refusals that name nobody to those that are left when all others are answered."""
+        if not self._refusals or len(self._refusals) < len(self._creating):
+            return
+        # The server answers in order; only a proxy does not, and then at worst the reasons of
+        # refused watches are swapped.
+        for response, state in zip(self._refusals, list(self._creating.values()), strict=False):
+            del self._creating[state.watch_id]
+            self._end(state, _refusal(response))
+        self._refusals.clear()
+
+    def _canceled(self, state: WatchState, response: rpc_pb2.WatchResponse) -> None:
+        del self._open[state.watch_id]
+        if response.compact_revision:
+            error: EtcdError = CompactedError(
+                f"the history from revision {state.next_revision} on was compacted up to "
+                f"{response.compact_revision}: read everything again, then watch from there",
+                compact_revision=response.compact_revision,
+                code="OUT_OF_RANGE",
+                details="etcdserver: mvcc: required revision has been compacted",
+            )
+        else:
+            error = _refusal(response)
+        self._end(state, error)
+
+    def _events(self, state: WatchState, response: rpc_pb2.WatchResponse) -> bool:
+        if state.is_full:
+            self._pause(state)
+            return True
+        events = events_from_messages(response.events, prev_kv=state.spec.prev_kv)
+        size = state.partial_bytes + response.ByteSize() + len(events) * _EVENT_OVERHEAD
+        if state.partial:
+            events = [*state.partial, *events]
+            state.drop_partial()
+        if response.fragment:
+            # The last revision may go on in the next fragment; those before it are whole.
+            last = events[-1].mod_revision
+            first = len(events)
+            while first and events[first - 1].mod_revision == last:
+                first -= 1
+            state.partial = events[first:]
+            del events[first:]
+        if events and events[0].mod_revision < state.floor:
+            # A server that went back in time (etcd before 3.4.25 and 3.5.8) sends them again.
+            events = [event for event in events if event.mod_revision >= state.floor]
+        if events:
+            revision = events[-1].mod_revision
+            state.next_revision = state.floor = revision + 1
+            self.highest_revision = max(self.highest_revision, revision)
+            state.inbox.append((Batch(tuple(events), revision), size))
+            state.inbox_events += len(events)
+            state.inbox_bytes += size
+            state.notify()
+        elif state.partial:
+            state.partial_bytes = size
+        return False
+
+    def _pause(self, state: WatchState) -> None:
+        del self._open[state.watch_id]
+        self._to_cancel.append(state.watch_id)
+        state.drop_partial()
+        state.phase = Phase.PAUSED
+
+    def _progress(self, state: WatchState, revision: int) -> None:
+        if state.partial or state.next_revision is None or revision < state.next_revision - 1:
+            return
+        state.next_revision = state.floor = revision + 1
+        state.progress_asked = False
+        # One bookmark says all that the ones before it said.
+        if state.inbox and not state.inbox[-1][0].events:
+            state.inbox.pop()
+        state.inbox.append((Batch((), revision), 0))
+        state.notify()
+
+    def _end(self, state: WatchState, error: EtcdError | None) -> None:
+        if state.phase is Phase.ENDED:
+            return
+        if self._open.get(state.watch_id) is state:  # a proxy's ids begin anew with each stream
+            del self._open[state.watch_id]
+            self._to_cancel.append(state.watch_id)
+        self._watches.discard(state)
+        self._to_create.pop(state, None)
+        if self.suspicion is not None and self.suspicion.state is state:
+            # The question is about the server: any other may ask it.
+            other = next(iter(self._watches), None)
+            self.suspicion = None if other is None else Suspicion(other, self.suspicion.revision)
+        state.phase = Phase.ENDED
+        state.error = error
+        state.drop_partial()
+        state.notify()
+
+    def _end_all(self, error: EtcdError, these: list[WatchState] | None = None) -> None:
+        for state in these or list(self._watches):
+            self._end(state, copy(error))
+
+
+def _refusal(response: rpc_pb2.WatchResponse) -> EtcdError:
+    reason = response.cancel_reason or "cancelled without a reason"
+    return error_from_reason(reason, what="Watch", endpoint=None)
