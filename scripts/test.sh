@@ -29,7 +29,6 @@ version_of() {
 
 summary() {
     local status=$?
-    jobs -p | xargs -r kill 2>/dev/null || true
     echo
     echo "$(.venv/bin/python --version):"
     ((${#ran[@]} == 0)) || printf '  ran: %s\n' "${ran[@]}"
@@ -68,27 +67,14 @@ ran+=("the whole suite on etcd $first")
 step coverage combine --quiet
 step coverage report
 
-versions=()
 for version in "${newer[@]}"; do
     if [[ $version == "$first" ]]; then
         continue
     elif command -v go >/dev/null || [[ -x .etcd/$version/etcd ]]; then
         scripts/get_etcd.sh "$version" >/dev/null
-        versions+=("$version")
+        AIOETCD_TEST_ETCD=$PWD/.etcd/$version/etcd step python -m pytest -m "server and not packaging"
+        ran+=("what touches a server on etcd $version")
     else
         left_out+=("etcd $version: there is no go to build it with")
     fi
 done
-# Side by side: mostly they wait for their servers.
-pids=()
-for version in ${versions[@]+"${versions[@]}"}; do
-    AIOETCD_TEST_ETCD=$PWD/.etcd/$version/etcd step python -m pytest -m "server and not packaging" \
-        >".etcd/$version.log" 2>&1 &
-    pids+=($!)
-done
-failed=0
-for index in ${pids[@]+"${!pids[@]}"}; do
-    wait "${pids[index]}" && ran+=("what touches a server on etcd ${versions[index]}") || failed=1
-    cat ".etcd/${versions[index]}.log"
-done
-exit "$failed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
 
@@ -12,6 +12,9 @@ from aioetcd import Client, EtcdError
 from aioetcd.testing import EtcdCluster, FaultProxy
 from tests.stress.plan import EVERYWHERE, Fault
 from tests.stress.traffic import Run
+
+BUSY = 1000
+"""Bytes in a fifth of a second, which one client's reads and writes exceed and pings do not."""
 
 
 class Faults:
@@ -22,10 +25,21 @@ class Faults:
         run: Slow consumers, and the report.
         control: A client past the proxies.
         known: Gives the revision up to which the oracle has the history, which may be compacted.
+        paused: Counts the watches that are paused at the servers.
+
+    Attributes:
+        done: How often each kind of fault had an effect, and how often none.
+        compact_revision: The newest compaction.
     """
 
     def __init__(
-        self, cluster: EtcdCluster, run: Run, control: Client, known: Callable[[], int]
+        self,
+        cluster: EtcdCluster,
+        run: Run,
+        control: Client,
+        *,
+        known: Callable[[], int],
+        paused: Callable[[], int],
     ) -> None:
         self.done: Counter[str] = Counter()
         self.compact_revision = 0
@@ -33,6 +47,7 @@ class Faults:
         self._run = run
         self._control = control
         self._known = known
+        self._paused = paused
 
     async def play(self, faults: Iterable[Fault]) -> None:
         """Do all faults of one lane, each at its time or as soon as the one before is over."""
@@ -84,15 +99,15 @@ class Faults:
             before = await self._cluster.leader(timeout=20)
             others = [member for member in self._cluster.members if member is not before]
             await self._cluster.move_leader(others[fault.member % 2], timeout=20)
+            return await self._cluster.leader() is not before
         except TimeoutError:
             return False
-        return await self._cluster.leader() is not before
 
     async def _compact(self, fault: Fault) -> bool:
         known = self._known()
-        revision = known - int(fault.amount**2 * (known - self.compact_revision))
-        if revision <= self.compact_revision:
+        if known <= self.compact_revision:
             return False
+        revision = known - int(fault.amount**2 * (known - self.compact_revision - 1))
         try:
             await self._control.kv.compact(revision)
         except EtcdError as error:
@@ -101,22 +116,59 @@ class Faults:
         self.compact_revision = revision
         return True
 
-    def _proxies(self, fault: Fault) -> list[FaultProxy]:
+    async def _proxies(self, fault: Fault) -> list[FaultProxy]:
         proxies = self._cluster.client_proxies
-        return proxies if fault.member == EVERYWHERE else [proxies[fault.member]]
+        if fault.member == EVERYWHERE:
+            return proxies
+        own = proxies[fault.member]
+        before = own.bytes_from_server
+        await anyio.sleep(0.2)
+        # Where next to nothing is sent nothing can be broken: perhaps all clients have left it.
+        return [own] if own.bytes_from_server > before + BUSY else proxies
 
     async def _cut(self, fault: Fault) -> bool:
-        return sum(proxy.cut() for proxy in self._proxies(fault)) > 0
+        return sum(proxy.cut() for proxy in await self._proxies(fault)) > 0
+
+    async def _cut_after(self, fault: Fault) -> bool:
+        proxies = await self._proxies(fault)
+        cuts = [proxy.cut_after(int(20_000 * fault.amount**2)) for proxy in proxies]
+        await _shows(lambda: all(cut.is_set() for cut in cuts), within=fault.seconds)
+        happened = await _shows(lambda: any(cut.is_set() for cut in cuts), within=10)
+        await _heal(proxies)
+        return happened
+
+    async def _close(self, fault: Fault) -> bool:
+        return sum(proxy.close_connections() for proxy in await self._proxies(fault)) > 0
+
+    async def _refuse(self, fault: Fault) -> bool:
+        proxies = await self._proxies(fault)
+        for proxy in proxies:
+            proxy.refuse()
+            proxy.cut()
+        refused = await _is_refused(proxies[0])
+        await anyio.sleep(fault.seconds)
+        await _heal(proxies)
+        return refused
+
+    async def _hang(self, fault: Fault) -> bool:
+        proxies = await self._proxies(fault)
+        for proxy in proxies:
+            proxy.hang()
+        before, _ = _passed(proxies)
+        answered = await _answered_in(proxies[0], within=fault.seconds)
+        passed, _ = _passed(proxies)
+        await _heal(proxies)
+        return answered is None and passed == before
 
     async def _hole(self, fault: Fault, *, requests: bool, answers: bool) -> bool:
-        proxies = self._proxies(fault)
-        before = sum(proxy.bytes_swallowed for proxy in proxies)
+        proxies = await self._proxies(fault)
+        before = _swallowed(proxies)
         for proxy in proxies:
             proxy.blackhole(client_to_server=requests, server_to_client=answers)
         await anyio.sleep(fault.seconds)
-        for proxy in proxies:
-            await proxy.heal()
-        return sum(proxy.bytes_swallowed for proxy in proxies) > before
+        happened = await _shows(lambda: _swallowed(proxies) > before)
+        await _heal(proxies)
+        return happened
 
     async def _blackhole(self, fault: Fault) -> bool:
         return await self._hole(fault, requests=True, answers=True)
@@ -128,18 +180,91 @@ class Faults:
         return await self._hole(fault, requests=False, answers=True)
 
     async def _delay(self, fault: Fault) -> bool:
-        proxies = self._proxies(fault)
-        before = sum(proxy.bytes_from_server for proxy in proxies)
+        proxies = await self._proxies(fault)
+        seconds = 0.05 + 0.15 * fault.amount
         for proxy in proxies:
-            proxy.delay(0.2 * fault.amount, jitter=0.2 * fault.amount)
+            proxy.delay(seconds, jitter=0.2 * fault.amount)
+        until = time.monotonic() + fault.seconds
+        happened = False
+        for proxy in proxies:  # the first member may be down
+            answered = await _answered_in(proxy, within=3)
+            if answered is not None:
+                happened = answered >= 2 * seconds
+                break
+        await anyio.sleep(max(0.0, until - time.monotonic()))
+        await _heal(proxies)
+        return happened
+
+    async def _slow_link(self, fault: Fault) -> bool:
+        proxies = await self._proxies(fault)
+        rate, chunk = 4_000 + 16_000 * fault.amount, 7
+        size_before, writes_before = _passed(proxies)
+        began = time.monotonic()
+        for proxy in proxies:
+            proxy.rate(rate)
+            proxy.chunk(chunk)
         await anyio.sleep(fault.seconds)
-        for proxy in proxies:
-            await proxy.heal()
-        return sum(proxy.bytes_from_server for proxy in proxies) > before
+        moved = await _shows(lambda: _passed(proxies)[0] > size_before)
+        size, writes = _passed(proxies)
+        size, writes = size - size_before, writes - writes_before
+        most = 2 * len(proxies) * rate * (time.monotonic() - began + 0.1)
+        await _heal(proxies)
+        return moved and size <= min(most, writes * chunk)
 
     async def _slow_consumer(self, fault: Fault) -> bool:
-        before = self._run.counts["slow consumers"]
         self._run.consuming = anyio.Event()
-        await anyio.sleep(fault.seconds)
-        self._run.consuming.set()
-        return self._run.counts["slow consumers"] > before
+        try:
+            await anyio.sleep(fault.seconds)
+            return await _shows(lambda: self._paused() > 0, within=15)
+        finally:
+            self._run.consuming.set()
+
+
+async def _heal(proxies: Iterable[FaultProxy]) -> None:
+    for proxy in proxies:
+        await proxy.heal()
+
+
+def _swallowed(proxies: Iterable[FaultProxy]) -> int:
+    return sum(proxy.bytes_swallowed for proxy in proxies)
+
+
+def _passed(proxies: Sequence[FaultProxy]) -> tuple[int, int]:
+    """How many bytes have passed both ways, and in how many writes."""
+    return (
+        sum(proxy.bytes_from_client + proxy.bytes_from_server for proxy in proxies),
+        sum(proxy.writes_from_client + proxy.writes_from_server for proxy in proxies),
+    )
+
+
+async def _shows(effect: Callable[[], bool], *, within: float = 5) -> bool:
+    """Let a fault go on until its effect shows, but not for ever."""
+    with anyio.move_on_after(within):
+        while not effect():
+            await anyio.sleep(0.01)
+    return effect()
+
+
+async def _answered_in(proxy: FaultProxy, *, within: float) -> float | None:
+    """The seconds that a question through a proxy takes; None without an answer."""
+    host, _, port = proxy.endpoint.rpartition(":")
+    began = time.monotonic()
+    with anyio.move_on_after(within):
+        try:
+            async with await anyio.connect_tcp(host, int(port)) as stream:
+                await stream.send(b"GET /version HTTP/1.0\r\n\r\n")
+                await stream.receive()
+                return time.monotonic() - began
+        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError):
+            pass
+    return None
+
+
+async def _is_refused(proxy: FaultProxy) -> bool:
+    host, _, port = proxy.endpoint.rpartition(":")
+    try:
+        stream = await anyio.connect_tcp(host, int(port))
+    except OSError as error:
+        return isinstance(error.__cause__ or error, ConnectionRefusedError)
+    await stream.aclose()
+    return False

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 LANES = {
     "members": {"kill": 4, "pause": 3, "isolate": 4, "move_leader": 3, "compact": 4},
     "network": {
-        "cut": 5,
+        "cut": 4,
+        "cut_after": 4,
+        "close": 2,
+        "refuse": 2,
+        "hang": 2,
         "blackhole": 3,
         "requests_lost": 2,
         "answers_lost": 3,
-        "delay": 3,
+        "delay": 2,
+        "slow_link": 2,
         "slow_consumer": 3,
     },
 }
 """Faults by what they hit, with their weights: one of each lane may be under way at a time."""
 
-INSTANT = {"cut", "move_leader", "compact"}
+INSTANT = {"cut", "close", "move_leader", "compact"}
 EVERYWHERE = 3
 """Stands for all members in place of one's index."""
 
@@ -32,7 +37,8 @@ class Fault:
         at: Seconds after the start.
         lane: What it hits.
         kind: What it is.
-        member: Whom it hits; `EVERYWHERE` (in the network) hits the ways to all of them.
+        member: Whom it hits; `EVERYWHERE` (in the network) hits the ways to all of them. So does
+            one that would hit a way on which nothing is sent.
         seconds: How long it lasts.
         amount: How much of it, between 0 and 1, where that has a meaning.
     """

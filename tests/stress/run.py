@@ -16,8 +16,11 @@ import os
 import random
 import sys
 import time
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -28,6 +31,7 @@ from aioetcd.testing.checkers import (
     Oracle,
     Violation,
     check_history,
+    check_leases,
     check_no_leak,
     count_outcomes,
     watch_reliable,
@@ -35,16 +39,19 @@ from aioetcd.testing.checkers import (
 from aioetcd.testing.history import (
     Delivery,
     EventKind,
+    Get,
     LeaseSignal,
     LockHold,
     Operation,
+    Record,
     StoreRevision,
     Subscription,
 )
+from aioetcd.watch import _state as watch_rules
 from tests.lease.signals import LATENESS, LeaseSpy
 from tests.stress import traffic
 from tests.stress.faults import Faults
-from tests.stress.plan import LANES, plan
+from tests.stress.plan import LANES, Fault, plan
 from tests.stress.traffic import KEYS, Actor, Run
 
 FOLDER = Path(__file__).parent.parent.parent / ".stress"
@@ -55,6 +62,15 @@ SERVER_BUGS = {
     "pause": ((3, 6, 9), "reads old data and revokes leases by an old clock (#20418, #15247)"),
     "compact": ((3, 5, 18), "loses watch events at a compaction (#17610, #19179)"),
 }
+TRAFFIC = ("ok writes", "watch events", "sessions", "locks", "guarded txns")
+"""What every run must have had, as it is counted in `Run.counts`."""
+
+EXACT = {"lease too early", "lease before the store"}
+"""Rules of leases that are checked with another tolerance than the rest."""
+
+INBOX_EVENTS = 200
+"""How many events a watch has before its consumer until it is paused at the server."""
+
 BACKPORTED = {"pause": ((3, 5, 28), (3, 6, 0))}
 
 
@@ -106,19 +122,43 @@ class Observer:
 
 
 class Lateness:
-    """Knows how late the event loop was at the most: what is told then cannot be told in time."""
+    """Knows how late the event loop was, and when: what is told then cannot be told in time.
+
+    It asks for turns of the loop all the time. From a timer to the code of whoever waits for it
+    there are some turns, each of which may be late: the timer's callback, the task that it wakes,
+    the cancellation of the owner's code.
+
+    Attributes:
+        most: The most that one turn was late, in nanoseconds.
+    """
+
+    TURNS = 5
 
     def __init__(self) -> None:
-        self.most = 0.0
+        self.most = 0
+        self._ends: list[int] = []
+        self._late: list[int] = []
 
     async def measure(self) -> None:
         """Ask for turns of the loop, and see when they come."""
         while True:
-            before = time.monotonic()
+            before = time.monotonic_ns()
             await anyio.sleep(0.005)
-            self.most = max(self.most, time.monotonic() - before - 0.005)
+            now = time.monotonic_ns()
+            self.add(now, now - before - 5_000_000)
             # A collection that looks at all records would itself stop the loop for a long time.
             gc.freeze()
+
+    def add(self, end_ns: int, late_ns: int) -> None:
+        """A turn came, so much later than asked for."""
+        self._ends.append(end_ns)
+        self._late.append(max(0, late_ns))
+        self.most = max(self.most, late_ns)
+
+    def in_time(self, told_ns: int) -> int:
+        """When something would have been told, had the turns before it not been late."""
+        turn = bisect_left(self._ends, told_ns) + 1  # with the one that was under way
+        return told_ns - sum(self._late[max(0, turn - self.TURNS) : turn])
 
 
 async def resources(cluster: EtcdCluster) -> dict[str, float]:
@@ -149,6 +189,32 @@ def _client_tasks() -> list[str]:
     return [n for n in names if n.startswith("aioetcd") and not n.startswith("aioetcd.testing")]
 
 
+def check_harness(
+    planned: Iterable[Fault], done: Counter[str], happened: Counter[str]
+) -> list[Violation]:
+    """Faults and traffic were there: without them all checks pass, and nothing was shown.
+
+    A single fault may meet a moment in which it changes nothing (a leader moved in an election); a
+    kind that was planned twice and more may not, nor half of all kinds.
+
+    Args:
+        planned: The plan.
+        done: How often each kind of fault had an effect.
+        happened: What the actors counted.
+    """
+    missing = [f"no {what}" for what in TRAFFIC if not happened[what]]
+    kinds = Counter(fault.kind for fault in planned)
+    idle = {kind: count for kind, count in sorted(kinds.items()) if not done[kind]}
+    missing += [
+        f"not one of {count} {kind} had an effect"
+        for kind, count in idle.items()
+        if count > 1 or 2 * len(idle) > len(kinds)
+    ]
+    if not kinds:
+        missing.append("no fault was planned")
+    return [Violation("harness", text) for text in missing]
+
+
 ACTORS: list[tuple[Actor, int]] = [
     (traffic.writer, 2),
     (traffic.reader, 1),
@@ -164,10 +230,9 @@ class Stress:
 
     def __init__(self, seconds: float, seed: int) -> None:
         self.run = Run(seed)
-        self.cluster = EtcdCluster(3)
+        self.cluster = EtcdCluster(3, seed=seed)
         self.observer = Observer(self.cluster, self.run.recorder)
         self.lateness = Lateness()
-        self.late_ns = 0
         self.stats: dict[str, str] = {}
         self.violations = self.run.violations
         version = self.cluster.members[0].version_info
@@ -179,22 +244,33 @@ class Stress:
 
     async def go(self) -> None:
         """Do all of it."""
+        # So few that a consumer that waits for a second or two has its watch paused.
+        watch_rules.INBOX_EVENTS = INBOX_EVENTS
         async with self.cluster, anyio.create_task_group() as observing:
             for member in self.cluster.members:
                 observing.start_soon(self.observer.watch, member)
             observing.start_soon(self.lateness.measure)
             async with Client(self.cluster.direct_endpoints) as control:
-                faults = Faults(self.cluster, self.run, control, lambda: self.observer.revision)
+                faults = Faults(
+                    self.cluster,
+                    self.run,
+                    control,
+                    known=lambda: self.observer.revision,
+                    paused=lambda: sum(
+                        client.stats().paused_watches for client in self._clients.values()
+                    ),
+                )
                 await self._write(control)
                 await self.observer.wait_for(self.run.revision, within=10)
                 before = await resources(self.cluster)
-                self.lateness.most = 0.0
+                self.lateness.most = 0
                 await self._traffic(faults, control)
-                self.late_ns = int(self.lateness.most * 1e9)
+                most_late = self.lateness.most
                 await self._leaves_nothing(before)
                 await self._check(faults, control)
+                self._check_run(faults)
             observing.cancel_scope.cancel()
-        self._report(faults)
+        self._report(faults, most_late)
 
     async def _traffic(self, faults: Faults, control: Client) -> None:
         async with AsyncExitStack() as stack, anyio.create_task_group() as watching:
@@ -300,37 +376,42 @@ class Stress:
         if missing := set(range(2, last + 1)) - known:
             text = f"the oracle misses {len(missing)} revisions, such as {min(missing)}"
             self.violations.append(Violation("harness", text))
-        late_ns = self.late_ns
         signals = recorder.of(LeaseSignal)
         given_up = {signal.lease_id for signal in signals if signal.kind == "revoked"}
         ran_out = {i: at for i, at in self.observer.leases_gone.items() if i not in given_up}
         self.run.counts["leases that ran out"] = len(ran_out)
-        # What the owner could not be told before the loop had a turn counts from when it was due.
-        checked = Recorder(
-            LockHold(
-                *(record.name, record.holder, record.token, record.acquired_ns),
-                record.released_ns,
-                None if record.lost_ns is None else record.lost_ns - late_ns,
-            )
-            if isinstance(record, LockHold)
-            else record
-            for record in recorder.records
-        )
-        self.violations += check_history(
-            checked,
+        # What the owner could not be told before the loop had a turn counts from when it was due;
+        # whether it was told too early is asked of the times as they were.
+        in_time = Recorder(map(self._told_in_time, recorder.records))
+        found = check_history(
+            in_time,
             compact_revision=faults.compact_revision,
             expired_ns=ran_out,
             until_ns=time.monotonic_ns(),
-            tolerance_ns=max(late_ns, LATENESS),
+            tolerance_ns=LATENESS,
         )
-        for signal in signals:
-            gone = ran_out.get(signal.lease_id)
-            if signal.kind == "lost" and gone is not None and signal.at_ns > gone + late_ns:
-                text = (
-                    f"{signal.lease_id:x}: told {(signal.at_ns - gone) / 1e9:.3f} s after it went"
-                )
-                self.violations.append(Violation("lease before the store", text, (signal,)))
+        self.violations += [v for v in found if v.checker not in EXACT]
+        for records, rule in ((recorder, "lease too early"), (in_time, "lease before the store")):
+            found = check_leases(
+                records.of(LeaseSignal),
+                expired_ns=ran_out,
+                tolerance_ns=LATENESS if rule == "lease too early" else 0,
+            )
+            self.violations += [v for v in found if v.checker == rule]
         self._check_live(Oracle(recorder.of(StoreRevision)))
+
+    def _told_in_time(self, record: Record) -> Record:
+        if isinstance(record, LockHold) and record.lost_ns is not None:
+            return replace(record, lost_ns=self.lateness.in_time(record.lost_ns))
+        if isinstance(record, LeaseSignal) and record.kind == "lost":
+            return replace(record, at_ns=self.lateness.in_time(record.at_ns))
+        return record
+
+    def _check_run(self, faults: Faults) -> None:
+        writes = [op for op in self.run.recorder.of(Operation) if not isinstance(op.request, Get)]
+        happened = Counter(self.run.counts)
+        happened["ok writes"] = count_outcomes(writes)["ok"]
+        self.violations += check_harness(self.plan, faults.done, happened)
 
     def _check_live(self, oracle: Oracle) -> None:
         """What was open at the end must have everything up to there."""
@@ -342,7 +423,7 @@ class Stress:
                 own = deliveries.get(subscription.watch, [])
                 self.violations += watch_reliable(subscription, own, oracle, through=through)
 
-    def _report(self, faults: Faults) -> None:
+    def _report(self, faults: Faults, most_late: int) -> None:
         recorder = self.run.recorder
         outcomes = count_outcomes(recorder.of(Operation))
         subscriptions = recorder.of(Subscription)
@@ -356,7 +437,7 @@ class Stress:
         print(f"seen: {_told(self.run.counts)}")
         for name, stats in self.stats.items():
             print(f"{name}: {stats}")
-        print(f"the event loop was late by {self.late_ns / 1e6:.0f} ms at the most")
+        print(f"the event loop was late by {most_late / 1e6:.0f} ms at the most")
 
 
 def _target(descriptor: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 
 from tests.stress.plan import LANES, plan
-from tests.stress.run import server_bugs
+from tests.stress.run import TRAFFIC, Lateness, check_harness, server_bugs
 
 
 def test_a_seed_decides_the_plan() -> None:
@@ -37,11 +38,58 @@ def test_faults_that_a_server_does_not_survive_are_left_out() -> None:
     assert set(server_bugs((3, 6, 14))) == set()
 
 
+EVERYDAY = (0.15, 2380)
+"""Minutes and seed: short, but with much in it."""
+
+
+@pytest.mark.parametrize("version", [(3, 5, 1), (3, 6, 14)])
+def test_the_everyday_run_has_much_in_it(version: tuple[int, ...]) -> None:
+    """The seed was chosen for what it brings; another plan needs another seed."""
+    minutes, seed = EVERYDAY
+    kinds = {fault.kind for fault in plan(seed, minutes * 60, without=server_bugs(version))}
+    assert kinds >= {"cut", "refuse", "slow_link", "delay", "isolate"}
+    assert "kill" in kinds or "kill" in server_bugs(version)
+
+
+def test_a_run_without_faults_or_traffic_fails() -> None:
+    """What was planned must have had an effect, and each kind of traffic must have been."""
+    faults = plan(7, 60)
+    kinds = Counter(fault.kind for fault in faults)
+    done, happened = Counter(kinds.keys()), Counter(TRAFFIC)
+    assert check_harness(faults, done, happened) == []
+    assert {1, 2} <= set(kinds.values())
+    for kind, count in kinds.items():
+        without = Counter({**done, kind: 0, f"{kind} (no effect)": 3})
+        found = check_harness(faults, without, happened)
+        assert [kind in violation.message for violation in found] == [True] * (count > 1)
+    nothing = check_harness(faults, Counter(), happened)
+    assert len(nothing) == len(kinds)
+    for what in TRAFFIC:
+        (found,) = check_harness(faults, done, Counter({**happened, what: 0}))
+        assert what in found.message
+    (found,) = check_harness([], done, happened)
+    assert "no fault" in found.message
+
+
+def test_lateness_counts_only_where_it_was() -> None:
+    """What was told just after the loop was late could have been told earlier, all else not."""
+    lateness = Lateness()
+    for turn in range(1, 101):
+        lateness.add(10 * turn, 300 if turn == 50 else 0)
+    assert lateness.most == 300
+    assert [lateness.in_time(told) for told in (495, 500)] == [195, 200]
+    assert lateness.in_time(535) == 235
+    assert [lateness.in_time(told) for told in (5, 400, 600, 2000)] == [5, 400, 600, 2000]
+    lateness.add(1300, 200)
+    lateness.add(1700, 300)
+    assert lateness.in_time(1700) == 1200
+
+
 @pytest.mark.server
 @pytest.mark.timeout(180)
 def test_a_short_run_finds_nothing() -> None:
     """Ten seconds of faults and traffic, with all checks."""
-    command = [sys.executable, "-m", "tests.stress.run", "0.15", "1"]
+    command = [sys.executable, "-m", "tests.stress.run", *map(str, EVERYDAY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stdout
     assert "all checks passed" in done.stdout

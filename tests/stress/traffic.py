@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import anyio
 
@@ -25,6 +26,7 @@ from aioetcd import (
     LockLostError,
     LockTimeoutError,
     Op,
+    Session,
     Watch,
 )
 from aioetcd.testing.checkers import Violation
@@ -44,6 +46,8 @@ from aioetcd.testing.history import (
 
 KEYS = [f"k/{number}".encode() for number in range(12)]
 PREFIX, PREFIX_END = b"k/", b"k0"
+MOMENT = 10
+"""So many revisions a server may make between the begin of a watch and the reading of its start."""
 
 
 class Run:
@@ -230,7 +234,7 @@ async def watcher(run: Run, client: Client, name: str) -> None:
             progress_notify=chance.random() < 0.5,
             timeout=None,
         )
-        is_slow = chance.random() < 0.3
+        is_slow = chance.random() < 0.5
         until = time.monotonic() + chance.choice((3, 10, 40)) * chance.uniform(0.5, 1)
         deliver = _batches if chance.random() < 0.5 else _events
         try:
@@ -245,7 +249,9 @@ async def watcher(run: Run, client: Client, name: str) -> None:
                         if not subscribed:
                             if start is None and events:
                                 # One that begins "now" may begin a moment before it knows.
-                                first = min(first, events[0].kv.mod_revision)
+                                earliest = events[0].kv.mod_revision
+                                if first - MOMENT <= earliest < first:
+                                    first = earliest
                             subscribed = True
                             kind = None if only is None else EventKind[only.name]
                             run.recorder.add(
@@ -281,6 +287,7 @@ async def holder(run: Run, client: Client, name: str) -> None:
     chance = run.chance(name)
     while not run.stopping:
         session = client.session(ttl=chance.choice((1, 2, 3)))
+        end: LeaseSignal | None = None
         try:
             async with session:
                 try:
@@ -288,8 +295,10 @@ async def holder(run: Run, client: Client, name: str) -> None:
                         await put(run, client, name, _lease_key(session.lease_id), session.lease_id)
                     await anyio.sleep(chance.choice((0.5, 5)) * chance.uniform(0.2, 1))
                 finally:
-                    _ended(run, session.lease_id, is_lost=session.is_lost)
-        except LeaseLostError:
+                    end = _end(session)
+        except LeaseLostError as error:
+            if end is not None and end.kind == "lost":
+                end = replace(end, reason=error.reason)
             run.counts["sessions lost"] += 1
         except ClientClosedError:
             return
@@ -297,6 +306,10 @@ async def holder(run: Run, client: Client, name: str) -> None:
             run.counts["sessions not granted"] += 1
         else:
             run.counts["sessions"] += 1
+        finally:
+            # Without a body nobody used the lease: whatever becomes of it, nobody must be told.
+            unused = LeaseSignal(session.lease_id, "revoked", time.monotonic_ns())
+            run.recorder.add(end or unused)
 
 
 def _lease_key(lease_id: int) -> bytes:
@@ -308,10 +321,10 @@ def lease_of(key: bytes) -> int | None:
     return int(key.removeprefix(b"s/")) if key.startswith(b"s/") else None
 
 
-def _ended(run: Run, lease_id: int, *, is_lost: bool) -> None:
+def _end(session: Session) -> LeaseSignal:
     """The owner's use of a lease ends now: it was told a loss, or gives it up."""
-    kind: str = "lost" if is_lost else "revoked"
-    run.recorder.add(LeaseSignal(lease_id, kind, time.monotonic_ns()))  # type: ignore[arg-type]
+    kind: Literal["lost", "revoked"] = "lost" if session.is_lost else "revoked"
+    return LeaseSignal(session.lease_id, kind, time.monotonic_ns())
 
 
 async def locker(run: Run, client: Client, name: str) -> None:

@@ -379,6 +379,20 @@ def test_history_runs_all_checks() -> None:
     assert rules(found) == {"not applied", "lock disjoint", "watch reliable"}
 
 
+def test_deliveries_without_a_subscription() -> None:
+    """What a watch delivered cannot be passed over because nobody wrote down what it asked for."""
+    store, recorder = Store(), Recorder()
+    store.apply(Put(b"a", b"1"))
+    subscription = Subscription("w", b"a", 1)
+    for record in store.revisions:
+        recorder.add(record)
+    for delivery in store.watch(subscription):
+        recorder.add(delivery)
+    assert rules(checkers.check_history(recorder)) == {"watch subscription"}
+    recorder.add(subscription)
+    assert checkers.check_history(recorder) == []
+
+
 def test_count_outcomes() -> None:
     """Outcomes are counted, to prove that a test had traffic."""
     store = Store()

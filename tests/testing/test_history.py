@@ -54,7 +54,7 @@ RECORDS: list[Record] = [
     LockHold("/lock", "h", 8, 1, lost_ns=4),
     GuardedTxn("/lock", 7, 9),
     LeaseSignal(2**62, "granted", 5, sent_ns=4, ttl=10),
-    LeaseSignal(2**62, "lost", 5),
+    LeaseSignal(2**62, "lost", 5, reason="expired"),
     StoreRevision(4, 12, (EVENT, EventRecord(EventKind.DELETE, KV))),
 ]
 

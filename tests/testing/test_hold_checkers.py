@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -93,9 +94,9 @@ def answered(sent: float, at: float, ttl: float = 10) -> LeaseSignal:
     return LeaseSignal(7, "answered", int(at * SECOND), sent_ns=int(sent * SECOND), ttl=ttl)
 
 
-def lost(at: float) -> LeaseSignal:
+def lost(at: float, reason: str | None = None) -> LeaseSignal:
     """The signal of the loss."""
-    return LeaseSignal(7, "lost", int(at * SECOND))
+    return LeaseSignal(7, "lost", int(at * SECOND), reason=reason)
 
 
 def test_lease_lost_in_time() -> None:
@@ -138,6 +139,35 @@ def test_lease_answer_within_the_tolerance() -> None:
     signals = [granted(), answered(9, 10.2), lost(19)]
     assert rules(checkers.check_leases(signals)) == {"lease in time"}
     assert checkers.check_leases(signals, tolerance_ns=SECOND // 2) == []
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [granted(), lost(3, "expired")],
+        [granted(), answered(3, 4), lost(12.5, "expired")],
+        [granted(), answered(3, 4), answered(6, 7), lost(13, "expired")],
+    ],
+)
+def test_lease_expired_early(signals: list[LeaseSignal]) -> None:
+    """Who is told before send time plus TTL that the lease expired is told wrongly."""
+    assert rules(checkers.check_leases(signals)) == {"lease too early"}
+    assert checkers.check_leases(signals, tolerance_ns=7 * SECOND) == []
+    for reason in ("revoked", "not found", "closed", None):  # these may come at any time
+        told = replace(signals[-1], reason=reason)
+        assert checkers.check_leases([*signals[:-1], told]) == []
+
+
+def test_lease_expired_in_time() -> None:
+    """An expiry when the time is over passes; an answer that came too late did not extend it."""
+    for signals in (
+        [granted(), lost(10, "expired")],
+        [granted(), answered(3, 4), lost(13, "expired")],
+        [granted(), answered(3, 4, ttl=5), lost(9, "expired")],  # the server gave less time
+        [granted(), answered(9, 11), lost(10, "expired")],
+        [lost(3, "expired")],  # nobody wrote down when it was to end
+    ):
+        assert checkers.check_leases(signals) == []
 
 
 def test_lease_lost_after_the_store() -> None:
@@ -199,7 +229,7 @@ def test_attempts() -> None:
 
 
 def test_jitter() -> None:
-    """Pauses that are all alike, or doubled each time, are found; random ones pass."""
+    """Pauses that are all alike, or grow by one factor, are found; random ones pass."""
     numbers = random.Random(1)
 
     def times(pauses: Iterable[float]) -> list[int]:
@@ -210,10 +240,15 @@ def test_jitter() -> None:
         return out
 
     assert rules(checkers.check_jitter(times([0.5] * 10))) == {"jitter"}
-    assert rules(checkers.check_jitter(times(0.1 * 2**n for n in range(8)))) == {"jitter"}
-    for _ in range(100):
-        pauses = [min(2.0, 0.1 * 2**n) * numbers.uniform(0.8, 1.2) for n in range(20)]
+    for factor in (1.1, 1.6, 2, 3):
+        grown = [0.1 * factor**n for n in range(8)]
+        assert rules(checkers.check_jitter(times(grown))) == {"jitter"}
+        capped = [*grown, *[grown[-1]] * 6]
+        assert rules(checkers.check_jitter(times(capped))) == {"jitter"}
+    for _ in range(300):
+        pauses = [min(2.0, 0.1 * 1.6**n) * numbers.uniform(0.8, 1.2) for n in range(20)]
         assert checkers.check_jitter(times(pauses)) == []
+    assert checkers.check_jitter(times([0.5, 0.0] * 5)) == []  # two of them at once
     assert checkers.check_jitter(times([0.5] * 5)) == []
     assert rules(checkers.check_jitter(times([0.5] * 6))) == {"jitter"}
 

@@ -266,6 +266,30 @@ def test_wrong_arguments() -> None:
             call()
 
 
+@pytest.mark.parametrize("end", ["accept", "aclose"])
+@pytest.mark.parametrize("turns", range(8))
+async def test_refusing_while_a_connection_is_accepted(
+    backend: Backend, turns: int, end: str
+) -> None:
+    """Whenever a connection comes while the proxy begins to refuse, its socket is closed too."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with FaultProxy(backend.endpoint) as proxy:
+            host, port = proxy.endpoint.split(":")
+            with socket.create_connection((host, int(port))):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                proxy.refuse()
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection((host, int(port)))
+                await getattr(proxy, end)()
+            if end == "accept":
+                async with connected(proxy) as peer:
+                    await peer.echo(b"accepted again")
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+
+
 @pytest.mark.parametrize("turns", range(8))
 async def test_closing_while_a_connection_is_accepted(backend: Backend, turns: int) -> None:
     """Whenever a connection comes while the proxy closes, its socket is closed too."""

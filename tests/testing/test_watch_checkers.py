@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from aioetcd.testing.checkers import check_watch
+from aioetcd.testing.checkers import check_watch, watch_bookmarkable
 from aioetcd.testing.history import (
     Delete,
     Delivery,
@@ -120,10 +120,11 @@ def test_invented_event(store: Store) -> None:
 
 
 def test_split_revision(store: Store) -> None:
-    """A revision that is split over two batches is found."""
+    """A revision that is split over two batches is found: the first of them says it was all."""
     (batch,) = store.watch(WATCH, per_batch=99, bookmark=False)
-    halves = [replace(batch, events=batch.events[:3]), replace(batch, events=batch.events[3:])]
-    assert broken(store, halves) == {"watch atomic"}
+    first = replace(batch, events=batch.events[:3], revision=6)
+    halves = [first, replace(batch, events=batch.events[3:])]
+    assert broken(store, halves) == {"watch atomic", "watch bookmarkable"}
 
 
 def test_event_before_the_start(store: Store) -> None:
@@ -146,6 +147,40 @@ def test_bookmark_goes_back(store: Store) -> None:
     assert broken(store, [*good, Delivery("w", 0, 8)]) == {"watch bookmarkable"}
     assert broken(store, [*good[:-1], Delivery("w", 0, 8)]) == {"watch bookmarkable"}
     assert broken(store, [*good, Delivery("w", 0, 9)]) == set()
+
+
+def test_batch_without_its_events(store: Store) -> None:
+    """A batch's revision says that all before it has come, so what has not is found."""
+    (batch,) = store.watch(WATCH, per_batch=99, bookmark=False)
+    short = replace(batch, events=batch.events[:-1])
+    assert short.revision == 9
+    assert broken(store, [short]) == {"watch reliable"}
+    assert broken(store, [replace(short, revision=8)]) == set()
+
+
+def test_batch_before_its_events(store: Store) -> None:
+    """A batch that claims what the next one brings is found, as a bookmark would be."""
+    good = store.watch(WATCH, per_batch=1, bookmark=False)
+    early = replace(good[0], revision=good[1].events[0].kv.mod_revision)
+    assert broken(store, [early, *good[1:]]) == {"watch bookmarkable"}
+    between = replace(good[1], revision=5)  # that one is of a key that is not watched
+    assert broken(store, [good[0], between, *good[2:]]) == set()
+
+
+def test_batch_goes_back(store: Store) -> None:
+    """A batch whose revision is below its own last event is found."""
+    good = store.watch(WATCH)
+    low = replace(good[1], revision=good[1].revision - 1)
+    assert broken(store, [good[0], low, *good[2:]]) == {"watch bookmarkable"}
+
+
+def test_revision_that_never_was(store: Store) -> None:
+    """A batch or bookmark beyond the store's last revision is found."""
+    good = store.watch(WATCH, bookmark=False)
+    beyond = replace(good[-1], revision=store.revision + 1)
+    assert broken(store, [*good[:-1], beyond]) == {"watch bookmarkable"}
+    assert broken(store, [*good, Delivery("w", 0, 10)]) == {"watch bookmarkable"}
+    assert watch_bookmarkable(WATCH, [*good, Delivery("w", 0, 10)]) == []  # who knows the store
 
 
 def test_outside_of_the_range(store: Store) -> None:

@@ -245,6 +245,22 @@ def _unsent(sock: socket.socket) -> int:
     return answer[0]
 
 
+def stop_listening(server: asyncio.Server) -> None:
+    """Refuse new connections from now on; `stop_accepting` must follow, but may follow later.
+
+    What the kernel has queued for asyncio is reset. The port is free to be bound, and to be
+    listened on, by a socket with `SO_REUSEADDR`.
+    """
+    loop = asyncio.get_running_loop()
+    for listening in server.sockets:
+        loop.remove_reader(listening.fileno())
+        try:
+            listening.shutdown(socket.SHUT_RD)
+        except (OSError, TypeError):
+            # Only Linux can. Under uvloop there is no need: it hands over at once what it accepts.
+            server.close()
+
+
 async def stop_accepting(server: asyncio.Server) -> None:
     """Stop listening, and let what the kernel has accepted come out of asyncio to its handler.
 

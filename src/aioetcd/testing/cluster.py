@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class EtcdCluster:
             `leader`, `move_leader` and `wait_healthy` do not work.
         quick: Elections within a quarter of a second, and leases from 1 s on. A busy machine may
             see an election that nobody asked for.
+        seed: Seeds the jitter of all proxies, so that a run can be repeated.
 
     Raises:
         ValueError: ``size`` is less than 1, or ``args`` has a flag that is decided here.
@@ -80,12 +82,14 @@ class EtcdCluster:
         binary: str | None = None,
         args: Iterable[str] = (),
         quick: bool = True,
+        seed: int | None = None,
     ) -> None:
         if size < 1:
             raise ValueError("size must be at least 1")
         self._size = size
         self._binary = binary
         self._args = [*(_QUICK if quick else ()), *args]
+        self._seed = seed
         self._stack = contextlib.AsyncExitStack()
         self._fronts: list[asyncio.Server] = []
         self._pairs: dict[tuple[int, int], FaultProxy] = {}
@@ -218,13 +222,14 @@ class EtcdCluster:
         ]
 
     async def _start(self) -> None:
+        chance = random.Random(self._seed)
         for target, member in enumerate(self.members):
-            self.client_proxies.append(
-                await self._stack.enter_async_context(FaultProxy(member.endpoint))
-            )
+            to_clients = FaultProxy(member.endpoint, seed=chance.getrandbits(32))
+            self.client_proxies.append(await self._stack.enter_async_context(to_clients))
             for source in range(self._size):
                 # It never listens: `_front` gives it the connections that are its own.
-                proxy = self._pairs[source, target] = FaultProxy(member.peer_url)
+                proxy = FaultProxy(member.peer_url, seed=chance.getrandbits(32))
+                self._pairs[source, target] = proxy
                 self._stack.push_async_callback(proxy.aclose)
             self._fronts.append(await self._front(target))
         urls = [

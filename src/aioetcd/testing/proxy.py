@@ -26,7 +26,14 @@ from typing import Self
 import anyio
 
 from aioetcd.testing._link import CutBudget, Direction, Link
-from aioetcd.testing._relay import READ_SIZE, Relay, host_and_port, joined, stop_accepting
+from aioetcd.testing._relay import (
+    READ_SIZE,
+    Relay,
+    host_and_port,
+    joined,
+    stop_accepting,
+    stop_listening,
+)
 
 __all__ = ["FaultProxy"]
 
@@ -78,6 +85,7 @@ class FaultProxy:
         self._address = (host, port)
         self._link = Link(random.Random(seed), buffer_bytes)
         self._server: asyncio.Server | None = None
+        self._refusing: asyncio.Server | None = None
         self._reserved: socket.socket | None = None
         self._closed = False
 
@@ -109,8 +117,9 @@ class FaultProxy:
     async def aclose(self) -> None:
         """Stop listening, reset what is open, wait until every socket is closed."""
         self._closed = True
-        server, self._server = self._server, None
-        if server is not None:
+        servers = [server for server in (self._server, self._refusing) if server is not None]
+        self._server = self._refusing = None
+        for server in servers:
             await stop_accepting(server)
         if self._reserved is not None:
             self._reserved.close()
@@ -118,7 +127,7 @@ class FaultProxy:
         for relay in list(self._link.relays):
             relay.reset()
         await self._link.wait_until(lambda: not self._link.relays)
-        if server is not None:
+        for server in servers:
             await server.wait_closed()
 
     @property
@@ -158,12 +167,14 @@ class FaultProxy:
     def refuse(self) -> None:
         """Refuse new connections, as where no process listens; open ones go on.
 
-        The port stays reserved for `accept` and `heal`.
+        A connection that the kernel has accepted already is refused or relayed, whichever asyncio
+        is about to do. The port stays reserved for `accept` and `heal`.
         """
         if self._server is None:
             return
-        self._server.close()
-        self._server = None
+        # The server itself is closed later: asyncio may be about to hand it a connection.
+        stop_listening(self._server)
+        self._refusing, self._server = self._server, None
         self._reserved = self._bind()
 
     async def accept(self) -> None:
@@ -172,6 +183,9 @@ class FaultProxy:
         Raises:
             OSError: Another process took the port in the moment of `refuse`.
         """
+        if self._refusing is not None:
+            server, self._refusing = self._refusing, None
+            await stop_accepting(server)
         if self._server is not None or self._closed:
             return
         sock, self._reserved = self._reserved or self._bind(), None
@@ -234,8 +248,14 @@ class FaultProxy:
 
         The bytes are counted over all connections, as they leave towards the clients. The reset
         follows the last of them and does not wait for another; with 0 it takes the place of the
-        next byte (the request arrives, nothing of its answer does). It fires once and spares
-        connections made afterwards. Another call, or `hold_after`, replaces it; `heal` disarms it.
+        next byte. It fires once and spares connections made afterwards. Another call, or
+        `hold_after`, replaces it; `heal` disarms it.
+
+        The next byte need not belong to the answer of the next call: with gRPC it may be what
+        HTTP/2 still has to say about an earlier one (the answer to a ping, a window update), and
+        the request may not have arrived by then. To lose the answer to a request that surely has,
+        use ``blackhole(client_to_server=False)``, wait for the request's effect, then `cut` or
+        `heal`.
 
         All bytes are in the peer's kernel by then, but a program may see the reset before it reads
         them: a gRPC client does, and drops most of what came just before. To cut between two

@@ -260,6 +260,8 @@ class LeaseSignal:
         at_ns: When.
         sent_ns: For `granted` and `answered`: when the request was sent.
         ttl: For `granted` and `answered`: the seconds that the server gave.
+        reason: For `lost`: why, as in `aioetcd.LeaseLostError`; ``"expired"`` is checked for
+            coming too early.
     """
 
     lease_id: int
@@ -267,6 +269,7 @@ class LeaseSignal:
     at_ns: int
     sent_ns: int | None = None
     ttl: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

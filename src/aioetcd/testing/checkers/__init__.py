@@ -99,6 +99,9 @@ def check_history(
 ) -> list[Violation]:
     """Run every check that a recorded history alone allows.
 
+    What a watch delivered that no `Subscription` tells of cannot be checked: that is a violation
+    too.
+
     Args:
         recorder: The history; its `StoreRevision` records must be complete.
         watched_through: See `check_watch`, for all watches.
@@ -129,7 +132,11 @@ def check_history(
             tolerance_ns=tolerance_ns,
         ),
     ]
-    for subscription in recorder.of(Subscription):
+    subscriptions = recorder.of(Subscription)
+    for watch in deliveries.keys() - {subscription.watch for subscription in subscriptions}:
+        text = f"{watch}: delivered {len(deliveries[watch])} batch(es) without a subscription"
+        found.append(Violation("watch subscription", text, tuple(deliveries[watch][:1])))
+    for subscription in subscriptions:
         found += check_watch(
             subscription,
             deliveries.get(subscription.watch, ()),

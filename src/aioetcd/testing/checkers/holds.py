@@ -67,14 +67,16 @@ def check_leases(
     """The loss of a lease is told once, in time, and before the store shows it.
 
     In time is: when the TTL is over, counted from the sending of the last renewal that was answered
-    before its time was over. A renewal answered later is stale and extends nothing.
+    before its time was over. A renewal answered later is stale and extends nothing. Only who is
+    told that the lease expired must not be told earlier: a revocation may be known at any time.
 
     Args:
         signals: Those of all leases.
         expired_ns: When the oracle saw the keys of a lease that ran out go. Leases that somebody
             revoked do not belong here: their owner can only learn it afterwards.
         until_ns: The end of the test: a lease that was to end before must have been told lost.
-        tolerance_ns: How much later than in time is still good: the loop's own lateness.
+        tolerance_ns: How far from in time is still good: the loop's own lateness, with which it
+            tells what it knows, and writes down what was sent.
     """
     by_lease: defaultdict[int, list[LeaseSignal]] = defaultdict(list)
     for signal in signals:
@@ -96,7 +98,7 @@ def _check_lease(
 ) -> Iterable[Violation]:
     name = f"lease {lease_id:x}"
     losses = [signal for signal in signals if signal.kind == "lost"]
-    deadline = math.inf
+    deadline = earliest = math.inf  # when it must be told lost; and may be told expired
     for signal in signals:
         if signal.kind in ("lost", "revoked"):
             break
@@ -104,9 +106,11 @@ def _check_lease(
             sent = signal.at_ns if signal.sent_ns is None else signal.sent_ns
             until = sent + signal.ttl * 1e9
             if deadline == math.inf:
-                deadline = until
+                deadline = earliest = until
             elif signal.at_ns <= deadline + tolerance_ns:
                 deadline = max(deadline, until)
+                if signal.at_ns <= earliest - tolerance_ns:  # its owner surely took it for in time
+                    earliest = until
     if len(losses) > 1:
         yield Violation("lease once", f"{name}: told lost {len(losses)} times", tuple(losses))
     if losses:
@@ -114,6 +118,10 @@ def _check_lease(
         if told > deadline + tolerance_ns:
             late = (told - deadline) / 1e9
             yield Violation("lease in time", f"{name}: told lost {late:.3f} s late", (losses[0],))
+        if losses[0].reason == "expired" and told < earliest - tolerance_ns < math.inf:
+            early = (earliest - told) / 1e9
+            text = f"{name}: told expired {early:.3f} s before its time was over"
+            yield Violation("lease too early", text, (losses[0],))
         if expired_ns is not None and told > expired_ns + tolerance_ns:
             late = (told - expired_ns) / 1e9
             text = f"{name}: the store had dropped it {late:.3f} s before its owner was told"

@@ -52,22 +52,27 @@ def check_attempts(
 
 
 def check_jitter(attempts_ns: Iterable[int]) -> list[Violation]:
-    """Pauses between attempts are random: neither all alike nor all twice the one before.
+    """Pauses between attempts are random: neither all alike nor all a multiple of the one before.
 
-    At least seven attempts are needed to say anything. Up to half of the pauses may stand in one of
-    these ratios (within 2 %) to the one before by chance.
+    At least seven attempts are needed to say anything. By chance up to half of the pauses may be
+    once or twice the one before (within 2 %), and up to two thirds that or the factor that is usual
+    among them, as where pauses grow by 1.6 up to a ceiling.
     """
     times = sorted(attempts_ns)
     pauses = [after - before for before, after in pairwise(times)]
     ratios = [after / before for before, after in pairwise(pauses) if before]
     if len(ratios) < 5:
         return []
-    regular = sum(
-        1 for ratio in ratios if round(ratio) in (1, 2) and abs(ratio - round(ratio)) < 0.02
-    )
-    if regular <= len(ratios) / 2:
+    common = sum(any(_is_near(ratio, factor) for factor in (1, 2)) for ratio in ratios)
+    usual = max(ratios, key=lambda factor: sum(_is_near(ratio, factor) for ratio in ratios))
+    regular = sum(any(_is_near(ratio, factor) for factor in (1, 2, usual)) for ratio in ratios)
+    if common <= len(ratios) / 2 and regular <= len(ratios) * 2 / 3:
         return []
     return [Violation("jitter", f"{regular} of {len(ratios)} pauses follow from the one before")]
+
+
+def _is_near(ratio: float, factor: float) -> bool:
+    return abs(ratio - factor) < 0.02 * factor
 
 
 def check_cpu_share(cpu_seconds: float, seconds: float, *, limit: float = 0.10) -> list[Violation]:

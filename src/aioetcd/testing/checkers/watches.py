@@ -28,7 +28,7 @@ def check_watch(
     Args:
         subscription: What it asked for.
         deliveries: What it handed over, in order; those of other watches are passed over.
-        oracle: The store's history.
+        oracle: The store's whole history.
         through: The revision up to which everything must have come; None is the last one seen.
         compact_revision: The last compaction: below it `prev_kv` may be absent.
     """
@@ -39,7 +39,7 @@ def check_watch(
         *watch_reliable(subscription, batches, oracle, through=through),
         *watch_atomic(subscription, batches),
         *watch_resumable(subscription, batches),
-        *watch_bookmarkable(subscription, batches),
+        *watch_bookmarkable(subscription, batches, oracle),
         *watch_filter(subscription, batches),
         *watch_prev_kv(subscription, batches, oracle, compact_revision=compact_revision),
         *watch_is_create(subscription, batches, oracle),
@@ -104,11 +104,12 @@ def watch_reliable(
 ) -> list[Violation]:
     """Every event up to the last one seen has come, as the store made it, and no other.
 
-    The last one seen is the last event, the last bookmark or `through`, whichever is greatest.
+    The last one seen is the last event, the greatest revision of a batch or bookmark, or
+    `through`, whichever is greatest.
     """
     rule, found, events = "watch reliable", [], _events(deliveries)
-    bookmarks = [delivery.revision for delivery in deliveries if not delivery.events]
-    last = max([through or 0, *bookmarks, *(event.kv.mod_revision for event in events)])
+    told = [delivery.revision for delivery in deliveries]
+    last = max([through or 0, *told, *(event.kv.mod_revision for event in events)])
     got = {(event.kv.mod_revision, event.kv.key): event for event in events}
     expected = {
         (event.kv.mod_revision, event.kv.key): event
@@ -153,25 +154,41 @@ def watch_resumable(subscription: Subscription, deliveries: Iterable[Delivery]) 
 
 
 def watch_bookmarkable(
-    subscription: Subscription, deliveries: Iterable[Delivery]
+    subscription: Subscription,
+    deliveries: Iterable[Delivery],
+    oracle: Oracle | None = None,
 ) -> list[Violation]:
-    """A bookmark is never below an event or bookmark before it, nor at or above one after it."""
-    rule, found = "watch bookmarkable", []
-    bookmark = last_event = 0
+    """The revision of a batch or bookmark fits to what comes before and after it.
+
+    It says that all events up to it have come. So it is not below an event or revision before it,
+    nor below its own last event; nor at or above an event that comes later.
+
+    Args:
+        subscription: What the watch asked for.
+        deliveries: What it handed over, in order.
+        oracle: The store's whole history: no revision that was told is beyond its last one.
+    """
+    rule, found, told, last_event = "watch bookmarkable", [], 0, 0
     for delivery in deliveries:
         for event in delivery.events:
-            if event.kv.mod_revision <= bookmark:
-                text = f"{subscription.watch}: {_short(event)} came after bookmark {bookmark}"
+            if event.kv.mod_revision <= told:
+                text = f"{subscription.watch}: {_short(event)} came after bookmark {told}"
                 found.append(Violation(rule, text, (event,)))
             last_event = max(last_event, event.kv.mod_revision)
-        if not delivery.events:
-            if delivery.revision < max(last_event, bookmark):
-                text = (
-                    f"{subscription.watch}: bookmark {delivery.revision} came after"
-                    f" event {last_event} and bookmark {bookmark}"
-                )
-                found.append(Violation(rule, text, (delivery,)))
-            bookmark = max(bookmark, delivery.revision)
+        if delivery.revision < max(last_event, told):
+            what = "a batch of" if delivery.events else "bookmark"
+            text = (
+                f"{subscription.watch}: {what} revision {delivery.revision} came after"
+                f" event {last_event} and bookmark {told}"
+            )
+            found.append(Violation(rule, text, (delivery,)))
+        if oracle is not None and delivery.revision > oracle.last_revision:
+            text = (
+                f"{subscription.watch}: told revision {delivery.revision}, the store never"
+                f" was beyond {oracle.last_revision}"
+            )
+            found.append(Violation(rule, text, (delivery,)))
+        told = max(told, delivery.revision)
     return found
 
 
