@@ -95,7 +95,7 @@ class SharedStream(Generic[Request, Response]):
         self._metadata = (("hasleader", "true"),) if require_leader else ()
         self._logger = logger
         self._running = False
-        self._on_call = anyio.CancelScope()
+        self._on_call: anyio.CancelScope | None = None
         self._lost_at: float | None = None
         self._backoff = Backoff(0.05, 2.0)
         self._send_wake = asyncio.Event()
@@ -132,7 +132,8 @@ class SharedStream(Generic[Request, Response]):
             with anyio.move_on_after(None if at is None else at - monotonic()) as timer:
                 await self._time_wake.wait()
             if timer.cancelled_caught:
-                if self._rules.tick(monotonic()) and len(self._transport.endpoints) > 1:
+                is_silent = self._rules.tick(monotonic())
+                if is_silent and self._on_call is not None and len(self._transport.endpoints) > 1:
                     self._on_call.cancel()
                 self._send_wake.set()
         self._time_wake.clear()
@@ -154,15 +155,16 @@ class SharedStream(Generic[Request, Response]):
             self._rules.opened(name, monotonic())
             failure = None
             try:
-                with anyio.CancelScope() as self._on_call:
+                with anyio.CancelScope() as on_call:
+                    self._on_call = on_call
                     async with anyio.create_task_group() as group:
                         group.start_soon(self._write, call)
                         failure = await self._read(call, name)
                         group.cancel_scope.cancel()
             finally:
                 call.cancel()
-                self.connection = None
-            if self._on_call.cancelled_caught:
+                self.connection = self._on_call = None
+            if on_call.cancelled_caught:
                 rule, error = self._failure("UNAVAILABLE", "no answers for too long", name)
             elif failure is None:
                 rule, error = self._failure("UNAVAILABLE", "the server ended the stream", name)
