@@ -576,7 +576,9 @@ async def test_stats(client: Client, server: EtcdServer) -> None:
 async def test_stats_count_retries(proxy: FaultProxy) -> None:
     """A call that was sent again is one call and a retry."""
     async with Client(proxy.endpoint) as client:
-        await client.kv.get("k")
-        proxy.cut_after(0)
-        await client.kv.get("k")
+        value = b"v" * 100_000
+        await client.kv.put("k", value)
+        cut = proxy.cut_after(50_000)  # in the midst of the answer
+        assert (await client.kv.get("k")).value == value
+        assert cut.is_set()
         assert (client.stats().calls, client.stats().retries) == (2, 1)

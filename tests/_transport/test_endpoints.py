@@ -22,7 +22,7 @@ from aioetcd._transport.transport import Transport
 from aioetcd.config import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests._transport.weather import SLACK, connected
+from tests._transport.weather import LARGE, SLACK, connected
 
 # --- nobody there ------------------------------------------------------------------------------
 
@@ -109,17 +109,18 @@ async def test_read_moves_to_another_endpoint(proxy: FaultProxy, server: EtcdSer
     """A read whose connection breaks is answered by another endpoint, within the same call."""
     async with connected(proxy.endpoint, server.endpoint) as transport:
         kv = KV(transport)
-        await kv.put("k", "v")
+        value = b"v" * LARGE
+        await kv.put("k", value)
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
 
             async def read() -> None:
-                assert (await kv.get("k")).value == b"v"
+                assert (await kv.get("k")).value == value
 
             group.start_soon(read)
-            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > LARGE)
             proxy.refuse()
-            proxy.cut()
+            assert proxy.cut() == 1
         assert (transport.calls, transport.retries) == (2, 1)
 
 

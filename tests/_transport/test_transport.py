@@ -17,6 +17,7 @@ from aioetcd import (
     Compare,
     DeadlineExceededError,
     EtcdError,
+    GetResponse,
     LeaseNotFoundError,
     NoEndpointError,
     Op,
@@ -24,7 +25,14 @@ from aioetcd import (
 )
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests._transport.weather import SLACK, connected, wait_until, was_refused
+from tests._transport.weather import (
+    LARGE,
+    SLACK,
+    connected,
+    until_answer_lost,
+    wait_until,
+    was_refused,
+)
 
 # --- deadlines ---------------------------------------------------------------------------------
 
@@ -93,9 +101,7 @@ async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: KV) -> No
                 assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)
 
             group.start_soon(put)
-            with anyio.fail_after(5):
-                while (await direct.get("k")).kv is None:
-                    await anyio.sleep(0.005)
+            await until_answer_lost(proxy, direct, "k")
             assert proxy.cut() == 1
         assert transport.retries == 0
         await proxy.heal()
@@ -114,12 +120,12 @@ async def test_server_killed_with_a_put_in_flight(own_server: EtcdServer) -> Non
 
             async def put() -> None:
                 with pytest.raises(UnavailableError) as caught:
-                    await kv.put("k", "v")
+                    await kv.put("k", b"v" * LARGE)
                 assert not isinstance(caught.value, NoEndpointError)
                 assert caught.value.maybe_applied is True
 
             group.start_soon(put)
-            await proxy.wait_until(lambda proxy: proxy.bytes_from_client > sent)
+            await proxy.wait_until(lambda proxy: proxy.bytes_from_client > sent + LARGE)
             await own_server.kill()
         await own_server.start()
         assert [kv.version for kv in (await kv.get("k")).kvs] in ([], [1])
@@ -242,11 +248,9 @@ async def test_uncertain_txn_stays_uncertain(proxy: FaultProxy, direct: KV) -> N
                 assert not isinstance(caught.value, NoEndpointError)
 
             group.start_soon(txn)
-            with anyio.fail_after(5):
-                while (await direct.get("k")).kv is None:
-                    await anyio.sleep(0.005)
+            await until_answer_lost(proxy, direct, "k")
             proxy.refuse()
-            proxy.cut()
+            assert proxy.cut() == 1
         assert (await direct.get("k")).kvs[0].version == 1
 
 
@@ -268,9 +272,7 @@ async def test_refusal_of_a_repeated_txn_stays_uncertain(
                 assert caught.value.maybe_applied is True
 
             group.start_soon(txn)
-            with anyio.fail_after(5):
-                while (await direct.kv.get("k")).kv is None:
-                    await anyio.sleep(0.005)
+            await until_answer_lost(proxy, direct.kv, "k")
             await direct.lease.revoke(lease.id)
             await proxy.heal()  # resets the connection that has lost the answer
         assert transport.retries == 1
@@ -281,16 +283,26 @@ async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: KV) -> No
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
         await kv.get("k")
-        proxy.cut_after(0)
-        result = await kv.txn(
-            compare=[Compare.version("k") == 0],
-            success=[Op.put("k", "v")],
-            failure=[Op.get("k")],
-            idempotent=True,
-        )
-        assert proxy.cuts == 1
+        proxy.blackhole(client_to_server=False)
+        async with anyio.create_task_group() as group:
+
+            async def txn() -> None:
+                result = await kv.txn(
+                    compare=[Compare.version("k") == 0],
+                    success=[Op.put("k", "v")],
+                    failure=[Op.get("k")],
+                    idempotent=True,
+                )
+                assert not result.succeeded
+                (found,) = result.responses
+                assert isinstance(found, GetResponse)
+                assert found.value == b"v"
+
+            group.start_soon(txn)
+            await until_answer_lost(proxy, direct, "k")
+            await proxy.heal()  # resets the connection that has lost the answer
+        assert proxy.connections_total == 2
         assert transport.retries == 1
-        assert not result.succeeded
         assert (await direct.get("k")).kvs[0].version == 1
 
 
@@ -301,23 +313,24 @@ async def test_reads_live_through_a_restart(own_server: EtcdServer) -> None:
     """Reads are repeated within their deadline, and answered soon after the server is back."""
     async with FaultProxy(own_server.endpoint) as proxy, connected(proxy.endpoint) as transport:
         kv = KV(transport)
-        await kv.put("k", "v")
+        key = b"k" * LARGE
+        await kv.put(key, "v")
         sent = proxy.bytes_from_client
         answered = 0.0
 
         async def read() -> None:
             nonlocal answered
-            assert (await kv.get("k", timeout=20)).value == b"v"
+            assert (await kv.get(key, timeout=20)).value == b"v"
             answered = time.monotonic()
 
         async def read_txn() -> None:
-            assert (await kv.txn(success=[Op.get("k")], timeout=20)).succeeded
+            assert (await kv.txn(success=[Op.get(key)], timeout=20)).succeeded
 
         await own_server.pause()
         async with anyio.create_task_group() as group:
             group.start_soon(read)
             group.start_soon(read_txn)
-            await proxy.wait_until(lambda proxy: proxy.bytes_from_client > sent)
+            await proxy.wait_until(lambda proxy: proxy.bytes_from_client > sent + 2 * LARGE)
             await own_server.kill()
             await wait_until(lambda: transport.retries >= 1)
             await own_server.start()

@@ -9,9 +9,15 @@ import anyio
 
 from aioetcd._transport.transport import Transport
 from aioetcd.config import parse_endpoints
+from aioetcd.kv import KV
+from aioetcd.testing import FaultProxy
 
 # A single member elects itself after one election timeout when it comes back.
 QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
+
+# The size of a key or value by which a request or its answer is told from what gRPC still has to
+# say about the call before: some ten bytes that may come at any time.
+LARGE = 10_000
 
 # What a deadline may be missed by, early or late, on a busy machine.
 SLACK = 0.3
@@ -33,6 +39,18 @@ async def wait_until(condition: Callable[[], bool], *, within: float = 10.0) -> 
     with anyio.fail_after(within):
         while not condition():
             await anyio.sleep(0.005)
+
+
+async def until_answer_lost(proxy: FaultProxy, direct: KV, key: str) -> None:
+    """Wait until a key was put through a proxy that swallows answers, and it has swallowed some.
+
+    From then on the connection has a hole, so that `FaultProxy.heal` resets it: the answer is lost
+    even where it was not the answer yet that was swallowed.
+    """
+    with anyio.fail_after(5):
+        while (await direct.get(key)).kv is None:
+            await anyio.sleep(0.005)
+    await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
 
 
 def was_refused(transport: Transport) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from contextlib import AsyncExitStack
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -14,6 +15,7 @@ from anyio.lowlevel import checkpoint
 from aioetcd import (
     Client,
     ClientClosedError,
+    LeaseExpiredError,
     LeaseLostError,
     Lock,
     LockLostError,
@@ -267,16 +269,24 @@ async def test_cancelled_at_any_moment_leaves_nothing(client: Client) -> None:
     print(f"seed {seed}")  # noqa: T201
     chance = random.Random(seed)
     outcomes: dict[str, int] = {}
+    took = 0.0
 
-    async def cancel(name: str, took: float, held_by: bytes | None) -> None:
+    async def measure(name: str) -> None:
+        nonlocal took
+        for _ in range(5):
+            began = monotonic()
+            async with client.lock(name, ttl=600):
+                took = max(took, monotonic() - began)
+
+    async def cancel(name: str, held_by: bytes | None) -> None:
         for _ in range(20):
             lock = client.lock(name, ttl=600)
             entered = False
-            # From a hundredth of it on: how long each step takes depends on the machine.
-            with anyio.move_on_after(took * 10 ** chance.uniform(-2, 0)):
+            # How long each step takes depends on the machine.
+            with anyio.move_on_after(took * 10 ** chance.uniform(-2, 0.7)):
                 async with lock:
                     entered = True
-                    await anyio.sleep(took)
+                    await anyio.sleep_forever()
             try:
                 waited = lock.revision > 0
             except RuntimeError:
@@ -287,11 +297,12 @@ async def test_cancelled_at_any_moment_leaves_nothing(client: Client) -> None:
             assert lock.lease_id not in (await client.lease.leases()).ids
 
     async with client.lock("/locks/held", ttl=600) as held:
-        async with anyio.create_task_group() as tasks:
-            for number in range(7):
-                tasks.start_soon(cancel, f"/locks/{number}", 0.08, None)
+        for what, arguments in ((measure, ()), (cancel, (None,))):
+            async with anyio.create_task_group() as tasks:
+                for number in range(7):
+                    tasks.start_soon(what, f"/locks/{number}", *arguments)
         for _ in range(3):  # behind a holder
-            await cancel("/locks/held", 0.03, held.key)
+            await cancel("/locks/held", held.key)
         assert await is_owner(client, held)
         assert (await client.lease.leases()).ids == (held.lease_id,)
     assert sum(outcomes.values()) == 200
@@ -389,6 +400,37 @@ async def test_holder_cut_off(faulty: Faulty) -> None:
         await wait_for_queue(faulty.oracle, 1)
         tasks.start_soon(wait)
     room.check(2)
+
+
+@pytest.mark.parametrize("on_lost", ["cancel", "ignore"])
+async def test_a_body_that_blocks_the_loop_to_its_end(
+    faulty: Faulty, on_lost: Literal["cancel", "ignore"]
+) -> None:
+    """A block that ends before the loop had a turn after the lock's time is over raises the loss.
+
+    And what the lock guards at the server does not happen, though nobody asked.
+    """
+    async with Client(faulty.server.endpoint) as client:  # a proxy would be blocked as well
+        lock = client.lock(NAME, ttl=1, on_lost=on_lost)
+
+        async def hold() -> None:
+            async with lock:
+                seen = client.lease.rules.deadline(lock.lease_id)
+                await eventually(
+                    lambda: client.lease.rules.deadline(lock.lease_id) not in (None, seen)
+                )
+                time.sleep(2.5)  # noqa: ASYNC251  # its time, and the server's half a second
+
+        if on_lost == "ignore":
+            await hold()
+        else:
+            with pytest.raises(LockLostError) as caught:
+                await hold()
+            assert isinstance(caught.value.__cause__, LeaseExpiredError)
+        assert lock.is_lost
+        assert not await is_owner(client, lock)
+        async with client.lock(NAME, blocking=False):
+            pass
 
 
 async def test_waiter_cut_off(faulty: Faulty) -> None:

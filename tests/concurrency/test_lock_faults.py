@@ -122,11 +122,14 @@ async def test_not_blocking_through_cuts(faulty: Faulty) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201
     chance = random.Random(seed)
-    for _ in range(20):
-        faulty.proxy.cut_after(chance.randrange(300))
+    fired = 0
+    for _ in range(30):
+        cut = faulty.proxy.cut_after(chance.randrange(300))
         async with faulty.client.lock(NAME, ttl=30, blocking=False) as lock:
             assert await is_owner(faulty.oracle, lock)
+            fired += cut.is_set()
         await faulty.proxy.heal()
+    assert fired >= 15
 
 
 async def test_leaving_while_cut_off(quick_server: EtcdServer) -> None:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic, process_time
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -239,6 +239,27 @@ async def test_a_blocked_loop_is_told_at_once(faulty: Faulty) -> None:
     with pytest.raises(LeaseExpiredError):
         await body()
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize("on_lost", ["cancel", "ignore"])
+async def test_a_body_that_blocks_the_loop_to_its_end(
+    faulty: Faulty, on_lost: Literal["cancel", "ignore"]
+) -> None:
+    """A block that ends before the loop had a turn after its lease's time is over raises that."""
+    async with Client(faulty.server.endpoint) as client:  # a proxy would be blocked as well
+        session = client.session(ttl=1, on_lost=on_lost)
+
+        async def hold() -> None:
+            async with session:
+                time.sleep(1.2)  # noqa: ASYNC251  # what this is about
+
+        if on_lost == "ignore":
+            await hold()
+        else:
+            with pytest.raises(LeaseExpiredError):
+                await hold()
+        assert session.is_lost
+        assert isinstance(await session.wait_lost(), LeaseExpiredError)
 
 
 async def test_closing_the_client_inside(server: EtcdServer) -> None:

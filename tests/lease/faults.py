@@ -80,6 +80,30 @@ async def faulty(quick_server: EtcdServer) -> AsyncIterator[Faulty]:
         await eventually(faulty.no_keys)
 
 
+async def lose_answer(
+    faulty: Faulty, done: Callable[[], Awaitable[bool]], *, within: float = 6.0
+) -> None:
+    """With answers swallowed already: wait until a request was carried out, then lose the answer.
+
+    Once anything was swallowed the connection has a hole, so that it is reset: the answer is lost
+    even where it was not the answer yet that was swallowed.
+    """
+    await eventually(done, within=within)
+    await faulty.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+    await faulty.proxy.heal()
+
+
+async def refused_calls(server: EtcdServer, method: str, code: str) -> float:
+    """Give how many calls of a method the server has answered with a code."""
+    return sum(
+        value
+        for name, value in (await server.metrics()).items()
+        if name.startswith("grpc_server_handled_total")
+        and f'grpc_code="{code}"' in name
+        and f'grpc_method="{method}"' in name
+    )
+
+
 async def eventually(
     condition: Callable[[], bool | Awaitable[bool]], *, within: float = 6.0
 ) -> None:

@@ -37,8 +37,12 @@ class LeaseSpy:
         rules = client.lease.rules
         self._granted = rules.granted
         rules.granted = self.granted  # type: ignore[method-assign]
-        for lane in rules.lanes:
-            _LaneSpy(self, lane)
+        self._lanes = [_LaneSpy(self, lane) for lane in rules.lanes]
+
+    def unanswered_ns(self, lease_id: int) -> int | None:
+        """When the oldest renewal of a lease was sent that is not answered yet."""
+        unanswered = [sent[0] for lane in self._lanes if (sent := lane.sent.get(lease_id))]
+        return min(unanswered, default=None)
 
     def granted(self, lease_id: int, ttl: int, sent_at: float, now: float) -> None:
         """A lease was granted; an answer that came after its time promises nothing."""
@@ -60,7 +64,7 @@ class _LaneSpy:
 
     def __init__(self, spy: LeaseSpy, lane: Lane) -> None:
         self._spy = spy
-        self._sent: dict[int, deque[int]] = {}
+        self.sent: dict[int, deque[int]] = {}
         self._opened, self._next_request = lane.opened, lane.next_request
         self._received = lane.received
         for name in ("opened", "next_request", "received"):
@@ -69,14 +73,14 @@ class _LaneSpy:
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream answers nothing that the old one was asked."""
         self._spy.reopened_ns.append(time.monotonic_ns())
-        self._sent.clear()
+        self.sent.clear()
         self._opened(endpoint, now)
 
     def next_request(self, now: float) -> rpc_pb2.LeaseKeepAliveRequest | None:
         """Perhaps a renewal goes out."""
         request = self._next_request(now)
         if request is not None:
-            sent = self._sent.setdefault(request.ID, deque())
+            sent = self.sent.setdefault(request.ID, deque())
             sent.append(time.monotonic_ns())
             self._spy.in_flight_most = max(self._spy.in_flight_most, len(sent))
             self._spy.add(request.ID, "sent")
@@ -84,7 +88,7 @@ class _LaneSpy:
 
     def received(self, response: rpc_pb2.LeaseKeepAliveResponse, now: float) -> bool:
         """A renewal was answered."""
-        if sent := self._sent.get(response.ID):
+        if sent := self.sent.get(response.ID):
             sent_ns = sent.popleft()
             if response.TTL > 0:
                 self._spy.add(response.ID, "answered", sent_ns, response.TTL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
@@ -257,11 +258,13 @@ LEAVING = [
 
 async def test_leaving_the_loop_stops_the_renewals(faulty: Faulty) -> None:
     """However a keep-alive loop is left, the lease ends by itself and the stream is closed."""
-    leases = [await faulty.client.lease.grant(1) for _ in LEAVING]
+    leases = set()
     started, ended, _ = await keep_alive_metrics(faulty.server)
-    for leave, lease in zip(LEAVING, leases, strict=True):
+    for leave in LEAVING:
+        lease = await faulty.client.lease.grant(3)
+        leases.add(lease.id)
         await leave(faulty.client.lease.keep_alive(lease.id))
-    assert set(await faulty.lease_ids()) == {lease.id for lease in leases}
+    assert set(await faulty.lease_ids()) == leases
     await eventually(lambda: faulty.client.stats().leases == 0, within=1)
 
     async def all_streams_ended() -> bool:
@@ -270,6 +273,47 @@ async def test_leaving_the_loop_stops_the_renewals(faulty: Faulty) -> None:
 
     await eventually(all_streams_ended)
     await eventually(faulty.no_leases)
+
+
+async def enter_in_a_cancelled_scope(keep_alive: KeepAlive) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with keep_alive:
+            pytest.fail("it was entered")
+    assert scope.cancelled_caught
+
+
+async def enter_in_a_cancelled_task(keep_alive: KeepAlive) -> None:
+    async def enter() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        async with keep_alive:
+            pytest.fail("it was entered")
+
+    task = asyncio.create_task(enter())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def loop_in_a_cancelled_scope(keep_alive: KeepAlive) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await follow(keep_alive)
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    "enter", [enter_in_a_cancelled_scope, enter_in_a_cancelled_task, loop_in_a_cancelled_scope]
+)
+async def test_entered_when_cancelled_already(
+    client: Client, enter: Callable[[KeepAlive], Awaitable[None]]
+) -> None:
+    """A keep-alive whose block is never entered, being cancelled, leaves nothing renewing."""
+    lease = await client.lease.grant(60)
+    await enter(client.lease.keep_alive(lease.id))
+    assert client.stats().leases == 0
+    await client.lease.revoke(lease.id)
 
 
 async def test_leaving_one_lease_does_not_stop_the_others(faulty: Faulty) -> None:

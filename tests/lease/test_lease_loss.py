@@ -20,7 +20,7 @@ from aioetcd import (
     NoEndpointError,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.lease.faults import Faulty, eventually, faulty_client
+from tests.lease.faults import Faulty, eventually, faulty_client, lose_answer, refused_calls
 from tests.lease.renewals import UNKNOWN, follow, keep_alive_metrics
 
 # Losing.
@@ -209,6 +209,57 @@ async def test_closing_the_client_ends_the_loop(server: EtcdServer) -> None:
         await other.lease.revoke(lease.id)
 
 
+@pytest.mark.parametrize("how", ["revoked", "revoked elsewhere", "expired", "closed"])
+async def test_a_callback_that_raises(
+    faulty: Faulty, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """What `on_lost` raises is logged: all others are told, and the client goes on."""
+    client = faulty.client
+    lease = await client.lease.grant(2 if how == "expired" else 30)
+    other = await client.lease.grant(30)
+    told: list[EtcdError] = []
+
+    def fail(error: EtcdError) -> None:
+        raise ZeroDivisionError(str(error))
+
+    keep_alives = [client.lease.keep_alive(lease.id) for _ in range(4)]
+    for keep_alive, on_lost in zip(
+        keep_alives, [fail, told.append, fail, told.append], strict=True
+    ):
+        keep_alive.on_lost = on_lost
+        await keep_alive.__aenter__()
+    async with client.lease.keep_alive(other.id) as kept:
+        async for _ in kept:
+            break
+        match how:
+            case "revoked":
+                await client.lease.revoke(lease.id)
+            case "revoked elsewhere":
+                await faulty.oracle.lease.revoke(lease.id)
+                with pytest.raises(LeaseLostError):
+                    await client.lease.keep_alive_once(lease.id)
+            case "expired":
+                faulty.proxy.blackhole()
+            case "closed":
+                await client.aclose()
+        await eventually(lambda: len(told) == 2)
+        for keep_alive in keep_alives:
+            with pytest.raises(type(told[0])):
+                await follow(keep_alive)
+        if how != "closed":
+            await faulty.proxy.heal()
+            assert (await client.lease.keep_alive_once(other.id)).ttl == 30
+            assert kept.expires_in
+            assert client.stats().leases == 1
+    assert len(told) == 2
+    failures = [record.exc_info for record in caplog.records if record.name == "aioetcd.lease"]
+    raised = [info[0] for info in failures if info is not None]
+    assert raised == [ZeroDivisionError] * 2
+    if how == "closed":
+        await faulty.oracle.lease.revoke(lease.id)
+    await faulty.oracle.lease.revoke(other.id)
+
+
 async def test_losing_one_lease_leaves_the_others_alone(client: Client) -> None:
     """On the shared stream, the end of one lease is no matter of the others."""
     lost, kept = await client.lease.grant(60), await client.lease.grant(60)
@@ -227,20 +278,19 @@ async def test_losing_one_lease_leaves_the_others_alone(client: Client) -> None:
 
 async def test_a_grant_without_an_answer_is_repeated_with_its_id(faulty: Faulty) -> None:
     """A grant whose answer was lost is sent again and leaves exactly one lease."""
+    existed = await refused_calls(faulty.server, "LeaseGrant", "FailedPrecondition")
     faulty.proxy.blackhole(client_to_server=False)
 
-    async def heal_when_granted() -> None:
-        async def granted() -> bool:
-            return len(await faulty.lease_ids()) == 1
-
-        await eventually(granted)
-        await faulty.proxy.heal()
+    async def is_granted() -> bool:
+        return len(await faulty.lease_ids()) == 1
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(heal_when_granted)
+        tasks.start_soon(lose_answer, faulty, is_granted)
         before = monotonic()
         lease = await faulty.client.lease.grant(30)
     assert lease.ttl == 30
+    told = await refused_calls(faulty.server, "LeaseGrant", "FailedPrecondition")
+    assert told == existed + 1
     assert await faulty.lease_ids() == (lease.id,)
     # The time counts from the first sending.
     expires_in = faulty.client.lease.keep_alive(lease.id).expires_in
@@ -252,16 +302,13 @@ async def test_a_grant_without_an_answer_is_repeated_with_its_id(faulty: Faulty)
 async def test_a_revocation_without_an_answer_counts_as_done(faulty: Faulty) -> None:
     """A revocation whose answer was lost is sent again, and not being found then is success."""
     lease = await faulty.client.lease.grant(30)
+    unknown = await refused_calls(faulty.server, "LeaseRevoke", "NotFound")
     faulty.proxy.blackhole(client_to_server=False)
-
-    async def heal_when_revoked() -> None:
-        await eventually(faulty.no_leases)
-        await faulty.proxy.heal()
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(heal_when_revoked)
+        tasks.start_soon(lose_answer, faulty, faulty.no_leases)
         revoked = await faulty.client.lease.revoke(lease.id)
     assert revoked.header.cluster_id
+    assert await refused_calls(faulty.server, "LeaseRevoke", "NotFound") == unknown + 1
 
 
 async def test_a_grant_that_never_is_answered_keeps_its_deadline(faulty: Faulty) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,7 +13,7 @@ from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.testing.history import Delivery
 from aioetcd.watch import Watch
 from aioetcd.watch._state import INBOX_BYTES
-from tests.watch.faults.scenes import LONG, now, progress_every, put, read_until, unreachable
+from tests.watch.faults.scenes import now, progress_every, put, read_until, unreachable
 from tests.watch.following import WATCHERS, following, revisions, take, until, until_metric
 
 
@@ -32,7 +33,7 @@ async def test_w13_an_idle_watch_and_a_compaction(rng: random.Random) -> None:
         await followed.wait_for(await put(direct, "idle", "first"))
 
         async def write() -> None:
-            for number in range(10_000 // 8 if LONG else 250):
+            for number in range(10_000 // 8):
                 await direct.kv.put("busy", str(number))
 
         async with anyio.create_task_group() as group:
@@ -63,7 +64,7 @@ async def test_w13_an_idle_watch_and_a_compaction(rng: random.Random) -> None:
 
 async def test_w15_a_slow_consumer(own_server: EtcdServer) -> None:
     """A consumer that sleeps costs bounded memory and nobody else's time, and loses nothing."""
-    txns, size = 500, 1000  # 100 puts each: 50 000 events, 50 MB
+    txns, size = 500, 2000  # 100 puts each: 50 000 events, 100 MB
     async with (
         Client(own_server.endpoint) as client,
         Client(own_server.endpoint) as direct,
@@ -92,12 +93,14 @@ async def test_w15_a_slow_consumer(own_server: EtcdServer) -> None:
             raise AssertionError("the watch has ended")
 
         expected = [(revision, n) for revision in range(first, last + 1) for n in range(100)]
-        most_bytes = 0
+        most_bytes = most_memory = 0
+        memory = resident_bytes()
 
         async def measure() -> None:
-            nonlocal most_bytes
+            nonlocal most_bytes, most_memory
             while True:
                 most_bytes = max(most_bytes, slow._state.inbox_bytes)
+                most_memory = max(most_memory, resident_bytes())
                 await anyio.sleep(0.002)
 
         async with anyio.create_task_group() as group:
@@ -111,10 +114,22 @@ async def test_w15_a_slow_consumer(own_server: EtcdServer) -> None:
             group.cancel_scope.cancel()
         # The limit, and one answer more.
         assert INBOX_BYTES <= most_bytes < INBOX_BYTES + 3 * 2**20
+        # What one watch may hold for its consumer, twice, and as much for all else that there is:
+        # half of what 50 000 events of this size take.
+        assert most_memory - memory < 4 * INBOX_BYTES
         # It goes on as any other.
         last = await put(direct, "k0", "last")
         assert revisions(await take(slow, 1)) == revisions(await take(fast, 1)) == [last]
         assert client.stats().reconnects == 0
+
+
+def resident_bytes() -> int:
+    """Give the memory that this process has (Linux; 0 elsewhere)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.parametrize("fragment", [True, False])
@@ -147,14 +162,14 @@ async def test_w17_a_thousand_watches_come_and_go_in_cuts(
     async def come_and_go(number: int) -> None:
         nonlocal finished, given_up
         for _ in range(each):
-            patience = rng.uniform(0, 0.1) if rng.random() < 0.4 else 20
-            watch = client.watch(f"w17/{number}", start_revision=start[number])
+            patience = rng.uniform(0, 0.1) if rng.random() < 0.4 else None
+            watch = client.watch(f"w17/{number}", start_revision=start[number], timeout=20)
             with anyio.move_on_after(patience) as scope:
                 if rng.random() < 0.5:
                     async with watch:
-                        events = await take(watch, 1)
+                        events = await take(watch, 1, within=20)
                 else:
-                    events = await take(watch, 1)
+                    events = await take(watch, 1, within=20)
                 assert [event.kv.value for event in events] == [b"%d" % number]
                 finished += 1
             given_up += scope.cancelled_caught

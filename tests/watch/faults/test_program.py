@@ -15,7 +15,7 @@ import pytest
 from aioetcd import Client, ClientClosedError
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch, _state
-from tests.watch.faults.scenes import KEEPALIVE, LONG, enter, put
+from tests.watch.faults.scenes import KEEPALIVE, enter, put
 from tests.watch.following import (
     WATCHERS,
     Traffic,
@@ -43,7 +43,7 @@ async def test_p1_a_blocked_loop(direct: Client, server: EtcdServer) -> None:
     async with Client(server.endpoint, **KEEPALIVE) as client, client.watch("p1") as watch:
         writer = threading.Thread(target=write_from_outside)
         writer.start()
-        time.sleep(15 if LONG else 7)  # noqa: ASYNC251 - longer than all of the keepalive together
+        time.sleep(7)  # noqa: ASYNC251 - longer than all of the keepalive together
         writer.join()
         assert revisions(await take(watch, 20)) == told
         last = await put(direct, "p1", "last")

@@ -10,13 +10,14 @@ import anyio
 from aioetcd import Client, ClusterMismatchError, Op
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.watch.faults.scenes import now, put
-from tests.watch.following import following, until
+from tests.watch.following import following, revisions, take, until
 
 
 async def test_w18_the_history_went_back(own_server: EtcdServer) -> None:
     """A server that was restored from a backup ends the watches loudly; new ones work."""
     async with (
-        Client(own_server.endpoint) as client,
+        FaultProxy(own_server.endpoint) as proxy,
+        Client(proxy.endpoint) as client,
         Client(own_server.endpoint) as direct,
         following() as followed,
     ):
@@ -40,12 +41,13 @@ async def test_w18_the_history_went_back(own_server: EtcdServer) -> None:
             assert isinstance(follower.error, ClusterMismatchError)
             assert "went back" in str(follower.error)
         assert client.stats().watches == 0
+        await expect_new_watches(client, direct, proxy)
 
 
 async def test_w18_another_cluster(
     proxy: FaultProxy, client: Client, direct: Client, own_server: EtcdServer
 ) -> None:
-    """An endpoint that leads to another cluster now ends the watches loudly."""
+    """An endpoint that leads to another cluster now ends the watches loudly; new ones work."""
     async with following() as followed:
         await followed.add_all_kinds(client, "w18/")
         last = await put(direct, "w18/0", "here")
@@ -60,6 +62,26 @@ async def test_w18_another_cluster(
             assert isinstance(follower.error, ClusterMismatchError)
             assert "cluster" in str(follower.error)
         assert followed.followers[0].revision == last, "nothing of the other one was delivered"
+        assert client.stats().watches == 0
+        async with Client(own_server.endpoint) as other:
+            await expect_new_watches(client, other, proxy)
+
+
+async def expect_new_watches(client: Client, direct: Client, proxy: FaultProxy) -> None:
+    """A watch from now on and one from the past begin, and resume, in the store as it is now."""
+    past = [await put(direct, "w18/0", str(number)) for number in range(3)]
+    async with (
+        client.watch("w18/0") as fresh,
+        client.watch("w18/0", start_revision=past[0]) as replayed,
+    ):
+        assert revisions(await take(replayed, 3)) == past
+        for number in range(2):
+            connections = proxy.connections_total
+            assert proxy.cut() > 0
+            last = await put(direct, "w18/0", f"after {number}")
+            for watch in (fresh, replayed):
+                assert revisions(await take(watch, 1)) == [last]
+            assert proxy.connections_total > connections
 
 
 async def test_w19_txns_in_cuts(
