@@ -60,8 +60,8 @@ def test_a_run_without_faults_or_traffic_fails() -> None:
     assert {1, 2} <= set(kinds.values())
     for kind, count in kinds.items():
         without = Counter({**done, kind: 0, f"{kind} (no effect)": 3})
-        found = check_harness(faults, without, happened)
-        assert [kind in violation.message for violation in found] == [True] * (count > 1)
+        idle = check_harness(faults, without, happened)
+        assert [kind in violation.message for violation in idle] == [True] * (count > 1)
     nothing = check_harness(faults, Counter(), happened)
     assert len(nothing) == len(kinds)
     for what in TRAFFIC:
