@@ -21,8 +21,8 @@ from aioetcd.testing import EtcdServer, FaultProxy, find_binary
 if TYPE_CHECKING:
     from aioetcd import Client
 
-# A test with this fixture, or in a module with one of these names, touches a real etcd.
-_SERVER_FIXTURE = "etcd_server"
+# A test with one of these fixtures, or in a module with one of these names, touches a real etcd.
+_SERVER_FIXTURES = {"etcd_server", "quick_server"}
 _SERVER_NAMES = {"EtcdServer", "EtcdCluster"}
 
 # Threads that live as long as a loop or the process, by whoever needed one first.
@@ -72,7 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
-        if _SERVER_FIXTURE in item.fixturenames or _SERVER_NAMES & vars(item.module).keys():
+        touches = _SERVER_FIXTURES.intersection(item.fixturenames)
+        if touches or _SERVER_NAMES & vars(item.module).keys():
             item.add_marker(pytest.mark.server)
 
 

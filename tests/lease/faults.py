@@ -14,11 +14,14 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy
 
+# A single member elects itself after one election timeout; its leases may be as short as 1 s.
+QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
+
 
 @pytest.fixture(scope="session")
 def quick_server() -> Iterator[EtcdServer]:
     """An etcd whose leases may be as short as 1 s. Do not stop, kill or pause it."""
-    server = EtcdServer(args=["--heartbeat-interval=50", "--election-timeout=250"])
+    server = EtcdServer(args=QUICK)
     with ThreadPoolExecutor(1) as pool:  # this thread may have a loop already
         pool.submit(lambda: anyio.run(server.start)).result()
         try:

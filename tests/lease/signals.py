@@ -15,6 +15,8 @@ from aioetcd.lease._state import Lane
 from aioetcd.testing.checkers import assert_clean, check_leases
 from aioetcd.testing.history import LeaseSignal, Recorder
 
+SECOND = 1_000_000_000
+
 # How late an event loop on a busy machine may be.
 LATENESS = 250_000_000
 
@@ -227,3 +229,11 @@ async def kept_lease(
     if lease.id not in witness.errors:
         witness.recorder.add(LeaseSignal(lease.id, "revoked", time.monotonic_ns()))
         await client.lease.revoke(lease.id)
+
+
+async def wait_renewed_for(
+    witness: LeaseWitness, lease_id: int, seconds: float, *, within: float = 20.0
+) -> None:
+    """Wait until renewals were answered for so long from now on: beyond the lease's time."""
+    since_ns = time.monotonic_ns() + int(seconds * SECOND)
+    await witness.wait_answered(lease_id, since_ns=since_ns, within=within)
