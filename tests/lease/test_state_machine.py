@@ -257,8 +257,8 @@ class Machine(RuleBasedStateMachine):
                 self.fresh.add(lease_id)
             self.ttls[lease_id] = ttl
             self.deadlines[lease_id] = sent_at + ttl
-            if sent_at >= self.revoked.get(lease_id, sent_at):
-                self.revoked.pop(lease_id, None)  # it was granted again
+            if sent_at > self.revoked.get(lease_id, sent_at):
+                del self.revoked[lease_id]  # it was granted again, and this was asked after that
         self._settle()
 
     @precondition(lambda self: any(link.stream is not None for link in self.links))
