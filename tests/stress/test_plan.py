@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import pytest
 
+from aioetcd.testing.history import LeaseSignal
 from tests.stress.plan import LANES, plan
-from tests.stress.run import TRAFFIC, Lateness, check_harness, server_bugs
+from tests.stress.run import TRAFFIC, Lateness, check_harness, revoked_early, server_bugs
 
 
 def test_a_seed_decides_the_plan() -> None:
@@ -69,6 +70,16 @@ def test_a_run_without_faults_or_traffic_fails() -> None:
         assert what in found.message
     (found,) = check_harness([], done, happened)
     assert "no fault" in found.message
+
+
+def test_what_the_server_revokes_early_is_told_from_what_ran_out() -> None:
+    """A lease whose answered renewal had time left when its key went was revoked by the server."""
+    second = 1_000_000_000
+    renewed = LeaseSignal(1, "answered", 5 * second, 5 * second - 10, 3.0)
+    assert revoked_early([renewed], {1: 7 * second}) == {1}
+    assert revoked_early([renewed], {1: 8 * second}) == set()
+    assert revoked_early([renewed], {1: 4 * second}) == set(), "it was answered afterwards"
+    assert revoked_early([renewed], {2: 7 * second}) == set()
 
 
 def test_lateness_counts_only_where_it_was() -> None:
