@@ -17,6 +17,7 @@ import pytest
 from pytest_asyncio import is_async_test
 
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
+from tests.servers import QUICK
 
 if TYPE_CHECKING:
     from aioetcd import Client
@@ -100,6 +101,13 @@ async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
     await server.clear()
     async with FaultProxy(server.endpoint) as proxy:
         yield proxy
+
+
+@pytest.fixture
+async def own_server() -> AsyncIterator[EtcdServer]:
+    """An etcd that a test may kill."""
+    async with EtcdServer(args=QUICK) as server:
+        yield server
 
 
 @pytest.fixture

@@ -8,14 +8,7 @@ import pytest
 
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer
-from tests._transport.weather import QUICK, connected
-
-
-@pytest.fixture
-async def own_server() -> AsyncIterator[EtcdServer]:
-    """An etcd that a test may kill."""
-    async with EtcdServer(args=QUICK) as server:
-        yield server
+from tests._transport.weather import connected
 
 
 @pytest.fixture

@@ -12,9 +12,6 @@ from aioetcd.config import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.testing import FaultProxy
 
-# A single member elects itself after one election timeout when it comes back.
-QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
-
 # The size of a key or value by which a request or its answer is told from what gRPC still has to
 # say about the call before: some ten bytes that may come at any time.
 LARGE = 10_000

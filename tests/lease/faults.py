@@ -13,9 +13,7 @@ import pytest
 
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy
-
-# A single member elects itself after one election timeout; its leases may be as short as 1 s.
-QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
+from tests.servers import QUICK
 
 
 @pytest.fixture(scope="session")

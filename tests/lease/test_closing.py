@@ -25,8 +25,9 @@ from aioetcd import (
     Session,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.lease.faults import QUICK, Faulty, eventually, faulty_client
+from tests.lease.faults import Faulty, eventually, faulty_client
 from tests.lease.renewals import keep_alive_metrics
+from tests.servers import QUICK
 from tests.watch.following import STREAMS, WATCHERS, until_metric
 
 

@@ -18,8 +18,9 @@ from aioetcd import (
     NoSpaceError,
 )
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import QUICK, Faulty, eventually, faulty_client, lose_answer, refused_calls
+from tests.lease.faults import Faulty, eventually, faulty_client, lose_answer, refused_calls
 from tests.lease.signals import SECOND, kept_lease, wait_renewed_for, witnessed
+from tests.servers import QUICK
 
 
 async def test_l11_grant_without_an_answer(faulty: Faulty) -> None:

@@ -18,9 +18,9 @@ from aioetcd import (
 from aioetcd.testing import EtcdCluster, EtcdServer
 from aioetcd.testing.history import LeaseSignal
 from benchmarks.lease_lead import measure
-from tests.lease.faults import QUICK, Faulty, eventually, faulty_client
+from tests.lease.faults import Faulty, eventually, faulty_client
 from tests.lease.signals import SECOND, kept_lease, wait_renewed_for, witnessed
-from tests.watch.faults.scenes import CALM
+from tests.servers import CALM, QUICK
 
 # A network's, one way: a renewal reaches the server so much later than it was sent, which is what
 # counts. It is the margin in which the owner must be told, and the store be looked at.

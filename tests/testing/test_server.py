@@ -24,9 +24,7 @@ from aioetcd.testing import (
 )
 from aioetcd.testing import server as server_module
 from aioetcd.testing._process import free_ports
-
-# A single member elects itself after one election timeout when it comes back.
-QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
+from tests.servers import QUICK
 
 
 async def put(server: EtcdServer, key: str, value: str) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.watch.faults.scenes import QUICK
 
 
 @pytest.fixture
@@ -24,10 +23,3 @@ async def direct(server: EtcdServer) -> AsyncIterator[Client]:
     await server.clear()
     async with Client(server.endpoint) as client:
         yield client
-
-
-@pytest.fixture
-async def own_server() -> AsyncIterator[EtcdServer]:
-    """An etcd that a test may kill."""
-    async with EtcdServer(args=QUICK) as server:
-        yield server

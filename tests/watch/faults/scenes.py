@@ -16,12 +16,6 @@ from aioetcd.watch import Watch
 # Faults last longer: for a run that takes its time.
 LONG = os.environ.get("AIOETCD_TEST_LONG") == "1"
 
-# A single member elects itself after one election timeout when it comes back.
-QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
-
-# Several members on a busy machine would lose their leader all the time with that.
-CALM = ("--heartbeat-interval=100", "--election-timeout=600")
-
 # A silent connection is noticed after 6 s.
 KEEPALIVE = {"keepalive_time": 5, "keepalive_timeout": 1}
 

@@ -13,7 +13,8 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.history import Delivery
-from tests.watch.faults.scenes import CALM, KEEPALIVE, now, progress_every
+from tests.servers import CALM
+from tests.watch.faults.scenes import KEEPALIVE, now, progress_every
 from tests.watch.following import Traffic, following, takes_at_most, until
 
 
