@@ -63,7 +63,7 @@ def message(kind: int, key: bytes, revision: int) -> kv_pb2.Event:
     return kv_pb2.Event(type=kind, kv=kv)  # type: ignore[arg-type]  # 0 and 1 are PUT and DELETE
 
 
-def size_of(event: Event) -> int:
+def size_of(event: Event | kv_pb2.Event) -> int:
     """Give what an event takes in memory, at least."""
     return len(event.kv.key) + len(event.kv.value) + _rules._EVENT_OVERHEAD
 
@@ -342,7 +342,7 @@ class Followed:
     def check(self) -> None:
         """Check what holds at any time."""
         state = self.state
-        sizes = sum(size for _, size in state.inbox)
+        sizes = sum(answer.size for answer in state.inbox)
         if not self.live:
             if self.end is None:
                 self.end = state.error, len(state.inbox)
@@ -350,12 +350,12 @@ class Followed:
             assert self.end[1] >= len(state.inbox), "a batch after the end"
             return
         assert len(state.partial) <= 8
-        held = sum(len(batch.events) for batch, _ in state.inbox)
+        held = sum(answer.left for answer in state.inbox)
         assert held == state.inbox_events
         # One answer more than the limit, and a model's answer holds twenty events at most.
         assert held < _state.INBOX_EVENTS + 20
         assert sizes == state.inbox_bytes
         needed = self.bytes_needed + sum(
-            size_of(event) for batch, _ in state.inbox for event in batch.events
+            size_of(event) for answer in state.inbox for event in answer.events[answer.taken :]
         )
         assert needed <= self.bytes_taken + sizes <= self.bytes_received, "bytes are miscounted"

@@ -421,6 +421,21 @@ def test_the_fragments_of_one_revision_count_together() -> None:
     assert (state.inbox_bytes, state.partial_bytes) == (0, 0)
 
 
+def test_a_large_answer_is_taken_in_batches_of_whole_revisions() -> None:
+    """Its bytes count until its last event is taken, because it stays in memory for so long."""
+    rules, (state,) = opened(1)
+    rules.received(created(state), 0)
+    per_batch = _state._BATCH_EVENTS
+    rules.received(events(state, *[2] * (per_batch - 1), *[3] * per_batch, 4, 4), 0)
+    size, held = state.inbox_bytes, []
+    batches = []
+    while (batch := rules.take(state)[0]) is not None:
+        batches.append((len(batch.events), batch.revision))
+        held.append((state.inbox_events, state.inbox_bytes))
+    assert batches == [(2 * per_batch - 1, 3), (2, 4)]
+    assert held == [(2, size), (0, 0)]
+
+
 def test_closing_ends_everything_at_once() -> None:
     """What is in the inboxes is not delivered any more."""
     rules, (state,) = opened(1)

@@ -12,18 +12,18 @@ What holds at any moment, for the watches of a stream:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
-from aioetcd._proto import rpc_pb2
+from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd._transport.failures import error_from_reason
 from aioetcd.errors import ClusterMismatchError, CompactedError, EtcdError
-from aioetcd.types import Batch, events_from_messages
-from aioetcd.watch._state import Phase, WatchState
+from aioetcd.types import Batch
+from aioetcd.watch._state import Answer, Phase, WatchState
 
 # What an event takes in memory beside its bytes in the answer.
-_EVENT_OVERHEAD = 400
+_EVENT_OVERHEAD = 128
 # A request for progress goes unanswered while a watch of the stream lags: so it is repeated.
 PROGRESS_INTERVAL = 0.5
 
@@ -100,9 +100,12 @@ class WatchRules:
         """Give a watch's next batch, and whether that made something to send."""
         if not state.inbox:
             return None, False
-        batch, size = state.inbox.popleft()
+        answer = state.inbox[0]
+        batch = answer.take(prev_kv=state.spec.prev_kv)
         state.inbox_events -= len(batch.events)
-        state.inbox_bytes -= size
+        if not answer.left:
+            state.inbox.popleft()
+            state.inbox_bytes -= answer.size
         if state.phase is Phase.PAUSED and state.is_drained:
             state.phase = Phase.WAITING
             self._to_create[state] = None
@@ -343,27 +346,27 @@ class WatchRules:
         if state.is_full:
             self._pause(state)
             return True
-        events = events_from_messages(response.events, prev_kv=state.spec.prev_kv)
+        events: Sequence[kv_pb2.Event] = response.events
         size = state.partial_bytes + response.ByteSize() + len(events) * _EVENT_OVERHEAD
         if state.partial:
             events = [*state.partial, *events]
             state.drop_partial()
         if response.fragment:
             # The last revision may go on in the next fragment; those before it are whole.
-            last = events[-1].mod_revision
+            last = events[-1].kv.mod_revision
             first = len(events)
-            while first and events[first - 1].mod_revision == last:
+            while first and events[first - 1].kv.mod_revision == last:
                 first -= 1
-            state.partial = events[first:]
-            del events[first:]
-        if events and events[0].mod_revision < state.floor:
+            state.partial = list(events[first:])
+            events = events[:first]
+        if events and events[0].kv.mod_revision < state.floor:
             # A server that went back in time (etcd before 3.4.25 and 3.5.8) sends them again.
-            events = [event for event in events if event.mod_revision >= state.floor]
+            events = [event for event in events if event.kv.mod_revision >= state.floor]
         if events:
-            revision = events[-1].mod_revision
+            revision = events[-1].kv.mod_revision
             state.next_revision = state.floor = revision + 1
             self.highest_revision = max(self.highest_revision, revision)
-            state.inbox.append((Batch(tuple(events), revision), size))
+            state.inbox.append(Answer(events, revision, size))
             state.inbox_events += len(events)
             state.inbox_bytes += size
             state.notify()
@@ -383,9 +386,9 @@ class WatchRules:
         state.next_revision = state.floor = revision + 1
         state.progress_asked = False
         # One bookmark says all that the ones before it said.
-        if state.inbox and not state.inbox[-1][0].events:
+        if state.inbox and not state.inbox[-1].events:
             state.inbox.pop()
-        state.inbox.append((Batch((), revision), 0))
+        state.inbox.append(Answer((), revision, 0))
         state.notify()
 
     def _end(self, state: WatchState, error: EtcdError | None) -> None:

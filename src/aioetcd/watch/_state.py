@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from aioetcd._proto import rpc_pb2
+from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd.errors import EtcdError
-from aioetcd.types import Batch, Event
+from aioetcd.types import Batch, events_from_messages
 
 # A watch whose consumer has so much before it is paused at the server.
 INBOX_EVENTS = 20_000
 INBOX_BYTES = 16 * 2**20
+# A batch has so many events, and what else its last revision has. One answer of the server may have
+# hundreds of thousands: copied at once, they would take the event loop away from everybody else.
+_BATCH_EVENTS = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,40 @@ class Phase(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
+class Answer:
+    """Whole revisions for the consumer, as the server sent them.
+
+    Attributes:
+        events: Their events; none in a bookmark.
+        revision: All events up to it are in this answer or came before.
+        size: The bytes that it takes.
+        taken: How many of the events the consumer has.
+    """
+
+    events: Sequence[kv_pb2.Event]
+    revision: int
+    size: int
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many of the events are to be taken."""
+        return len(self.events) - self.taken
+
+    def take(self, *, prev_kv: bool) -> Batch:
+        """Copy the next batch out of the messages, where `prev_kv` says if they may have one."""
+        start, end = self.taken, len(self.events)
+        stop = min(start + _BATCH_EVENTS, end)
+        if stop < end:
+            last = self.events[stop - 1].kv.mod_revision
+            while stop < end and self.events[stop].kv.mod_revision == last:
+                stop += 1
+        self.taken = stop
+        events = tuple(events_from_messages(self.events[start:stop], prev_kv=prev_kv))
+        return Batch(events, self.revision if stop == end else events[-1].mod_revision)
+
+
+@dataclass(slots=True, eq=False)
 class WatchState:
     """One watch.
 
@@ -80,7 +117,7 @@ class WatchState:
         asked_before: The requests for progress that the stream had seen by then.
         partial: Events of a revision that may have more to come.
         partial_bytes: The bytes in them.
-        inbox: Batches for the consumer, each with its size in bytes.
+        inbox: What the consumer has still to take.
         inbox_events: The events in it.
         inbox_bytes: The bytes in it.
         progress_asked: Whether the consumer waits for a bookmark.
@@ -96,9 +133,9 @@ class WatchState:
     watch_id: int = 0
     opened_revision: int = 0
     asked_before: int = 0
-    partial: list[Event] = field(default_factory=list)
+    partial: list[kv_pb2.Event] = field(default_factory=list)
     partial_bytes: int = 0
-    inbox: deque[tuple[Batch, int]] = field(default_factory=deque)
+    inbox: deque[Answer] = field(default_factory=deque)
     inbox_events: int = 0
     inbox_bytes: int = 0
     progress_asked: bool = False
