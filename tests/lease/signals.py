@@ -88,13 +88,13 @@ class _LaneSpy:
             self._spy.add(request.ID, "sent")
         return request
 
-    def received(self, response: rpc_pb2.LeaseKeepAliveResponse, now: float) -> bool:
+    def received(self, response: rpc_pb2.LeaseKeepAliveResponse, size: int, now: float) -> bool:
         """A renewal was answered."""
         if sent := self.sent.get(response.ID):
             sent_ns = sent.popleft()
             if response.TTL > 0:
                 self._spy.add(response.ID, "answered", sent_ns, response.TTL)
-        return self._received(response, now)
+        return self._received(response, size, now)
 
 
 class LeaseWitness:

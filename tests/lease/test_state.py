@@ -15,6 +15,7 @@ from aioetcd.errors import (
     UnavailableError,
 )
 from aioetcd.lease._state import Keeper, LeaseRules
+from tests.answers import received
 from tests.lease.model import Kept, answer, requests
 
 # The shortest pause between two renewals, as a part of the time to live; and the first one.
@@ -66,7 +67,7 @@ def test_deadline_counts_from_the_sending_of_the_answered_renewal() -> None:
     scene.granted(1, 10)
     kept = scene.keep(1, 2.0)
     assert scene.sent(2.0) == [1]
-    scene.lane.received(answer(1, 10), 8.0)
+    received(scene.lane, answer(1, 10), 8.0)
     assert scene.rules.deadline(1) == 12.0
     assert kept.ttls == [10]
 
@@ -77,7 +78,7 @@ def test_a_shorter_time_to_live_brings_the_deadline_nearer() -> None:
     scene.granted(1, 100)
     kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.lane.received(answer(1, 3), 1.1)
+    received(scene.lane, answer(1, 3), 1.1)
     assert scene.rules.deadline(1) == 4.0
     scene.lane.tick(4.0)
     assert [type(error) for error in kept.errors] == [LeaseExpiredError]
@@ -90,7 +91,7 @@ def test_deadline_is_unknown_until_a_foreign_lease_answers() -> None:
     assert scene.rules.deadline(1) is None
     assert (len(scene.rules), scene.rules.soonest()) == (1, None)
     assert scene.sent(5.0) == [1]
-    scene.lane.received(answer(1, 10), 5.1)
+    received(scene.lane, answer(1, 10), 5.1)
     assert scene.rules.deadline(1) == 15.0
     assert (len(scene.rules), scene.rules.soonest()) == (1, 15.0)
 
@@ -101,7 +102,7 @@ def test_deadline_is_remembered_between_two_keepers() -> None:
     scene.granted(1, 10)
     first = scene.keep(1, 4.0)
     assert scene.sent(4.0) == [1]
-    scene.lane.received(answer(1, 10), 4.1)
+    received(scene.lane, answer(1, 10), 4.1)
     scene.rules.remove(first.keeper, 5.0)
     assert not scene.lane.wanted
     assert scene.rules.deadline(1) == 14.0
@@ -120,9 +121,9 @@ def test_an_answer_to_an_earlier_keeper_is_not_taken_for_a_later_one() -> None:
     scene.rules.remove(first.keeper, 2.0)
     scene.keep(1, 8.0)
     assert scene.sent(8.0) == [1]
-    scene.lane.received(answer(1, 10), 8.1)
+    received(scene.lane, answer(1, 10), 8.1)
     assert scene.rules.deadline(1) == 11.0
-    scene.lane.received(answer(1, 10), 8.2)
+    received(scene.lane, answer(1, 10), 8.2)
     assert scene.rules.deadline(1) == 18.0
 
 
@@ -135,7 +136,7 @@ def test_lost_at_the_deadline_although_an_answer_is_unread() -> None:
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.lane.received(answer(1, 10), 10.0)
+    received(scene.lane, answer(1, 10), 10.0)
     assert kept.ttls == []
     (error,) = kept.errors
     assert isinstance(error, LeaseExpiredError)
@@ -167,7 +168,7 @@ def test_a_renewal_that_was_not_taken_is_gone_with_the_lease() -> None:
     keeper = Keeper(1, lambda: None)
     scene.rules.add(keeper, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.lane.received(answer(1, 10), 1.1)
+    received(scene.lane, answer(1, 10), 1.1)
     assert keeper.renewal is not None
     scene.rules.expire(11.0)
     assert keeper.renewal is None
@@ -179,7 +180,7 @@ def test_an_answer_that_is_over_already_gives_no_deadline() -> None:
     scene = Scene()
     kept = scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    scene.lane.received(answer(1, 5), 5.0)
+    received(scene.lane, answer(1, 5), 5.0)
     assert scene.rules.deadline(1) is None
     assert (kept.ttls, kept.errors) == ([], [])
 
@@ -192,7 +193,7 @@ def test_a_lease_whose_known_deadline_has_passed_is_asked_for() -> None:
     assert not kept.errors
     assert scene.rules.deadline(1) is None
     assert scene.sent(50.0) == [1]
-    scene.lane.received(answer(1, 10), 50.1)
+    received(scene.lane, answer(1, 10), 50.1)
     assert scene.rules.deadline(1) == 60.0
 
 
@@ -205,7 +206,7 @@ def test_zero_for_a_lease_that_was_there_is_a_revocation() -> None:
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.lane.received(answer(1, 0), 1.1)
+    received(scene.lane, answer(1, 0), 1.1)
     (error,) = kept.errors
     assert isinstance(error, LeaseLostError)
     assert error.reason == "revoked"
@@ -217,7 +218,7 @@ def test_zero_for_a_lease_that_never_answered_is_not_found() -> None:
     scene = Scene()
     kept = scene.keep(1, 1.0)
     assert scene.sent(1.0) == [1]
-    scene.lane.received(answer(1, 0), 1.1)
+    received(scene.lane, answer(1, 0), 1.1)
     assert [type(error) for error in kept.errors] == [LeaseNotFoundError]
 
 
@@ -226,8 +227,8 @@ def test_an_answer_that_nobody_waits_for_is_ignored() -> None:
     scene = Scene()
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
-    assert scene.lane.received(answer(2, 10), 1.0) is False
-    assert scene.lane.received(answer(1, 0), 1.0) is False
+    assert received(scene.lane, answer(2, 10), 1.0) is False
+    assert received(scene.lane, answer(1, 0), 1.0) is False
     assert scene.rules.deadline(1) == 10.0
     assert kept.notifications == 0
 
@@ -256,7 +257,7 @@ def test_several_in_flight_are_answered_in_order() -> None:
     for at in (0.0, 4.0, 8.0):
         assert scene.sent(at) == [1]
     for sent_at in (0.0, 4.0, 8.0):
-        scene.lane.received(answer(1, 12), 9.0)
+        received(scene.lane, answer(1, 12), 9.0)
         assert scene.rules.deadline(1) == sent_at + 12
 
 
@@ -273,10 +274,10 @@ def test_the_first_answer_sets_the_pace() -> None:
     scene = Scene()
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    assert scene.lane.received(answer(1, 60), 0.1) is True
+    assert received(scene.lane, answer(1, 60), 0.1) is True
     assert scene.sent(60 * SOONEST_FIRST - 0.1) == []
     assert scene.sent(20.0) == [1]
-    assert scene.lane.received(answer(1, 60), 20.1) is False
+    assert received(scene.lane, answer(1, 60), 20.1) is False
     assert scene.sent(20.0 + 60 * SOONEST - 0.1) == []
     assert scene.sent(40.0) == [1]
 
@@ -287,7 +288,7 @@ def test_a_new_pace_counts_from_the_last_request() -> None:
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
     assert scene.sent(1.0) == [1]
-    assert scene.lane.received(answer(1, 4), 1.1) is True
+    assert received(scene.lane, answer(1, 4), 1.1) is True
     assert scene.sent(1.0 + 4 * SOONEST_FIRST - 0.01) == []
     assert scene.sent(1.0 + 4 / 3) == [1]
 
@@ -298,7 +299,7 @@ def test_a_shorter_time_to_live_quickens_the_pace() -> None:
     scene.granted(1, 30)
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    scene.lane.received(answer(1, 3), 0.1)
+    received(scene.lane, answer(1, 3), 0.1)
     assert scene.sent(1.0) == [1]
 
 
@@ -392,7 +393,7 @@ def test_an_answer_on_a_stream_that_a_lease_has_left_says_nothing() -> None:
     rules.add(Kept(2).keeper, 2.0)
     kept = Kept(1)
     assert rules.add(kept.keeper, 3.0) is second
-    assert first.received(answer(1, 0), 3.1) is False
+    assert received(first, answer(1, 0), 3.1) is False
     assert (kept.ttls, kept.errors, rules.deadline(1)) == ([], [], 10.0)
 
 
@@ -418,12 +419,12 @@ def test_a_new_stream_repeats_what_went_unanswered() -> None:
         scene.granted(lease_id, 10)
         scene.keep(lease_id, 0.0)
     assert sorted(scene.sent(0.0)) == [1, 2]
-    scene.lane.received(answer(1, 10), 0.1)
+    received(scene.lane, answer(1, 10), 0.1)
     scene.lane.lost(UnavailableError("cut"), final=False, now=0.2)
     scene.lane.opened("e", 0.3)
     assert scene.sent(0.3) == [2]
     # An answer on the new stream counts from the request on the new stream.
-    scene.lane.received(answer(2, 10), 0.4)
+    received(scene.lane, answer(2, 10), 0.4)
     assert scene.rules.deadline(2) == 10.3
 
 
@@ -481,7 +482,7 @@ def test_a_stream_that_falls_silent_is_left() -> None:
     scene.granted(1, 12)
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    scene.lane.received(answer(1, 12), 0.1)
+    received(scene.lane, answer(1, 12), 0.1)
     assert not scene.lane.tick(4.0), "nothing is asked, so silence is right"
     assert scene.sent(4.0) == [1]
     assert not scene.lane.tick(9.9)
@@ -491,7 +492,7 @@ def test_a_stream_that_falls_silent_is_left() -> None:
     scene.lane.opened("other", 10.1)
     assert not scene.lane.tick(10.2)
     assert scene.sent(10.2) == [1]
-    scene.lane.received(answer(1, 12), 10.3)
+    received(scene.lane, answer(1, 12), 10.3)
     assert scene.rules.deadline(1) == 22.2
 
 
@@ -505,7 +506,7 @@ def test_slow_answers_are_no_silence() -> None:
         assert not scene.lane.tick(at)
     for at in (8.0, 12.0, 16.0, 20.0):
         assert not scene.lane.tick(at - 0.1)
-        scene.lane.received(answer(1, 12), at - 0.1)
+        received(scene.lane, answer(1, 12), at - 0.1)
         assert scene.sent(at) == [1]
 
 
@@ -538,13 +539,13 @@ def test_two_keepers_of_one_lease_share_its_renewals() -> None:
     scene.granted(1, 9)
     first, second = scene.keep(1, 0.0), scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    scene.lane.received(answer(1, 9), 0.1)
+    received(scene.lane, answer(1, 9), 0.1)
     assert (first.ttls, second.ttls) == ([9], [9])
     scene.rules.remove(first.keeper, 0.2)
     assert scene.lane.wanted
     told = first.notifications
     assert scene.sent(3.0) == [1]
-    scene.lane.received(answer(1, 9), 3.1)
+    received(scene.lane, answer(1, 9), 3.1)
     assert (first.ttls, second.ttls) == ([9], [9, 9])
     assert first.notifications == told
     scene.rules.remove(second.keeper, 3.2)
@@ -559,9 +560,9 @@ def test_a_keeper_can_ask_for_an_answer_of_its_own() -> None:
     assert scene.sent(0.0) == [1]
     once = scene.keep(1, 0.5, not_before=0.5)
     assert scene.sent(0.5) == [1]
-    scene.lane.received(answer(1, 9), 0.6)
+    received(scene.lane, answer(1, 9), 0.6)
     assert (first.ttls, once.ttls) == ([9], [])
-    scene.lane.received(answer(1, 9), 0.7)
+    received(scene.lane, answer(1, 9), 0.7)
     assert (first.ttls, once.ttls) == ([9, 9], [9])
 
 
@@ -600,7 +601,7 @@ def test_coming_and_going_leaves_nothing_behind(connected: bool) -> None:
         kept = scene.keep(1, now)
         if connected:
             assert scene.sent(now) == [1]
-            scene.lane.received(answer(1, 1_000_000), now)
+            received(scene.lane, answer(1, 1_000_000), now)
         scene.rules.remove(kept.keeper, now)
     assert sizes(scene.rules) <= 200
 

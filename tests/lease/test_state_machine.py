@@ -21,6 +21,7 @@ from aioetcd.errors import (
 )
 from aioetcd.lease import _state
 from aioetcd.lease._state import Lane, LeaseRules
+from tests.answers import received
 from tests.lease.model import Kept, LeaseServer, ServerStream, requests
 
 EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "2000"))
@@ -235,7 +236,7 @@ class Machine(RuleBasedStateMachine):
         known = self.deadlines.get(lease_id)
         keepers = [kept for kept in self.kept if kept.keeper.lease_id == lease_id]
         before = [len(kept.ttls) for kept in keepers]
-        link.lane.received(response, self.now)
+        received(link.lane, response, self.now)
         told = [len(kept.ttls) > count for kept, count in zip(keepers, before, strict=True)]
         if known is not None and known <= self.now:
             assert not any(told)

@@ -21,6 +21,7 @@ from aioetcd.errors import (
 from aioetcd.watch import _rules, _state
 from aioetcd.watch._rules import Suspicion, WatchRules
 from aioetcd.watch._state import Phase
+from tests.answers import received
 from tests.watch.model import KEYS, Followed, ServerStream, Store, Version, size_of
 
 EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "1000"))
@@ -204,7 +205,7 @@ class World:
                 followed.creation_answered(watcher, response.header.revision)
         self.shown = max(self.shown, response.header.revision)
         self.refused_before = False
-        self.rules.received(response, self.now)
+        received(self.rules, response, self.now)
         return True
 
     def do_tick(self, a: int, b: int) -> None:

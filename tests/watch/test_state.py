@@ -17,6 +17,7 @@ from aioetcd.errors import (
 from aioetcd.watch import _state
 from aioetcd.watch._rules import PROGRESS_INTERVAL, Suspicion, WatchRules
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
+from tests.answers import received
 from tests.watch.model import message
 
 
@@ -85,7 +86,7 @@ def test_the_first_creation_on_a_stream_goes_alone() -> None:
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     assert len(sent(rules)) == 1
-    rules.received(created(states[0]), 2)
+    received(rules, created(states[0]), 2)
     assert len(sent(rules)) == 2
 
 
@@ -99,10 +100,12 @@ def test_a_proxy_that_gives_ids_of_its_own() -> None:
     for proxy_id in range(3):
         (request,) = sent(rules)
         assert request.create_request.key == b"k%d" % proxy_id
-        rules.received(rpc_pb2.WatchResponse(header=header(10), watch_id=proxy_id, created=True), 0)
+        received(
+            rules, rpc_pb2.WatchResponse(header=header(10), watch_id=proxy_id, created=True), 0
+        )
     assert [state.watch_id for state in states] == [0, 1, 2]
     for revision, state in enumerate(states, start=20):
-        rules.received(events(state, revision), 0)
+        received(rules, events(state, revision), 0)
     assert [taken(rules, state) for state in states] == [[20], [21], [22]]
     rules.cancel(states[1])
     assert [request.cancel_request.watch_id for request in sent(rules)] == [1]
@@ -111,7 +114,7 @@ def test_a_proxy_that_gives_ids_of_its_own() -> None:
 def test_what_an_idle_stream_left_unanswered_is_no_burden_to_the_next() -> None:
     """A stream that nobody wanted any more is not lost; what it had not answered never comes."""
     rules, (given_up, refusal) = opened(1, 1)
-    rules.received(refused(-1), 0)
+    received(rules, refused(-1), 0)
     rules.cancel(given_up)
     rules.cancel(refusal)
     late = WatchState(WatchSpec(b"k"), 1, lambda: None)
@@ -119,7 +122,7 @@ def test_what_an_idle_stream_left_unanswered_is_no_burden_to_the_next() -> None:
     assert sent(rules) == []
     rules.opened("again", 1)
     assert len(sent(rules)) == 1
-    rules.received(created(late), 1)
+    received(rules, created(late), 1)
     assert late.phase is Phase.OPEN
 
 
@@ -127,11 +130,11 @@ def test_what_an_idle_stream_left_unanswered_is_no_burden_to_the_next() -> None:
 def test_an_anonymous_refusal_waits_for_the_other_answers(refusal_id: int) -> None:
     """A refusal that names no watch hits the one that nobody else answers for."""
     rules, (first, second, third) = opened(None, None, None)
-    rules.received(refused(refusal_id), 0)
+    received(rules, refused(refusal_id), 0)
     assert [s.phase for s in (first, second, third)] == [Phase.CREATING] * 3
     # A proxy may hand on the others in any order.
-    rules.received(created(third), 0)
-    rules.received(created(first), 0)
+    received(rules, created(third), 0)
+    received(rules, created(first), 0)
     assert second.phase is Phase.ENDED
     assert isinstance(second.error, PermissionDeniedError)
     assert first.phase is third.phase is Phase.OPEN
@@ -140,11 +143,11 @@ def test_an_anonymous_refusal_waits_for_the_other_answers(refusal_id: int) -> No
 def test_no_creation_is_sent_while_a_refusal_is_unsettled() -> None:
     """New creations would keep a refusal from ever being settled."""
     rules, (first, second) = opened(None, None)
-    rules.received(refused(-1), 0)
+    received(rules, refused(-1), 0)
     late = WatchState(WatchSpec(b"k"), None, lambda: None)
     rules.add(late)
     assert rules.next_request(0) is None
-    rules.received(created(second), 0)
+    received(rules, created(second), 0)
     assert first.phase is Phase.ENDED
     assert rules.next_request(0) is not None
 
@@ -152,7 +155,7 @@ def test_no_creation_is_sent_while_a_refusal_is_unsettled() -> None:
 def test_a_refusal_with_our_id_is_that_watch() -> None:
     """Old servers refuse with the id that was asked for."""
     rules, (first, second) = opened(None, None)
-    rules.received(refused(second.watch_id, "mvcc: watcher range is empty"), 0)
+    received(rules, refused(second.watch_id, "mvcc: watcher range is empty"), 0)
     assert isinstance(second.error, InvalidRequestError)
     assert first.phase is Phase.CREATING
 
@@ -160,7 +163,7 @@ def test_a_refusal_with_our_id_is_that_watch() -> None:
 def test_from_now_on_resumes_after_the_created_revision() -> None:
     """Cut before any event, a watch without a start revision goes on behind its creation."""
     rules, (state,) = opened(None)
-    rules.received(created(state, 10), 0)
+    received(rules, created(state, 10), 0)
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     request = rules.next_request(2)
@@ -172,8 +175,8 @@ def test_from_now_on_resumes_after_the_created_revision() -> None:
 def test_events_up_to_the_created_revision_are_delivered() -> None:
     """Newer servers tell a revision read after the watch began: nothing is dropped for it."""
     rules, (state,) = opened(None)
-    rules.received(created(state, 10), 0)
-    rules.received(events(state, 9, 10), 0)
+    received(rules, created(state, 10), 0)
+    received(rules, events(state, 9, 10), 0)
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     request = rules.next_request(2)
@@ -185,7 +188,7 @@ def test_events_up_to_the_created_revision_are_delivered() -> None:
 def test_a_cut_before_created_resumes_at_the_requested_revision() -> None:
     """The revision in `created` is not where a watch with a start revision stands."""
     rules, (state,) = opened(3)
-    rules.received(created(state, 100), 0)
+    received(rules, created(state, 100), 0)
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     request = rules.next_request(2)
@@ -196,33 +199,33 @@ def test_a_cut_before_created_resumes_at_the_requested_revision() -> None:
 def test_whole_revisions_of_a_fragment_are_delivered_and_the_rest_is_dropped_on_a_cut() -> None:
     """Only the last revision of a fragment may be incomplete."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
-    rules.received(events(state, 2, 3, 3, fragment=True), 0)
+    received(rules, created(state), 0)
+    received(rules, events(state, 2, 3, 3, fragment=True), 0)
     assert taken(rules, state) == [2]
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     request = rules.next_request(2)
     assert request is not None
     assert request.create_request.start_revision == 3
-    rules.received(created(state), 2)
-    rules.received(events(state, 3, 3, 3), 2)
+    received(rules, created(state), 2)
+    received(rules, events(state, 3, 3, 3), 2)
     assert taken(rules, state) == [3, 3, 3]
 
 
 def test_what_was_delivered_is_dropped_when_it_comes_again() -> None:
     """A server that goes back in time delivers whole revisions again, which are dropped whole."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
-    rules.received(events(state, 2, 3), 0)
-    rules.received(events(state, 2, 3, 3, 4), 0)
+    received(rules, created(state), 0)
+    received(rules, events(state, 2, 3), 0)
+    received(rules, events(state, 2, 3, 3, 4), 0)
     assert taken(rules, state) == [2, 3, 4]
 
 
 def test_progress_behind_the_start_does_not_move_it_back() -> None:
     """A server may announce a revision below a start in the future."""
     rules, (state,) = opened(100)
-    rules.received(created(state), 0)
-    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 0)
+    received(rules, created(state), 0)
+    received(rules, rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 0)
     assert state.next_revision == 100
     assert not state.inbox
 
@@ -230,9 +233,10 @@ def test_progress_behind_the_start_does_not_move_it_back() -> None:
 def test_compaction_is_told_once_and_after_what_had_arrived() -> None:
     """What is in the inbox is still handed over, then the error."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
-    rules.received(events(state, 2), 0)
-    rules.received(
+    received(rules, created(state), 0)
+    received(rules, events(state, 2), 0)
+    received(
+        rules,
         rpc_pb2.WatchResponse(
             header=rpc_pb2.ResponseHeader(cluster_id=7),
             watch_id=state.watch_id,
@@ -250,13 +254,13 @@ def test_compaction_is_told_once_and_after_what_had_arrived() -> None:
 def test_another_cluster_ends_everything() -> None:
     """Revisions of another cluster mean nothing here."""
     rules, (first, second) = opened(1, None)
-    rules.received(created(first), 0)
-    rules.received(created(second), 0)
+    received(rules, created(first), 0)
+    received(rules, created(second), 0)
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     rules.next_request(2)
-    rules.received(
-        rpc_pb2.WatchResponse(header=header(3, cluster_id=8), watch_id=3, created=True), 2
+    received(
+        rules, rpc_pb2.WatchResponse(header=header(3, cluster_id=8), watch_id=3, created=True), 2
     )
     assert isinstance(first.error, ClusterMismatchError)
     assert isinstance(second.error, ClusterMismatchError)
@@ -265,7 +269,8 @@ def test_another_cluster_ends_everything() -> None:
     again = WatchState(WatchSpec(b"k"), 4, lambda: None)
     rules.add(again)
     sent(rules)
-    rules.received(
+    received(
+        rules,
         rpc_pb2.WatchResponse(
             header=header(3, cluster_id=8), watch_id=again.watch_id, created=True
         ),
@@ -283,13 +288,13 @@ def test_a_server_behind_is_asked_whether_it_lags(read: int, *, ends: bool) -> N
     rules.add(state)
     rules.opened("here", 0)
     rules.next_request(0)
-    rules.received(created(state), 0)
-    rules.received(events(state, 2, header_revision=50), 0)
+    received(rules, created(state), 0)
+    received(rules, events(state, 2, header_revision=50), 0)
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     rules.next_request(2)
     assert not asked
-    rules.received(created(state, 20), 2)
+    received(rules, created(state, 20), 2)
     assert asked
     assert rules.suspicion is not None
     rules.checked_revision(rules.suspicion, read)
@@ -301,13 +306,13 @@ def suspected() -> tuple[WatchRules, list[WatchState], Suspicion]:
     """Two watches that stood at revision 50, on the stream of a server at 20."""
     rules, states = opened(1, 1)
     for state in states:
-        rules.received(created(state), 0)
-    rules.received(events(states[0], 2, header_revision=50), 0)
+        received(rules, created(state), 0)
+    received(rules, events(states[0], 2, header_revision=50), 0)
     rules.lost(UnavailableError("cut"), final=False, now=1)
     rules.opened("there", 2)
     for state in states:
         sent(rules)
-        rules.received(created(state, 20), 2)
+        received(rules, created(state, 20), 2)
     assert rules.suspicion is not None
     return rules, states, rules.suspicion
 
@@ -315,7 +320,7 @@ def suspected() -> tuple[WatchRules, list[WatchState], Suspicion]:
 def test_events_newer_than_the_deciding_read_do_not_condemn_the_server() -> None:
     """A lagging member catches up while it is asked: its events may overtake its answer."""
     rules, states, suspicion = suspected()
-    rules.received(events(states[0], 51, 60, header_revision=70), 2)
+    received(rules, events(states[0], 51, 60, header_revision=70), 2)
     rules.checked_revision(suspicion, 55)
     assert [state.error for state in states] == [None, None]
 
@@ -338,7 +343,7 @@ def test_an_answer_about_another_stream_says_nothing() -> None:
     rules.lost(UnavailableError("cut"), final=False, now=3)
     rules.opened("elsewhere", 4)
     sent(rules)
-    rules.received(created(states[0], 60), 4)
+    received(rules, created(states[0], 60), 4)
     rules.checked_revision(suspicion, 20)
     assert [state.error for state in states] == [None, None]
 
@@ -352,20 +357,20 @@ def test_after_a_history_that_went_back_new_watches_work() -> None:
     rules.add(again)
     rules.opened("there", 5)
     sent(rules)
-    rules.received(created(again, 22), 5)
+    received(rules, created(again, 22), 5)
     assert (again.phase, rules.suspicion) == (Phase.OPEN, None)
 
 
 def test_w14_a_refusal_with_watch_id_0_does_not_end_a_healthy_watch() -> None:
     """etcd before 3.4.22 and 3.5.6 refuses with id 0: it ends the watch being created, no other."""
     rules, (healthy,) = opened(1)
-    rules.received(created(healthy), 0)
+    received(rules, created(healthy), 0)
     second = WatchState(WatchSpec(b"other"), None, lambda: None)
     rules.add(second)
     assert rules.next_request(0) is not None
-    rules.received(refused(0), 0)
+    received(rules, refused(0), 0)
     assert isinstance(second.error, PermissionDeniedError)
-    rules.received(events(healthy, 11), 0)
+    received(rules, events(healthy, 11), 0)
     assert taken(rules, healthy) == [11]
     assert (healthy.phase, healthy.error) == (Phase.OPEN, None)
 
@@ -376,10 +381,10 @@ def test_a_full_inbox_pauses_that_watch_alone() -> None:
         patch.setattr(_state, "INBOX_EVENTS", 4)
         rules, (slow, fast) = opened(1, 1)
         for state in (slow, fast):
-            rules.received(created(state), 0)
+            received(rules, created(state), 0)
         for revision in range(2, 10):
-            rules.received(events(slow, revision), 0)
-            rules.received(events(fast, revision), 0)
+            received(rules, events(slow, revision), 0)
+            received(rules, events(fast, revision), 0)
             assert taken(rules, fast) == [revision]
         assert slow.phase is Phase.PAUSED
         assert rules.counts() == (2, 1)
@@ -397,11 +402,11 @@ def test_a_full_inbox_pauses_that_watch_alone() -> None:
 def test_large_values_fill_an_inbox_too() -> None:
     """The inbox is bounded by bytes as well as by events."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
+    received(rules, created(state), 0)
     response = events(state, 2)
     response.events[0].kv.value = bytes(_state.INBOX_BYTES)
-    rules.received(response, 0)
-    rules.received(events(state, 3), 0)
+    received(rules, response, 0)
+    received(rules, events(state, 3), 0)
     assert state.phase is Phase.PAUSED
     assert len(state.inbox) == 1
 
@@ -409,13 +414,13 @@ def test_large_values_fill_an_inbox_too() -> None:
 def test_the_fragments_of_one_revision_count_together() -> None:
     """However many answers a revision is spread over, all of its bytes are in the inbox."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
+    received(rules, created(state), 0)
     size = 0
     for number in range(5):
         response = events(state, 2, fragment=number < 4)
         response.events[0].kv.value = bytes(100_000)
         size += response.ByteSize()
-        rules.received(response, 0)
+        received(rules, response, 0)
     assert size <= state.inbox_bytes <= size + 5 * 1000
     rules.take(state)
     assert (state.inbox_bytes, state.partial_bytes) == (0, 0)
@@ -424,9 +429,9 @@ def test_the_fragments_of_one_revision_count_together() -> None:
 def test_a_large_answer_is_taken_in_batches_of_whole_revisions() -> None:
     """Its bytes count until its last event is taken, because it stays in memory for so long."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
+    received(rules, created(state), 0)
     per_batch = _state._BATCH_EVENTS
-    rules.received(events(state, *[2] * (per_batch - 1), *[3] * per_batch, 4, 4), 0)
+    received(rules, events(state, *[2] * (per_batch - 1), *[3] * per_batch, 4, 4), 0)
     size, held = state.inbox_bytes, []
     batches = []
     while (batch := rules.take(state)[0]) is not None:
@@ -439,8 +444,8 @@ def test_a_large_answer_is_taken_in_batches_of_whole_revisions() -> None:
 def test_closing_ends_everything_at_once() -> None:
     """What is in the inboxes is not delivered any more."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
-    rules.received(events(state, 2), 0)
+    received(rules, created(state), 0)
+    received(rules, events(state, 2), 0)
     rules.close(ClientClosedError("closed"))
     assert rules.take(state) == (None, False)
     assert isinstance(state.error, ClientClosedError)
@@ -449,7 +454,7 @@ def test_closing_ends_everything_at_once() -> None:
 def test_a_final_failure_ends_what_was_being_created() -> None:
     """A creation that the server ends the whole stream for is not repeated; the others are."""
     rules, (healthy,) = opened(1)
-    rules.received(created(healthy), 0)
+    received(rules, created(healthy), 0)
     guilty = WatchState(WatchSpec(b"large"), 1, lambda: None)
     rules.add(guilty)
     sent(rules)
@@ -484,30 +489,30 @@ def test_a_final_failure_that_comes_again_ends_everything() -> None:
 def test_a_bookmark_that_was_asked_for_before_a_watch_began_is_not_its_own() -> None:
     """The answer may overtake the old events of a watch that was created after the question."""
     rules, (asking,) = opened(1)
-    rules.received(created(asking), 0)
+    received(rules, created(asking), 0)
     rules.checked_version(trusted=True)
     rules.ask_progress(asking)
     assert len(sent(rules)) == 1
     late = WatchState(WatchSpec(b"k"), 5, lambda: None)
     rules.add(late)
     sent(rules)
-    rules.received(created(late, 20), 0)
-    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 0)
+    received(rules, created(late, 20), 0)
+    received(rules, rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 0)
     assert asking.next_revision == 21
     assert late.next_revision == 5
-    rules.received(events(late, 6, 20, header_revision=20), 0)
+    received(rules, events(late, 6, 20, header_revision=20), 0)
     assert taken(rules, late) == [6, 20]
     # One that was asked for later is, and one from beyond the creation too.
     rules.ask_progress(asking)
     assert rules.next_request(9) is not None
-    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 9)
+    received(rules, rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 9)
     assert late.next_revision == 21
 
 
 def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:
     """Servers leave it unanswered while any watch of the stream lags."""
     rules, (state,) = opened(1)
-    rules.received(created(state), 0)
+    received(rules, created(state), 0)
     rules.ask_progress(state)
     assert rules.wants_version
     assert rules.next_request(0) is None, "not before the server is known to answer truly"
@@ -520,7 +525,7 @@ def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:
     rules.tick(9)
     assert rules.next_tick() == 9 + PROGRESS_INTERVAL, "no busy loop while nothing is sent"
     assert rules.next_request(PROGRESS_INTERVAL) is not None
-    rules.received(rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 1)
+    received(rules, rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 1)
     assert rules.next_request(2) is None
     assert rules.next_tick() is None
     batch, _ = rules.take(state)
@@ -533,7 +538,7 @@ def test_a_watch_given_up_while_it_is_created_is_cancelled_at_the_server() -> No
     """Its creation cannot be taken back, so it is followed by its end."""
     rules, (state,) = opened(None)
     rules.cancel(state)
-    rules.received(created(state), 0)
+    received(rules, created(state), 0)
     request = rules.next_request(0)
     assert request is not None
     assert request.cancel_request.watch_id == state.watch_id
@@ -543,7 +548,7 @@ def test_a_watch_given_up_is_still_the_one_that_a_refusal_may_mean() -> None:
     """The refusal of a creation that nobody waits for any more hits nobody else."""
     rules, (given_up, other) = opened(None, None)
     rules.cancel(given_up)
-    rules.received(refused(-1), 0)
-    rules.received(created(other), 0)
+    received(rules, refused(-1), 0)
+    received(rules, created(other), 0)
     assert other.phase is Phase.OPEN
     assert given_up.error is None

@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from aioetcd._proto import health_pb2, health_pb2_grpc
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.failures import status_of
+from aioetcd._transport.methods import Bidi, Unary
 from aioetcd._transport.supervisor import Supervisor
 from aioetcd.config import Endpoint
 from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
@@ -47,22 +48,32 @@ class Connection:
         self._options = options
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[type, Any] = {}
-        self._calls: dict[object, Any] = {}
+        self._calls: dict[Unary[Any, Any], Any] = {}
 
-    def call(self, method: Any) -> Any:
-        """Give the multi-callable of an RPC."""
+    def unary(self, method: Unary[Any, Any]) -> Any:
+        """Give the multi-callable of a unary RPC."""
         found = self._calls.get(method)
         if found is None:
             found = self._calls[method] = getattr(self._stub(method.stub), method.name)
         return found
 
+    def bidi(self, method: Bidi[Any, Any]) -> Any:
+        """Give the multi-callable of a stream, whose answers are bytes."""
+        return self._open().stream_stream(
+            f"/{method.service}/{method.name}",
+            request_serializer=method.request.SerializeToString,
+        )
+
     def _stub(self, stub: type) -> Any:
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self.endpoint.target, options=self._options)
         found = self._stubs.get(stub)
         if found is None:
-            found = self._stubs[stub] = stub(self._channel)
+            found = self._stubs[stub] = stub(self._open())
         return found
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self.endpoint.target, options=self._options)
+        return self._channel
 
     async def probe(self) -> bool:
         """Ask for its health: any answer but a failure of the connection will do."""

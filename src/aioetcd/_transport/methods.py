@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from google.protobuf.message import Message
+
 from aioetcd._proto import rpc_pb2, rpc_pb2_grpc
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,15 +33,19 @@ class Unary(Generic[Request, Response]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bidi(Generic[Request, Response]):
-    """A bidirectional stream.
+    """A bidirectional stream. It is read as bytes: their number is what an answer takes.
 
     Attributes:
-        stub: The generated stub class of its service.
+        service: The full name of its service.
         name: Its name there.
+        request: What is sent.
+        response: What the bytes of an answer are.
     """
 
-    stub: type
+    service: str
     name: str
+    request: type[Request]
+    response: type[Response]
 
 
 def _read(stub: type, name: str) -> Unary[Any, Any]:
@@ -81,6 +87,11 @@ STATUS: Unary[rpc_pb2.StatusRequest, rpc_pb2.StatusResponse] = _read(
 )
 
 LEASE_KEEP_ALIVE: Bidi[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse] = Bidi(
-    rpc_pb2_grpc.LeaseStub, "LeaseKeepAlive"
+    "etcdserverpb.Lease",
+    "LeaseKeepAlive",
+    rpc_pb2.LeaseKeepAliveRequest,
+    rpc_pb2.LeaseKeepAliveResponse,
 )
-WATCH: Bidi[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = Bidi(rpc_pb2_grpc.WatchStub, "Watch")
+WATCH: Bidi[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = Bidi(
+    "etcdserverpb.Watch", "Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse
+)

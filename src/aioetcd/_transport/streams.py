@@ -45,8 +45,11 @@ class StreamRules(Protocol[Request_co, Response_contra]):
     def next_request(self, now: float) -> Request_co | None:
         """Give what to send next, or None for nothing now."""
 
-    def received(self, response: Response_contra, now: float) -> bool:
-        """An answer came. True: there is now something to send, or another time to wait for."""
+    def received(self, response: Response_contra, size: int, now: float) -> bool:
+        """An answer of `size` bytes came.
+
+        True: there is now something to send, or another time to wait for.
+        """
 
     def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
         """The stream ended. `final`: another one would end in the same way."""
@@ -150,7 +153,7 @@ class SharedStream(Generic[Request, Response]):
             except ClientClosedError:
                 return  # the rules were told already
             self.connection = connection
-            call = connection.call(self._method)(metadata=self._metadata)
+            call = connection.bidi(self._method)(metadata=self._metadata)
             name = connection.endpoint.name
             self._rules.opened(name, monotonic())
             failure = None
@@ -199,13 +202,15 @@ class SharedStream(Generic[Request, Response]):
         """Hand over the answers; give why there are no more (None: the server ended the stream)."""
         answered = False
         try:
-            while (response := await call.read()) is not grpc.aio.EOF:
+            while (answer := await call.read()) is not grpc.aio.EOF:
                 if not answered:  # which shows that the stream is there: gRPC says nothing before
                     answered = True
                     self._is_there(endpoint)
-                if self._rules.received(response, monotonic()):
+                response = self._method.response.FromString(answer)
+                if self._rules.received(response, len(answer), monotonic()):
                     self._send_wake.set()
                     self._time_wake.set()
+                del answer, response  # they may be large, and the next one may be long in coming
         except grpc.aio.AioRpcError as error:
             return error
         except asyncio.CancelledError:

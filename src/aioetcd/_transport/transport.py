@@ -152,7 +152,7 @@ class Transport:
             if connection is None:
                 connection = await self._connect(deadline, uncertain, failure)
             left = None if deadline is None else deadline - monotonic()
-            call = connection.call(method)(request, timeout=left)
+            call = connection.unary(method)(request, timeout=left)
             self._in_flight.add(call)
             try:
                 return await call  # type: ignore[no-any-return]

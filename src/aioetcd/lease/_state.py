@@ -286,7 +286,7 @@ class Lane:
             del self._due[at]
         return None
 
-    def received(self, response: rpc_pb2.LeaseKeepAliveResponse, now: float) -> bool:
+    def received(self, response: rpc_pb2.LeaseKeepAliveResponse, size: int, now: float) -> bool:
         """An answer came."""
         # Before it is believed: it may have lain here while this process was stopped.
         self._rules.expire(now)

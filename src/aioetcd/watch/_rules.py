@@ -200,7 +200,7 @@ class WatchRules:
             return rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
         return None
 
-    def received(self, response: rpc_pb2.WatchResponse, now: float) -> bool:
+    def received(self, response: rpc_pb2.WatchResponse, size: int, now: float) -> bool:
         """An answer came."""
         self._refused_before = False
         cluster_id = response.header.cluster_id
@@ -236,7 +236,7 @@ class WatchRules:
             self._canceled(watching, response)
             return True
         if response.events:
-            return self._events(watching, response)
+            return self._events(watching, response, size)
         self._progress(watching, response.header.revision)
         return False
 
@@ -342,12 +342,12 @@ class WatchRules:
             error = _refusal(response)
         self._end(state, error)
 
-    def _events(self, state: WatchState, response: rpc_pb2.WatchResponse) -> bool:
+    def _events(self, state: WatchState, response: rpc_pb2.WatchResponse, size: int) -> bool:
         if state.is_full:
             self._pause(state)
             return True
         events: Sequence[kv_pb2.Event] = response.events
-        size = state.partial_bytes + response.ByteSize() + len(events) * _EVENT_OVERHEAD
+        size += state.partial_bytes + len(events) * _EVENT_OVERHEAD
         if state.partial:
             events = [*state.partial, *events]
             state.drop_partial()
