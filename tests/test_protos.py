@@ -15,6 +15,9 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
+from aioetcd._proto import rpc_pb2_grpc
+from aioetcd._transport.methods import LEASE_KEEP_ALIVE, WATCH, Bidi
+
 FACTS = json.loads((Path(__file__).parent / "data" / "etcd_api.json").read_text())
 OURS = "aioetcd."
 FILES = ("auth", "election", "health", "kv", "lock", "rpc")
@@ -279,6 +282,21 @@ def test_stubs_call_the_servers_paths(file: str) -> None:
             assert kind == f"{sends}_{receives}"
             assert serializer is message_class(method.input_type).SerializeToString
             assert type(deserializer(b"")) is message_class(method.output_type)
+
+
+@pytest.mark.parametrize(
+    ("method", "stub"),
+    [(WATCH, rpc_pb2_grpc.WatchStub), (LEASE_KEEP_ALIVE, rpc_pb2_grpc.LeaseStub)],
+)
+def test_streams_are_those_of_the_stubs(method: Bidi[Any, Any], stub: Any) -> None:
+    """A stream is opened without its stub, to be read as bytes; all else is the stub's."""
+    channel = RecordingChannel()
+    path = getattr(stub(channel), method.name)
+    assert f"/{method.service}/{method.name}" == path
+    kind, serializer, deserializer = channel.calls[path]
+    assert kind == "stream_stream"
+    assert method.request.SerializeToString is serializer
+    assert method.response is type(deserializer(b""))
 
 
 @pytest.mark.parametrize("file", FILES)

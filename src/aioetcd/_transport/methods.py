@@ -36,7 +36,7 @@ class Bidi(Generic[Request, Response]):
     """A bidirectional stream. It is read as bytes: their number is what an answer takes.
 
     Attributes:
-        service: The full name of its service.
+        service: The name of its service on the wire, which is not that of our protos.
         name: Its name there.
         request: What is sent.
         response: What the bytes of an answer are.
@@ -86,12 +86,10 @@ STATUS: Unary[rpc_pb2.StatusRequest, rpc_pb2.StatusResponse] = _read(
     rpc_pb2_grpc.MaintenanceStub, "Status"
 )
 
-LEASE_KEEP_ALIVE: Bidi[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse] = Bidi(
+LEASE_KEEP_ALIVE = Bidi(
     "etcdserverpb.Lease",
     "LeaseKeepAlive",
     rpc_pb2.LeaseKeepAliveRequest,
     rpc_pb2.LeaseKeepAliveResponse,
 )
-WATCH: Bidi[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = Bidi(
-    "etcdserverpb.Watch", "Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse
-)
+WATCH = Bidi("etcdserverpb.Watch", "Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse)

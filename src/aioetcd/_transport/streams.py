@@ -203,14 +203,14 @@ class SharedStream(Generic[Request, Response]):
         answered = False
         try:
             while (answer := await call.read()) is not grpc.aio.EOF:
+                response = self._method.response.FromString(answer)
                 if not answered:  # which shows that the stream is there: gRPC says nothing before
                     answered = True
                     self._is_there(endpoint)
-                response = self._method.response.FromString(answer)
                 if self._rules.received(response, len(answer), monotonic()):
                     self._send_wake.set()
                     self._time_wake.set()
-                del answer, response  # they may be large, and the next one may be long in coming
+                del answer, response  # they may be large, and this frame may live for long
         except grpc.aio.AioRpcError as error:
             return error
         except asyncio.CancelledError:

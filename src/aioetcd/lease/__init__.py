@@ -58,7 +58,7 @@ class LeaseService:
     """Grants leases and keeps them alive; it is ``client.lease``.
 
     All renewals of a client share one stream, up to 500 leases; more of them share up to 16
-    streams, which then take about two thirds of the CPU.
+    streams, which then take about three quarters of the CPU.
     """
 
     def __init__(self, transport: Transport) -> None:
