@@ -170,6 +170,14 @@ def test_lease_expired_in_time() -> None:
         assert checkers.check_leases(signals) == []
 
 
+def test_lease_answered_too_late_from_the_start() -> None:
+    """A first answer that comes after its own time promises nothing; one in time does."""
+    revoked = LeaseSignal(7, "revoked", 15 * SECOND)
+    assert checkers.check_leases([answered(1, 3, ttl=1), revoked], until_ns=20 * SECOND) == []
+    in_time = [answered(1, 3, ttl=1), answered(4, 5), revoked]
+    assert rules(checkers.check_leases(in_time, until_ns=20 * SECOND)) == {"lease in time"}
+
+
 def test_lease_lost_after_the_store() -> None:
     """A loss told after the store had dropped the lease, or never, is found."""
     check = checkers.check_leases

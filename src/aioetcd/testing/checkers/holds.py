@@ -106,7 +106,8 @@ def _check_lease(
             sent = signal.at_ns if signal.sent_ns is None else signal.sent_ns
             until = sent + signal.ttl * 1e9
             if deadline == math.inf:
-                deadline = earliest = until
+                if signal.at_ns < until:  # what comes after its own time promises nothing
+                    deadline = earliest = until
             elif signal.at_ns <= deadline + tolerance_ns:
                 deadline = max(deadline, until)
                 if signal.at_ns <= earliest - tolerance_ns:  # its owner surely took it for in time
