@@ -47,9 +47,8 @@ class LeaseSpy:
         return min(unanswered, default=None)
 
     def granted(self, lease_id: int, ttl: int, sent_at: float, now: float) -> None:
-        """A lease was granted; an answer that came after its time promises nothing."""
-        if now < sent_at + ttl:
-            self.add(lease_id, "granted", int(sent_at * 1e9), ttl)
+        """A lease was granted."""
+        self.add(lease_id, "granted", int(sent_at * 1e9), ttl)
         self._granted(lease_id, ttl, sent_at, now)
 
     def add(
