@@ -42,8 +42,7 @@ async def main(endpoint: str, ttl: int) -> None:
                 say("acted")
                 await anyio.sleep(ACTION_EVERY)
 
-        keep_alive = client.lease.keep_alive(lease.id)
-        keep_alive.on_lost = on_lost
+        keep_alive = client.lease._keep(lease.id, on_lost)
         async with keep_alive, anyio.create_task_group() as tasks:
             async for renewal in keep_alive:
                 say("held", lease_id=lease.id, ttl=renewal.ttl, sent_ns=sent_ns)

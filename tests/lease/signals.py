@@ -120,9 +120,9 @@ class LeaseWitness:
         """Give a lease the key by which the store shows that it is gone."""
         await self._client.kv.put(f"lease/{lease_id}", "", lease=lease_id)
 
-    def listen(self, keep_alive: KeepAlive, lease_id: int) -> None:
-        """Write down when a keep-alive tells the loss, at the very moment."""
-        keep_alive.on_lost = lambda error: self.told(lease_id, error)
+    def keep(self, lease_id: int) -> KeepAlive:
+        """Make a keep-alive; when it tells the loss is written down at the very moment."""
+        return self._client.lease._keep(lease_id, lambda error: self.told(lease_id, error))
 
     async def listen_to(self, session: Session) -> None:
         """Write down when a session tells the loss; it waits for that."""
@@ -221,9 +221,7 @@ async def kept_lease(
     """A lease with a key, kept alive and witnessed; revoked at the end unless it was lost."""
     lease = await client.lease.grant(ttl)
     await witness.attach(lease.id)
-    keep_alive = client.lease.keep_alive(lease.id)
-    witness.listen(keep_alive, lease.id)
-    async with keep_alive:
+    async with witness.keep(lease.id) as keep_alive:
         yield lease.id, keep_alive
     if lease.id not in witness.errors:
         witness.recorder.add(LeaseSignal(lease.id, "revoked", time.monotonic_ns()))

@@ -47,8 +47,7 @@ async def test_revoked_by_this_client(client: Client) -> None:
     """A revocation by the client itself is told at once, to every loop and to `on_lost`."""
     lease = await client.lease.grant(600)
     told: list[EtcdError] = []
-    async with client.lease.keep_alive(lease.id) as keep_alive:
-        keep_alive.on_lost = told.append
+    async with client.lease._keep(lease.id, told.append) as keep_alive:
         async for _ in keep_alive:
             break
         with anyio.fail_after(1):
@@ -82,8 +81,7 @@ async def test_expired_before_the_server_deletes(faulty: Faulty, how: str) -> No
     # A renewal reaches the server so much later than it was sent, which is what counts.
     faulty.proxy.delay(0.15)
     told: list[EtcdError] = []
-    keep_alive = faulty.client.lease.keep_alive(lease.id)
-    keep_alive.on_lost = told.append
+    keep_alive = faulty.client.lease._keep(lease.id, told.append)
     answers = 0
     left: float | None = None
     cut_at = 0.0
@@ -222,11 +220,10 @@ async def test_a_callback_that_raises(
     def fail(error: EtcdError) -> None:
         raise ZeroDivisionError(str(error))
 
-    keep_alives = [client.lease.keep_alive(lease.id) for _ in range(4)]
-    for keep_alive, on_lost in zip(
-        keep_alives, [fail, told.append, fail, told.append], strict=True
-    ):
-        keep_alive.on_lost = on_lost
+    keep_alives = [
+        client.lease._keep(lease.id, on_lost) for on_lost in [fail, told.append, fail, told.append]
+    ]
+    for keep_alive in keep_alives:
         await keep_alive.__aenter__()
     async with client.lease.keep_alive(other.id) as kept:
         async for _ in kept:

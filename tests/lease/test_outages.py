@@ -197,9 +197,7 @@ async def test_l8_never_answered(faulty: Faulty) -> None:
         lease = await faulty.client.lease.grant(2)
         await witness.attach(lease.id)
         faulty.proxy.blackhole(client_to_server=False)
-        keep_alive = faulty.client.lease.keep_alive(lease.id)
-        witness.listen(keep_alive, lease.id)
-        async with keep_alive:
+        async with witness.keep(lease.id):
             error = await witness.wait_told(lease.id)
         assert isinstance(error, LeaseExpiredError)
         assert witness.signals(lease.id, "sent")
@@ -248,9 +246,8 @@ async def test_l10_a_thousand_leases(quick_server: EtcdServer) -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(1000):
                 tasks.start_soon(grant, number)
-        keep_alives = [faulty.client.lease.keep_alive(lease_id) for lease_id in ids]
-        for lease_id, keep_alive in zip(ids, keep_alives, strict=True):
-            witness.listen(keep_alive, lease_id)
+        keep_alives = [witness.keep(lease_id) for lease_id in ids]
+        for keep_alive in keep_alives:
             await keep_alive.__aenter__()
         for keep_alive in keep_alives:
             async for _ in keep_alive:

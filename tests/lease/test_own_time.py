@@ -51,8 +51,7 @@ async def test_l4_blocked_loop(faulty: Faulty, *, asks: bool) -> None:
         witness.excused.add(lease_id)
 
         async def act() -> None:
-            keep_alive = client.lease.keep_alive(lease_id)
-            witness.listen(keep_alive, lease_id)
+            keep_alive = witness.keep(lease_id)
             try:
                 async for _ in keep_alive:
                     acted.append(time.monotonic_ns())  # noqa: PERF401  # one by one
@@ -123,9 +122,8 @@ async def test_p1_blocked_loop_with_much_in_use(faulty: Faulty) -> None:
         keep_alives = {}
         for _ in range(20):
             lease = await client.lease.grant(ttl)
-            keep_alive = client.lease.keep_alive(lease.id)
-            keep_alive.on_lost = functools.partial(
-                lambda i, error: told.append((i, error)), lease.id
+            keep_alive = client.lease._keep(
+                lease.id, functools.partial(lambda i, error: told.append((i, error)), lease.id)
             )
             await keep_alive.__aenter__()
             keep_alives[lease.id] = keep_alive

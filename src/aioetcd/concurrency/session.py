@@ -61,11 +61,11 @@ class HeldLease:
     def check(self) -> None:
         """Tell the loss now if the lease's time is over, though the event loop was blocked."""
         if self._keep_alive is not None:
-            self._keep_alive.check()
+            self._keep_alive._check()
 
     async def acquire(self) -> None:
         """Grant the lease and keep it alive. After a failure, `release` it too."""
-        left = await self._leases.wait_connected(self._timeout)
+        left = await self._leases._wait_connected(self._timeout)
         self._maybe_granted = True
         try:
             lease = await self._leases.grant(self._ttl, lease_id=self.lease_id, timeout=left)
@@ -74,8 +74,7 @@ class HeldLease:
             raise
         self._granted = True
         self._ttl = lease.ttl
-        self._keep_alive = self._leases.keep_alive(self.lease_id)
-        self._keep_alive.on_lost = self._tell
+        self._keep_alive = self._leases._keep(self.lease_id, self._tell)
         await self._keep_alive.__aenter__()
 
     def _tell(self, error: EtcdError) -> None:
@@ -94,7 +93,6 @@ class HeldLease:
     async def release(self) -> None:
         """Revoke the lease, and with it delete its keys; it never takes longer than it lives."""
         if self._keep_alive is not None:
-            self._keep_alive.on_lost = None
             await self._keep_alive.__aexit__(None, None, None)
         if self._lost or not self._maybe_granted:
             return

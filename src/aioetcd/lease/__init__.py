@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from time import monotonic
 
 from aioetcd._proto import rpc_pb2
@@ -72,7 +73,7 @@ class LeaseService:
         }
         transport.on_close(self.rules.close)
 
-    async def wait_connected(self, timeout: float | None) -> float | None:
+    async def _wait_connected(self, timeout: float | None) -> float | None:
         """Wait until there is a server to ask; nothing is sent. Give what is left of the time.
 
         Args:
@@ -243,6 +244,23 @@ class LeaseService:
             self.rules,
             check_int("lease_id", lease_id, 1),
             timeout=self._transport.resolve_timeout(timeout),
+        )
+
+    def _keep(self, lease_id: int, on_lost: Callable[[EtcdError], None]) -> KeepAlive:
+        """Make what renews a lease for a recipe.
+
+        Args:
+            lease_id: The lease.
+            on_lost: Called with the error that ends the renewals, at once and in the event loop's
+                thread; never after they were stopped.
+        """
+        return KeepAlive(
+            self._transport,
+            self.streams,
+            self.rules,
+            lease_id,
+            timeout=self._transport.timeout,
+            on_lost=on_lost,
         )
 
     async def keep_alive_once(

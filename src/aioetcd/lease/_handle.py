@@ -33,13 +33,7 @@ class KeepAlive:
     The loop ends by raising when the lease is gone: `LeaseExpiredError` when it could not be
     renewed in time, `LeaseLostError` when somebody revoked it, `LeaseNotFoundError` when there
     was no such lease.
-
-    Attributes:
-        on_lost: Called with that error, at once and in the event loop's thread, whether or not a
-            loop is waiting. What it raises is logged.
     """
-
-    on_lost: Callable[[EtcdError], None] | None = None
 
     def __init__(
         self,
@@ -49,11 +43,13 @@ class KeepAlive:
         lease_id: int,
         *,
         timeout: float | None,
+        on_lost: Callable[[EtcdError], None] | None = None,
     ) -> None:
         self._transport = transport
         self._streams = streams
         self._rules = rules
         self._timeout = timeout
+        self._on_lost = on_lost
         self._keeper = Keeper(lease_id, self._notify)
         self._waiting: anyio.Event | None = None
         self._lane: Lane | None = None
@@ -128,7 +124,7 @@ class KeepAlive:
         deadline = self._rules.deadline(self._keeper.lease_id)
         return None if deadline is None else max(0.0, deadline - monotonic())
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Look at the deadline now: the event loop may have been blocked beyond it."""
         self._rules.expire(monotonic())
 
@@ -136,13 +132,19 @@ class KeepAlive:
         if self._waiting is not None:
             self._waiting.set()
             self._waiting = None
-        if self._keeper.error is not None and self.on_lost is not None:
+        if self._keeper.error is not None and self._on_lost is not None:
             try:
-                self.on_lost(self._keeper.error)
-            except Exception:  # the user's: others are still to be told
-                logger.exception("on_lost of lease %x failed", self._keeper.lease_id)
+                self._on_lost(self._keeper.error)
+            except Exception:  # a bug of ours: others are still to be told
+                logger.exception("telling the loss of lease %x failed", self._keeper.lease_id)
 
     def _start(self) -> None:
+        """Begin to renew now.
+
+        Raises:
+            ClientClosedError: The client was closed.
+            RuntimeError: This is not the client's event loop, or there is none.
+        """
         if not self._started:
             self._transport.check_usable()
             self._started = True
@@ -151,6 +153,8 @@ class KeepAlive:
                 self._streams[self._lane].poke()
 
     def _stop(self) -> None:
+        """Stop renewing at once; nothing is told any more. It may be called again."""
+        self._on_lost = None
         if self._lane is not None:
             self._rules.remove(self._keeper, monotonic())
             self._streams[self._lane].poke()
@@ -160,7 +164,7 @@ class KeepAlive:
         await checkpoint()
         keeper = self._keeper
         while True:
-            self.check()  # before a buffered answer is believed
+            self._check()  # before a buffered answer is believed
             if (response := keeper.renewal) is not None:
                 keeper.renewal = None
                 header = ResponseHeader.from_message(response.header)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ class LeaseRules:
         self._kept: dict[int, _Kept] = {}
         # Lower bounds of the deadlines: (time, lease id). A kept lease has at least one entry.
         self._deadlines: list[tuple[float, int]] = []
+        # The keepers of lost leases who do not know it yet.
+        self._untold: deque[Keeper] = deque()
 
     def granted(self, lease_id: int, ttl: int, sent_at: float, now: float) -> None:
         """Remember a grant."""
@@ -138,6 +141,7 @@ class LeaseRules:
             )
             error.__cause__ = kept.lane.failure
             self.lose(kept, error)
+        self.tell()
 
     def revoked(self, lease_id: int) -> Lane | None:
         """This client has revoked a lease; give the lane that renewed it."""
@@ -146,6 +150,7 @@ class LeaseRules:
         if kept is None:
             return None
         self.lose(kept, _revoked(lease_id))
+        self.tell()
         return kept.lane
 
     def deadline(self, lease_id: int) -> float | None:
@@ -165,6 +170,7 @@ class LeaseRules:
         """End all renewals."""
         for kept in list(self._kept.values()):
             self.lose(kept, error)
+        self.tell()
 
     def __len__(self) -> int:
         """Give how many leases are kept alive."""
@@ -184,15 +190,24 @@ class LeaseRules:
             heapq.heapify(self._deadlines)
 
     def lose(self, kept: _Kept, error: EtcdError) -> None:
-        """A lease is gone: tell its keepers."""
+        """A lease is gone; `tell` must follow, when all is as it will be."""
         self._drop(kept)
         self._known.pop(kept.lease_id, None)
         for keeper in kept.keepers:
             keeper.ended = True
             keeper.renewal = None
             keeper.error = copy(error)
-        for keeper in kept.keepers:
-            keeper.notify()
+        self._untold += kept.keepers
+
+    def tell(self) -> None:
+        """Tell the keepers of lost leases: all of them, also when one of them raises."""
+        while self._untold:
+            keeper = self._untold.popleft()
+            try:
+                keeper.notify()
+            except BaseException:
+                self.tell()
+                raise
 
     def _soonest(self, until: float) -> _Kept | None:
         """Give the lease with the soonest deadline, if that is not later than `until`."""
@@ -306,6 +321,7 @@ class Lane:
         if ttl <= 0:
             error = _revoked(lease_id) if kept.confirmed else _unknown(lease_id)
             self._rules.lose(kept, error)
+            self._rules.tell()
             return True
         if sent_at + ttl <= now:
             # An answer so late that the time it granted is over; the lease had no deadline yet.
@@ -331,6 +347,7 @@ class Lane:
         if final:
             for kept in [kept for kept in self.kept.values() if kept.deadline is None]:
                 self._rules.lose(kept, error)
+            self._rules.tell()
 
     def next_tick(self) -> float | None:
         """Give when a renewal is due, a deadline passes, or the silence has lasted too long."""
