@@ -1,5 +1,7 @@
 """The asyncio-native etcd v3 client."""
 
+import logging
+
 from aioetcd.client import Client
 from aioetcd.concurrency import Lock, Session
 from aioetcd.errors import (
@@ -63,6 +65,9 @@ from aioetcd.types import (
     TxnResponse,
 )
 from aioetcd.watch import Watch
+
+# Whoever does not configure logging is not written to on stderr.
+logging.getLogger("aioetcd").addHandler(logging.NullHandler())
 
 __all__ = [
     "AuthError",

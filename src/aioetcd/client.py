@@ -147,6 +147,11 @@ class Client:
             soonest_expiry=None if deadline is None else max(0.0, deadline - monotonic()),
         )
 
+    def __del__(self) -> None:
+        """Close a client that was not closed, with a `ResourceWarning`."""
+        if hasattr(self, "_transport"):  # else there was a wrong argument
+            self._transport.forgotten()
+
     async def __aenter__(self) -> Client:
         """Do nothing yet: the first call connects."""
         self._transport.check_usable()

@@ -16,10 +16,10 @@ from typing import Any
 import anyio
 import grpc
 import grpc.aio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from aioetcd._proto import health_pb2, health_pb2_grpc
 from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.call import ChannelClosedError, answer
 from aioetcd._transport.failures import status_of
 from aioetcd._transport.methods import Bidi, Unary
 from aioetcd._transport.supervisor import Supervisor
@@ -79,7 +79,10 @@ class Connection:
         """Ask for its health: any answer but a failure of the connection will do."""
         check = self._stub(health_pb2_grpc.HealthStub).Check
         try:
-            await check(health_pb2.HealthCheckRequest(), timeout=CONNECT_TIMEOUT)
+            await answer(check(health_pb2.HealthCheckRequest(), timeout=CONNECT_TIMEOUT))
+        except ChannelClosedError:
+            self.reason = "the client closes"
+            return False
         except grpc.aio.AioRpcError as error:
             code, details = status_of(error)
             if code == "DEADLINE_EXCEEDED":
@@ -88,9 +91,6 @@ class Connection:
             if code in ("UNAVAILABLE", "CANCELLED"):
                 self.reason = details.rpartition("last error: ")[2] or code
                 return False
-        except asyncio.CancelledError:
-            await checkpoint_if_cancelled()
-            raise
         self.reason = None
         return True
 
@@ -100,8 +100,13 @@ class Connection:
         return "UNUSED" if self._channel is None else self._channel.get_state().name
 
     async def aclose(self) -> None:
-        """Close the channel; calls still open on it are cancelled."""
+        """Close the channel; calls still open on it are cancelled.
+
+        Nothing holds it afterwards: gRPC's thread ends with the last one that does.
+        """
         channel, self._channel = self._channel, None
+        self._stubs.clear()
+        self._calls.clear()
         if channel is not None:
             await channel.close()
 
@@ -125,7 +130,7 @@ class Endpoints:
         self._connections = [Connection(endpoint, options) for endpoint in endpoints]
         self._supervisor = supervisor
         self._waiting = 0
-        self._searching = False
+        self._search_task: asyncio.Task[None] | None = None
         self._closed = False
         self._lost_at: float | None = None
         self._found = anyio.Event()
@@ -159,10 +164,11 @@ class Endpoints:
         try:
             with anyio.move_on_after(None if deadline is None else deadline - monotonic()):
                 while self.current is None and not self._closed:
-                    if not self._searching:
-                        self._searching = True
+                    if self._search_task is None or self._search_task.done():
                         self._found = anyio.Event()
-                        self._supervisor.spawn(self._search, "aioetcd endpoint search")
+                        self._search_task = self._supervisor.spawn(
+                            self._search, "aioetcd endpoint search"
+                        )
                     await self._found.wait()
         finally:
             self._waiting -= 1
@@ -188,7 +194,6 @@ class Endpoints:
                 if self.current is None:
                     await anyio.sleep(backoff.next_delay())
         finally:
-            self._searching = False
             self._found.set()
 
     async def _try_all(self) -> None:
@@ -214,6 +219,7 @@ class Endpoints:
     def close(self) -> None:
         """Let nobody wait for a connection any more."""
         self._closed = True
+        self.current = None
         self._found.set()
 
     async def aclose(self) -> None:

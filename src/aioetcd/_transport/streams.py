@@ -97,7 +97,7 @@ class SharedStream(Generic[Request, Response]):
         self._rules = rules
         self._metadata = (("hasleader", "true"),) if require_leader else ()
         self._logger = logger
-        self._running = False
+        self._task: asyncio.Task[None] | None = None
         self._on_call: anyio.CancelScope | None = None
         self._lost_at: float | None = None
         self._backoff = Backoff(0.05, 2.0)
@@ -106,26 +106,25 @@ class SharedStream(Generic[Request, Response]):
 
     def poke(self) -> None:
         """Look at the rules again: there may be something to send, or another time to wait for."""
-        if not self._running and self._rules.wanted:
-            self._running = True
-            self._transport.supervisor.spawn(self._run, f"aioetcd {self._method.name} stream")
+        if self._rules.wanted and (self._task is None or self._task.done()):
+            self._task = self._transport.supervisor.spawn(
+                self._run, f"aioetcd {self._method.name} stream"
+            )
         self._send_wake.set()
         self._time_wake.set()
 
     async def _run(self) -> None:
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._converse)
-                while await self._keep_time():
-                    pass
-                group.cancel_scope.cancel()
-        finally:
-            self._running = False
-            self._lost_at = None
-            self._backoff.reset()
-            self.connection = None
-        # Somebody may have come while the last stream was being taken down.
-        self.poke()
+        while self._rules.wanted:  # again: somebody came while the last stream was taken down
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._converse)
+                    while await self._keep_time():
+                        pass
+                    group.cancel_scope.cancel()
+            finally:
+                self._lost_at = None
+                self._backoff.reset()
+                self.connection = None
 
     async def _keep_time(self) -> bool:
         """Let the rules have their ticks; False when nobody wants the stream any more."""

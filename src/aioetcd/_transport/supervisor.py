@@ -1,68 +1,204 @@
-"""The one task of a client that owns all its background tasks."""
+"""The one task of a client that owns all its background tasks, and what outlives it.
+
+What holds at any moment:
+
+- A background task ends by itself, or with the host. One that fails, or that somebody else
+  cancels, ends the host.
+- However the host ends, `on_end` is called, once and first of all: by `end`; by a task that failed;
+  cancelled by whoever cancels all tasks of the loop, as `asyncio.run` does at its end.
+- What tidies up after somebody who left does not belong to the host, because it must not depend on
+  how that ends. It has an end of its own, and nobody ends it sooner by ceasing to wait for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from time import monotonic
+from typing import Any
 
 import anyio
-import anyio.abc
+
+from aioetcd.errors import ClientClosedError, EtcdError
 
 logger = logging.getLogger("aioetcd.transport")
 
+# Whoever leaves waits so long for what tidies up, counted from the oldest of these that has not
+# ended: of the blocks that one task leaves one after the other, only the first waits for so long.
+PATIENCE = 2.0
+_MOMENT = 0.2
+# So long is left to whatever tidies up when it is cancelled (the loop ends), or the client closes.
+_LAST = 1.0
+
+
+@types.coroutine
+def _pause() -> Generator[None, None, None]:
+    yield
+
+
+async def _for_ever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+class Tidying:
+    """Something that is done to its end, though who asked for it is cancelled, and the host gone.
+
+    Args:
+        job: Called with the seconds that it has; called again with fewer when it is cancelled. It
+            fails by raising an `EtcdError`.
+        seconds: How long it may take.
+        give_up: Called with the reason when it was not done.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[float], Awaitable[None]],
+        seconds: float,
+        give_up: Callable[[str], None],
+    ) -> None:
+        self._job = job
+        self._give_up = give_up
+        self.began = monotonic()
+        self._deadline = self.began + seconds
+
+    def hurry(self) -> None:
+        """Leave it a last second."""
+        self._deadline = min(self._deadline, monotonic() + _LAST)
+
+    async def run(self) -> None:
+        """Do it."""
+        why = "there was no time left"
+        started = False
+        while (left := self._deadline - monotonic()) > 0 or not started:
+            try:
+                if not started:
+                    started = True
+                    await _pause()
+                await self._job(max(left, 0.001))
+            except EtcdError as error:
+                why = str(error)
+                break
+            except asyncio.CancelledError:
+                why = "it was cancelled before there was an answer"
+                self.hurry()
+            else:
+                return
+        self._give_up(why)
+
 
 class Supervisor:
-    """Runs a client's background tasks in a task group of its own task.
+    """Owns a client's background tasks.
 
     A task group opened in the task of whoever happens to use the client first would cancel that
     task, break pytest fixtures, and turn the user's exceptions into groups.
 
     Args:
-        on_crash: Called when a background task fails by a bug, so that nobody waits for it.
+        on_end: Called when the host ends: with why, and what caused it.
     """
 
-    def __init__(self, on_crash: Callable[[BaseException], None]) -> None:
-        self._on_crash = on_crash
+    def __init__(self, on_end: Callable[[str, BaseException | None], None]) -> None:
+        self._on_end = on_end
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._host: asyncio.Task[None] | None = None
-        self._group: anyio.abc.TaskGroup | None = None
-        self._queued: list[tuple[Callable[[], Awaitable[None]], str]] = []
-        self._scope: anyio.CancelScope | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tidying: dict[asyncio.Task[None], Tidying] = {}
+        self._ended = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the host task in `loop`."""
-        self._scope = anyio.CancelScope()  # not before: a client may be made without a loop
-        self._host = loop.create_task(self._run(self._scope), name="aioetcd supervisor")
+        """Start the host task in `loop`.
 
-    async def _run(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            async with anyio.create_task_group() as self._group:
-                for task, name in self._queued:
-                    self._group.start_soon(self._watched, task, name=name)
-                self._queued.clear()
-                await anyio.sleep_forever()
+        It does nothing but to be there: whoever cancels all tasks, cancels it.
+        """
+        self._loop = loop
+        self._host = loop.create_task(_for_ever(), name="aioetcd supervisor")
+        # A task that is cancelled before its first step never comes to a `finally` of its own.
+        self._host.add_done_callback(self._task_ended)
 
-    def spawn(self, task: Callable[[], Awaitable[None]], name: str) -> None:
-        """Run `task` until it ends or the client closes."""
-        if self._group is None:
-            self._queued.append((task, name))
-        else:
-            self._group.start_soon(self._watched, task, name=name)
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
+        """Run `job` until it ends or the host does.
 
-    async def _watched(self, task: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await task()
-        except Exception as error:  # a bug of ours: say so, and let nobody wait for ever
-            logger.exception("a background task failed; the client closes")
-            self._on_crash(error)
+        Raises:
+            ClientClosedError: The host has ended.
+        """
+        if self._loop is None or self._ended:
+            raise ClientClosedError("the client is closed")
+        task = self._loop.create_task(job(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            self.end(
+                f"its task {task.get_name()!r} was cancelled, as all tasks are when the event loop "
+                "ends"
+            )
+        elif (error := task.exception()) is not None:  # a bug of ours, or what ends the process
+            logger.error("the task %r failed; the client closes", task.get_name(), exc_info=error)
+            self.end(f"its task {task.get_name()!r} failed: {error!r}", error)
+
+    def end(self, why: str, cause: BaseException | None = None) -> None:
+        """Tell the end and cancel every background task. Only the first call counts."""
+        if self._ended:
+            return
+        self._ended = True
+        self._on_end(why, cause)
+        for task in self._background():
+            task.cancel()
+
+    def _background(self) -> set[asyncio.Task[None]]:
+        return self._tasks if self._host is None else {self._host, *self._tasks}
+
+    def tidy(
+        self,
+        job: Callable[[float], Awaitable[None]],
+        name: str,
+        *,
+        seconds: float,
+        give_up: Callable[[str], None],
+    ) -> asyncio.Task[None]:
+        """Start something that is to be done to its end; see `Tidying`."""
+        assert self._loop is not None  # there is nothing to tidy up before the first use
+        tidying = Tidying(job, seconds, give_up)
+        run = tidying.run()
+        # Up to its pause: where it is cancelled before its first step, it is in its `try`.
+        run.send(None)
+        task = self._loop.create_task(run, name=name)
+        self._tidying[task] = tidying
+        task.add_done_callback(self._tidied)
+        return task
+
+    def _tidied(self, task: asyncio.Task[None]) -> None:
+        del self._tidying[task]
+        if (error := task.exception()) is not None:  # a bug of ours, or what ends the process
+            logger.error("the task %r failed", task.get_name(), exc_info=error)
+
+    async def wait_tidied(self, task: asyncio.Task[None], patience: float = PATIENCE) -> None:
+        """Wait for what `tidy` has started, but not for ever. To be cancelled ends only that.
+
+        A cancelled anyio scope does not end it: it would do so at once, each time.
+        """
+        if task.done():
+            return
+        oldest = min(each.began for each in self._tidying.values())
+        left = oldest + patience - monotonic()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task}, timeout=max(left, _MOMENT))
 
     async def aclose(self) -> None:
-        """Cancel every task and wait until they are gone."""
-        host = self._host
-        if host is None or self._scope is None:
-            return
-        self._scope.cancel()
-        # The host ends by its own scope; a cancelled host (a loop that shuts down) is as good.
-        await asyncio.wait([host])
-        if not host.cancelled() and (error := host.exception()) is not None:
-            raise error
+        """Wait until all tasks are gone, after `end`. What tidies up has a second at the most."""
+        if tasks := self._background():
+            await asyncio.wait(tasks)
+        own = asyncio.current_task()
+        for each in self._tidying.values():
+            each.hurry()
+        for cancel in (False, True):
+            tidying = {task for task in self._tidying if task is not own}
+            if cancel:
+                for task in tidying:
+                    task.cancel()
+            if tidying:
+                await asyncio.wait(tidying, timeout=_LAST)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
 import anyio
 import grpc
 import grpc.aio
-from anyio.lowlevel import checkpoint_if_cancelled
 
+from aioetcd._transport import _fork
 from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.call import ChannelClosedError, answer
 from aioetcd._transport.endpoints import CONNECT_TIMEOUT, Connection, Endpoints
 from aioetcd._transport.failures import error_from_status, rule_for, status_of
 from aioetcd._transport.methods import Request, Response, Unary
@@ -23,6 +27,14 @@ from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
 from aioetcd.ranges import check_seconds
 
 logger = logging.getLogger("aioetcd.transport")
+
+
+# Closing takes so long at the most.
+_CLOSING = 5.0
+
+
+def _not_closed(why: str) -> None:
+    logger.warning("the client was not closed in order: %s", why)
 
 
 def channel_options(keepalive_time: float, keepalive_timeout: float) -> list[tuple[str, Any]]:
@@ -71,7 +83,7 @@ class Transport:
         self.timeout = timeout
         self.calls = 0
         self.retries = 0
-        self.supervisor = Supervisor(self._crashed)
+        self.supervisor = Supervisor(self._end)
         self.endpoints = Endpoints(
             endpoints,
             options=channel_options(keepalive_time, keepalive_timeout),
@@ -79,6 +91,15 @@ class Transport:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed: ClientClosedError | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._is_inherited = False
+        self._another = partial(
+            Transport,
+            endpoints,
+            timeout=timeout,
+            keepalive_time=keepalive_time,
+            keepalive_timeout=keepalive_timeout,
+        )
         self._closers: list[Callable[[EtcdError], None]] = []
         self._in_flight: set[Any] = set()
 
@@ -100,6 +121,7 @@ class Transport:
                 raise RuntimeError(
                     "this client belongs to another event loop: open one client a loop"
                 )
+            _fork.opened(self)
             self._loop = loop
             self.supervisor.start(loop)
 
@@ -155,20 +177,15 @@ class Transport:
             call = connection.unary(method)(request, timeout=left)
             self._in_flight.add(call)
             try:
-                return await call  # type: ignore[no-any-return]
+                return await answer(call)  # type: ignore[no-any-return]
             except grpc.aio.AioRpcError as error:
                 rpc_error = error
-            except asyncio.CancelledError:
-                # grpc.aio loses the marker by which anyio knows its own cancellations.
-                await checkpoint_if_cancelled()
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                # Nobody cancelled us: the call was, by `aclose`.
+            except ChannelClosedError:
                 closed = self._closed_error(maybe_applied=uncertain or method.is_write)
                 raise closed from closed.__cause__
             finally:
                 self._in_flight.discard(call)
+                del call  # or a traceback that somebody keeps holds gRPC's thread
             code, details = status_of(rpc_error)
             rule = rule_for(code, details)
             left = None if deadline is None else deadline - monotonic()
@@ -213,30 +230,85 @@ class Transport:
                 raise failure from failure.__cause__
             raise error from failure
 
+    async def last_unary(
+        self, method: Unary[Request, Response], request: Request, timeout: float
+    ) -> Response:
+        """Call a unary RPC in order to tidy up: also while the client closes, and after.
+
+        Args:
+            method: The RPC, which may be repeated.
+            request: Its request message.
+            timeout: The deadline in seconds for all of this together.
+
+        Raises:
+            EtcdError: By cause.
+        """
+        deadline = monotonic() + timeout
+        if self._closed is None:
+            with contextlib.suppress(ClientClosedError):
+                return await self.unary(method, request, timeout)
+        apart = self._another()
+        try:
+            return await apart.unary(method, request, max(deadline - monotonic(), 0.001))
+        finally:
+            await apart.aclose()
+
+    def forked(self) -> None:
+        """This is the child of a process that was forked while the client was open."""
+        self._is_inherited = True
+        self._end("it was opened by the parent process: open one in this process")
+
+    def forgotten(self) -> None:
+        """Nobody holds the client any more: close it, and say so if nobody did."""
+        if self._loop is None or self._closing is not None or self._is_inherited:
+            return
+        warnings.warn(
+            "a client was not closed: use it as `async with`", ResourceWarning, stacklevel=3
+        )
+        if not self._loop.is_closed():  # this may be another thread
+            self._loop.call_soon_threadsafe(self._close, "nobody held it any more")
+
     def on_close(self, closer: Callable[[EtcdError], None]) -> None:
         """Have `closer` called with the error to tell when the client closes."""
         self._closers.append(closer)
 
-    def _crashed(self, cause: BaseException) -> None:
-        closed = ClientClosedError(f"a background task of the client failed: {cause!r}")
-        closed.__cause__ = cause
-        self._end(closed)
-
-    def _end(self, closed: ClientClosedError) -> None:
+    def _end(self, why: str, cause: BaseException | None = None) -> None:
+        """Tell everybody that there is nobody to wait for any more."""
         if self._closed is not None:
             return
-        self._closed = closed
+        self._closed = ClientClosedError(
+            f"the client is closed: {why}" if why else "the client is closed"
+        )
+        self._closed.__cause__ = cause
         self.endpoints.close()
         for closer in self._closers:
-            closer(closed)
+            closer(self._closed_error())
         for call in list(self._in_flight):
             call.cancel()
 
     async def aclose(self) -> None:
-        """End everything that is open with `ClientClosedError`, then close the connections."""
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+        """End everything that is open with `ClientClosedError`, then close the connections.
+
+        To be cancelled ends only the waiting for it.
+        """
+        if self._loop is None or self._is_inherited:
+            self._end("")
+            return
+        if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("this client belongs to another event loop: close it there")
-        self._end(ClientClosedError("the client is closed"))
+        closing = self._close("")
         with anyio.CancelScope(shield=True):
-            await self.supervisor.aclose()
-            await self.endpoints.aclose()
+            await asyncio.wait({closing})
+
+    def _close(self, why: str) -> asyncio.Task[None]:
+        self.supervisor.end(why)
+        if self._closing is None:
+            self._closing = self.supervisor.tidy(
+                self._disconnect, "aioetcd closing", seconds=_CLOSING, give_up=_not_closed
+            )
+        return self._closing
+
+    async def _disconnect(self, seconds: float) -> None:
+        await self.supervisor.aclose()
+        await self.endpoints.aclose()
+        _fork.closed(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 
@@ -34,7 +35,7 @@ class WatchStream:
         self.shared = SharedStream(
             transport, WATCH, self.rules, require_leader=require_leader, logger=logger
         )
-        self._asking = False
+        self._answering: asyncio.Task[None] | None = None
         transport.on_close(self.rules.close)
 
     def add(self, state: WatchState) -> None:
@@ -66,9 +67,10 @@ class WatchStream:
         self.shared.poke()
 
     def _ask(self) -> None:
-        if not self._asking:
-            self._asking = True
-            self.transport.supervisor.spawn(self._answer, "aioetcd watch questions")
+        if self._answering is None or self._answering.done():
+            self._answering = self.transport.supervisor.spawn(
+                self._answer, "aioetcd watch questions"
+            )
 
     async def _answer(self) -> None:
         """Make the unary calls without which the rules cannot go on."""
@@ -95,7 +97,6 @@ class WatchStream:
                     logger.debug("cannot ask about the watch stream yet: %s", error)
                     await anyio.sleep(backoff.next_delay())
         finally:
-            self._asking = False
             self.shared.poke()
 
 
