@@ -72,6 +72,8 @@ class Client:
         self.kv = KV(self._transport)
         self.lease = LeaseService(self._transport)
         self.watch = Watcher(self._transport)
+        # On a stream of their own: a large answer to one of the user's watches delays no lock.
+        self._turns = Watcher(self._transport)
 
     def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
         """Make a session: a lease that is kept alive for an ``async with``.
@@ -84,13 +86,14 @@ class Client:
         Raises:
             ValueError: `ttl` is not within 1 and 9 000 000 000 seconds.
         """
-        return Session(self.lease, ttl=ttl, on_lost=on_lost, timeout=self._transport.timeout)
+        return Session(self._transport, self.lease, ttl=ttl, on_lost=on_lost)
 
     def lock(
         self,
         name: str | bytes,
         *,
-        ttl: int = 10,
+        session: Session | None = None,
+        ttl: int | None = None,
         value: str | bytes = b"",
         blocking: bool = True,
         timeout: float | None = None,
@@ -98,12 +101,14 @@ class Client:
     ) -> Lock:
         """Make a lock on a name, for an ``async with``.
 
-        It costs a lease, kept alive; a txn; a watch on its own key; and while it waits, a watch
-        on the key before it. `etcdctl lock` and the Go client's mutex respect it.
+        It costs a lease, kept alive, or a session's; a txn; a watch on its own key; and while it
+        waits, a watch on the key before it. `etcdctl lock` and the Go client's mutex respect it.
 
         Args:
             name: What to lock.
-            ttl: Seconds after which others may enter when this process is gone.
+            session: Whose lease to use; any number of locks may. None gives it one of its own.
+            ttl: Seconds after which others may enter when this process is gone, 10 by default;
+                with a `session`, that is its own.
             value: What others see of the holder, for example in `LockNotAcquiredError.holder`.
             blocking: Wait for one's turn; False fails at once instead.
             timeout: Wait so many seconds at the most.
@@ -111,26 +116,27 @@ class Client:
                 `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
 
         Raises:
-            ValueError: An empty name, `ttl` out of its limits, `timeout` with ``blocking=False``.
+            ValueError: An empty name, `ttl` out of its limits or with a `session`, `timeout` with
+                ``blocking=False``.
             TypeError: An argument of the wrong type.
         """
         return Lock(
+            self._transport,
             self.kv,
             self.lease,
-            self.watch,
-            self._transport.supervisor,
+            self._turns,
             name,
-            value=value,
+            session=session,
             ttl=ttl,
+            value=value,
             blocking=blocking,
             timeout=timeout,
             on_lost=on_lost,
-            call_timeout=self._transport.timeout,
         )
 
     def stats(self) -> ClientStats:
         """Tell what the client is doing, without asking anybody."""
-        streams = self.watch.streams.values()
+        streams = [*self.watch.streams.values(), *self._turns.streams.values()]
         watches = [stream.rules.counts() for stream in streams]
         deadline = self.lease.rules.soonest()
         current = self._transport.endpoints.current

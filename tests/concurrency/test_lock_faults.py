@@ -83,7 +83,7 @@ async def test_key_deleted_and_compacted_while_cut_off(faulty: Faulty) -> None:
 
 async def cut_watches(faulty: Faulty) -> None:
     """Cut the connection, and wait until the watches have noticed."""
-    (watches,) = faulty.client.watch.streams.values()
+    (watches,) = faulty.client._turns.streams.values()
     reconnects = watches.shared.reconnects
     faulty.proxy.cut()
     await eventually(lambda: watches.shared.reconnects > reconnects)

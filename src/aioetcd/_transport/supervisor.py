@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import types
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any
@@ -103,6 +104,7 @@ class Supervisor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._host: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._tidying: dict[asyncio.Task[None], Tidying] = {}
         self._ended = False
 
@@ -129,8 +131,15 @@ class Supervisor:
         task.add_done_callback(self._task_ended)
         return task
 
+    def stop(self, task: asyncio.Task[None]) -> None:
+        """Cancel a background task that nobody needs any more."""
+        self._stopped.add(task)
+        task.cancel()
+
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if task.cancelled() and task in self._stopped:
+            return
         if task.cancelled():
             self.end(
                 f"its task {task.get_name()!r} was cancelled, as all tasks are when the event loop "

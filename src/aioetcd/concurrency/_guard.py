@@ -1,21 +1,20 @@
-"""Cancelling a block of code when what it relies on is lost."""
+"""Cancelling a block of code when what it relies on is lost, as `asyncio.timeout` does it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from types import TracebackType
+import logging
 from typing import Literal, TypeAlias
-
-import anyio
 
 from aioetcd.errors import EtcdError
 
 OnLost: TypeAlias = Literal["cancel", "ignore"]
 
+logger = logging.getLogger("aioetcd.concurrency")
+
 
 class BodyGuard:
-    """Cancels the body of an ``async with`` when it is told of a loss.
+    """Cancels the body of an ``async with`` when it is told of a loss: its task, and once.
 
     Args:
         on_lost: ``"ignore"`` leaves the body alone.
@@ -29,18 +28,20 @@ class BodyGuard:
             raise ValueError(f"on_lost must be 'cancel' or 'ignore', not {on_lost!r}")
         self.error: EtcdError | None = None
         self._cancels = on_lost == "cancel"
-        self._happened = anyio.Event()
-        self._scope: anyio.CancelScope | None = None
+        self._happened = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0  # the requests to cancel the task that were there before the body
+        self._soon: asyncio.Handle | None = None
+        self._has_cancelled = False
 
     def enter(self) -> None:
         """Begin the body, in the task that runs it."""
-        self._task = asyncio.current_task()
-        if self._cancels:
-            self._scope = anyio.CancelScope()
-            self._scope.__enter__()
+        task = asyncio.current_task()
+        if self._cancels and task is not None:
+            self._task = task
+            self._cancelling = task.cancelling()
             if self.error is not None:
-                self._scope.cancel()
+                self._cancel_soon(task)
 
     def lost(self, error: EtcdError) -> None:
         """Tell the loss. Only the first counts."""
@@ -48,33 +49,39 @@ class BodyGuard:
             return
         self.error = error
         self._happened.set()
-        # A fixture's body is not in the task that entered it, which is over by then.
-        if self._scope is not None and self._task is not None and not self._task.done():
-            self._scope.cancel()
+        if self._task is not None:
+            self._cancel_soon(self._task)
 
-    async def exit(
-        self,
-        release: Callable[[], Awaitable[None]],
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        """End the body, release what it relied on, then raise the loss if there was one.
+    def _cancel_soon(self, task: asyncio.Task[object]) -> None:
+        # By the loop, when the task waits for something: a running task that cancels itself would
+        # be cancelled wherever it waits next, and that may be after the block.
+        self._soon = task.get_loop().call_soon(self._cancel, task)
 
-        An exception of the body's own goes before the loss.
+    def _cancel(self, task: asyncio.Task[object]) -> None:
+        if task.cancel():
+            self._has_cancelled = True
+        else:
+            logger.warning(
+                "nobody can be cancelled, because the task that entered the block has ended: %s",
+                self.error,
+            )
+
+    def exit(self, error: BaseException | None) -> EtcdError | None:
+        """End the body, which raised `error`; give the loss if that is to be raised instead.
+
+        An exception of the body's own goes before the loss, and so does a cancellation that
+        somebody else has asked for too.
         """
-        swallowed = False  # True where the body's exception was our own cancellation
-        try:
-            if self._scope is not None and asyncio.current_task() is self._task:
-                swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
-        finally:  # a scope that is left in the wrong order raises
-            await release()
-        if self.error is not None and self._cancels and (swallowed or exc is None):
-            raise self.error
-        return swallowed
+        task, self._task = self._task, None
+        if self._soon is not None:
+            self._soon.cancel()
+        ours = False
+        if self._has_cancelled and task is not None:
+            ours = task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
+        return self.error if self._cancels and (ours or error is None) else None
 
     async def wait_lost(self) -> EtcdError:
         """Wait for the loss, and give the error that tells it."""
-        await self._happened.wait()
-        assert self.error is not None
+        while self.error is None:
+            await self._happened.wait()
         return self.error

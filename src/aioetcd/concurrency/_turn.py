@@ -1,0 +1,295 @@
+"""A place in a queue of keys, served in the order of their create revisions.
+
+Everybody in the queue has a key of its own below the queue's name, with a lease: the name, a slash,
+and the lease's id in hexadecimal, as the Go client, `etcdctl lock` and `etcdctl elect` have it. The
+first key has its turn; each other one waits for the one just before it to be deleted.
+
+What holds at any moment:
+
+- The key was put by one txn, which compares that it was not there; `revision` is its create
+  revision, also where the answer to that txn was lost.
+- From then on to the end its deletion is a loss, and watched for.
+- Nobody waits for a key that is none of a queue's: that might stay for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic
+
+import anyio
+
+from aioetcd._transport.methods import IDEMPOTENT_TXN
+from aioetcd._transport.transport import Transport
+from aioetcd.concurrency._tenure import LATE, Seat, Tenure
+from aioetcd.errors import ClientClosedError, CompactedError, EtcdError, LockNotAcquiredError
+from aioetcd.kv import KV
+from aioetcd.txn import Compare, Op
+from aioetcd.types import EventType, GetResponse, KeyValue, SortOrder, SortTarget
+from aioetcd.watch import Watcher
+
+logger = logging.getLogger("aioetcd.concurrency")
+
+
+class Turn:
+    """One's place in a queue.
+
+    Args:
+        transport: For what is left to be done at the end.
+        kv: Takes the place.
+        watcher: Watches the keys.
+        tenure: The lease of the key.
+        prefix: The queue's name and a slash.
+        value: What others see.
+        on_lost: Called with the reason, and the error behind it, when the place is lost.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        kv: KV,
+        watcher: Watcher,
+        tenure: Tenure,
+        *,
+        prefix: bytes,
+        value: bytes,
+        on_lost: Callable[[str, EtcdError | None], None],
+    ) -> None:
+        self._transport = transport
+        self._kv = kv
+        self._watcher = watcher
+        self._tenure = tenure
+        self._prefix = prefix
+        self._value = value
+        self._on_lost = on_lost
+        self._revision: int | None = None
+        self._maybe_put = False
+        self._ended = False
+        self._seat: Seat | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> bytes:
+        """One's own key."""
+        return self._prefix + f"{self._tenure.lease_id:x}".encode()
+
+    @property
+    def revision(self) -> int:
+        """The key's create revision.
+
+        Raises:
+            RuntimeError: It was not put.
+        """
+        if self._revision is None:
+            raise RuntimeError(f"the key {self.key!r} was not put")
+        return self._revision
+
+    def is_owner(self) -> Compare:
+        """Make the comparison that holds as long as the key is there."""
+        return Compare.create_revision(self.key) == self.revision
+
+    async def take_if_first(self) -> KeyValue | None:
+        """Take a place if nobody has one. Give the first key of the queue if it is another's."""
+        if self._tenure.seat(self.key).is_taken and (first := await self.first()) is not None:
+            return first
+        await self._sit_down()
+        self._maybe_put = True
+        result = await self._kv.txn(
+            compare=[Compare.create_revision(self._prefix, prefix=True) == 0],
+            success=[self._put()],
+            failure=[self._get_first()],
+            idempotent=True,
+        )
+        if result.succeeded:
+            self._begin(result.header.revision)
+            return None
+        first = _found(result.responses[0])
+        if first.key != self.key:
+            self._maybe_put = False
+            return first
+        # An earlier try, whose answer was lost, has put it.
+        self._begin(first.create_revision)
+        return None
+
+    async def take(self) -> None:
+        """Take a place at the end of the queue, and wait for the turn.
+
+        Raises:
+            LockNotAcquiredError: What is before it is no key of a queue.
+        """
+        await self._sit_down()
+        self._maybe_put = True
+        result = await self._kv.txn(
+            compare=[Compare.create_revision(self.key) == 0],
+            success=[self._put(), self._get_first()],
+            failure=[Op.get(self.key), self._get_first()],
+            idempotent=True,
+        )
+        own, first = result.responses
+        if isinstance(own, GetResponse):
+            # An earlier try, whose answer was lost, has put it.
+            self._begin(_found(own).create_revision)
+        else:
+            self._begin(result.header.revision)
+        if _found(first).key == self.key:
+            return
+        self.check_leaves(_found(first))
+        while (found := await self._before()) is not None:
+            before, seen_at = found
+            self.check_leaves(before)
+            await self._wait_deleted(before.key, seen_at)
+        # The wait may have ended because the queue was swept away, our key with it.
+        if not self._is_ours((await self._kv.get(self.key)).kv):
+            self._lost("its key was deleted while it waited")
+
+    async def first(self) -> KeyValue | None:
+        """Read the first key of the queue."""
+        result = await self._kv.txn(success=[self._get_first()])
+        (found,) = result.responses
+        return found.kv if isinstance(found, GetResponse) else None
+
+    def check_leaves(self, kv: KeyValue) -> None:
+        """See that a key in the way is somebody's who will leave.
+
+        Raises:
+            LockNotAcquiredError: It is no key of a queue.
+        """
+        if kv.lease is None or kv.key != self._prefix + f"{kv.lease:x}".encode():
+            raise LockNotAcquiredError(
+                f"{self._prefix[:-1]!r} cannot be had while there is the key {kv.key!r}: it is "
+                "older, and none of those that take turns here, so it may stay for ever",
+                holder=kv,
+            )
+
+    def end(self, *, delete: bool) -> asyncio.Task[None] | None:
+        """Leave the queue: stop watching, at once, and start to delete the key.
+
+        Args:
+            delete: False leaves that to the end of the lease.
+        """
+        self._ended = True
+        if self._watching is not None:
+            self._transport.supervisor.stop(self._watching)
+        seat, self._seat = self._seat, None
+        if seat is None:
+            return None
+        if not delete or not self._maybe_put or not self._tenure.is_held:
+            seat.leave()
+            return None
+
+        def give_up(why: str) -> None:
+            seat.is_dirty = True
+            logger.warning(
+                "the key %r could not be deleted, others wait for the end of its lease: %s",
+                self.key,
+                why,
+            )
+
+        task = self._transport.supervisor.tidy(
+            self._delete,
+            f"aioetcd delete {self.key!r}",
+            seconds=self._tenure.bound,
+            give_up=give_up,
+        )
+        task.add_done_callback(lambda _: seat.leave())
+        return task
+
+    async def _delete(self, seconds: float) -> None:
+        deadline = monotonic() + seconds
+        is_known = self._revision is not None
+        op = Op.txn(compare=[self.is_owner()] if is_known else (), success=[Op.delete(self.key)])
+        for pause in (0.0,) if is_known else (0.0, LATE):
+            await anyio.sleep(pause)
+            left = max(deadline - monotonic(), 0.001)
+            await self._transport.last_unary(IDEMPOTENT_TXN, op.request, left)
+
+    async def _sit_down(self) -> None:
+        """Wait until nobody else on this lease has the key."""
+        seat = self._tenure.seat(self.key)
+        await seat.take()
+        self._seat = seat
+        if seat.is_dirty:  # nobody knows whether the one before has deleted it
+            await self._kv.delete(self.key)
+            seat.is_dirty = False
+
+    def _put(self) -> Op:  # type: ignore[type-arg]
+        return Op.put(self.key, self._value, lease=self._tenure.lease_id)
+
+    def _get_first(self) -> Op:  # type: ignore[type-arg]
+        return Op.get(
+            self._prefix,
+            prefix=True,
+            sort_target=SortTarget.CREATE,
+            sort_order=SortOrder.ASCEND,
+            limit=1,
+        )
+
+    async def _before(self) -> tuple[KeyValue, int] | None:
+        """Find the key just before ours, and the revision at which it was seen."""
+        found = await self._kv.get(
+            self._prefix,
+            prefix=True,
+            sort_target=SortTarget.CREATE,
+            sort_order=SortOrder.DESCEND,
+            limit=1,
+            keys_only=True,
+            max_create_revision=self.revision - 1,
+        )
+        return None if found.kv is None else (found.kv, found.header.revision)
+
+    async def _wait_deleted(self, key: bytes, seen_at: int) -> None:
+        watch = self._watcher(key, start_revision=seen_at + 1, only=EventType.DELETE, timeout=None)
+        try:
+            async with watch:
+                async for _ in watch:
+                    return
+        except CompactedError:
+            return  # the caller looks again
+
+    def _begin(self, revision: int) -> None:
+        """Our key is there: from now on its deletion is a loss."""
+        self._revision = revision
+        self._watching = self._transport.supervisor.spawn(
+            self._watch_own_key, f"aioetcd watch of {self.key!r}"
+        )
+
+    async def _watch_own_key(self) -> None:
+        start_revision = self.revision + 1
+        try:
+            while True:
+                watch = self._watcher(
+                    self.key, start_revision=start_revision, only=EventType.DELETE, timeout=None
+                )
+                try:
+                    async with watch:
+                        async for _ in watch:
+                            self._lost("its key was deleted")
+                            return
+                except CompactedError:
+                    found = await self._kv.get(self.key)
+                    if not self._is_ours(found.kv):
+                        self._lost("its key was deleted")
+                        return
+                    start_revision = found.header.revision + 1
+        except ClientClosedError:
+            return  # the lease tells
+        except EtcdError as error:
+            self._lost(f"its key cannot be watched: {error}", error)
+
+    def _is_ours(self, kv: KeyValue | None) -> bool:
+        return kv is not None and kv.create_revision == self._revision
+
+    def _lost(self, why: str, cause: EtcdError | None = None) -> None:
+        if not self._ended:
+            self._on_lost(why, cause)
+
+
+def _found(response: object) -> KeyValue:
+    """Give the key that a txn must have found."""
+    if isinstance(response, GetResponse) and response.kv is not None:
+        return response.kv
+    raise EtcdError(
+        f"the server's answer is none to what it was asked: {response!r}", maybe_applied=True
+    )
