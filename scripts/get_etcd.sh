@@ -2,7 +2,7 @@
 # Builds etcd and etcdctl from their Go modules into .etcd/VERSION/, and prints the path of etcd.
 # Returns at once when they are there.
 #
-#   scripts/get_etcd.sh 3.6.14
+#   scripts/get_etcd.sh 3.6.16
 set -euo pipefail
 
 fail() {

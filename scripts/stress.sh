@@ -3,7 +3,7 @@
 #
 #   scripts/stress.sh MINUTES [SEED]
 #
-# AIOETCD_TEST_ETCD names the etcd to take; else it is 3.6.14 where go can build it, else 3.5.1, with
+# AIOETCD_TEST_ETCD names the etcd to take; else it is 3.6.16 where go can build it, else 3.5.1, with
 # which the faults that this server itself does not survive are left out. The seed is printed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,8 +13,8 @@ if (($# < 1 || $# > 2)); then
     exit 2
 fi
 scripts/setup.sh
-if [[ -z ${AIOETCD_TEST_ETCD:-} ]] && { command -v go || [[ -x .etcd/3.6.14/etcd ]]; } >/dev/null; then
-    AIOETCD_TEST_ETCD=$(scripts/get_etcd.sh 3.6.14)
+if [[ -z ${AIOETCD_TEST_ETCD:-} ]] && { command -v go || [[ -x .etcd/3.6.16/etcd ]]; } >/dev/null; then
+    AIOETCD_TEST_ETCD=$(scripts/get_etcd.sh 3.6.16)
     export AIOETCD_TEST_ETCD
 fi
 PYTHONPATH=. exec .venv/bin/python -m tests.stress.run "$@"

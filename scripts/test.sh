@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-newer=(3.6.14 3.7.1)
+newer=(3.6.16 3.7.3)
 ran=()
 left_out=()
 
