@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 
 import pytest
@@ -31,7 +32,7 @@ OWN_FACTS: dict[type[e.EtcdError], dict[str, object]] = {
     e.LeaseLostError: {"lease_id": 7, "reason": "revoked"},
     e.LeaseExpiredError: {"lease_id": 7},
     e.LockNotAcquiredError: {"holder": HOLDER},
-    e.LockTimeoutError: {"timeout": 0.5},
+    e.LockTimeoutError: {"timeout": 0.5, "holder": HOLDER},
 }
 
 
@@ -107,12 +108,29 @@ def test_builtin_twins_are_exclusive(builtin: type[Exception]) -> None:
 
 @pytest.mark.parametrize("cls", ALL)
 def test_facts(cls: type[e.EtcdError]) -> None:
-    """Every error shows its message alone and carries what it was made with."""
+    """Every error carries what it was made with."""
     error = make(cls)
-    assert str(error) == "what happened"
     assert error.args == ("what happened",)
     for name, fact in OWN_FACTS.get(cls, SERVER_FACTS).items():
         assert getattr(error, name) == fact
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_text_is_made_of_the_facts(cls: type[e.EtcdError]) -> None:
+    """Whoever reads an error is told what it knows then, whichever builtin it inherits from."""
+    error = make(cls)
+    happened = "what happened"
+    if isinstance(error, e.DeadlineExceededError):
+        happened += " within 1.5 s"
+    error.maybe_applied = False
+    assert str(error) == happened
+    assert repr(error) == f"{cls.__name__}({happened!r})"
+    error.maybe_applied = True
+    assert str(error).startswith(f"{happened}; it may have been applied all the same")
+    assert repr(error) == f"{cls.__name__}({str(error)!r})"
+    assert traceback.format_exception_only(error)[-1].endswith(f"{cls.__name__}: {error}\n")
+    assert str(copy.copy(error)) == str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert error.args == ("what happened",)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -128,6 +146,7 @@ def test_optional_facts_are_none() -> None:
     """A fact that is not known is None."""
     assert e.DeadlineExceededError("x").timeout is None
     assert e.CompactedError("x").compact_revision is None
+    assert e.LockTimeoutError("x", timeout=1).holder is None
     assert e.UnsupportedByServerError("x").server_version is None
     assert e.UnsupportedByServerError("x").needs is None
 

@@ -434,13 +434,15 @@ async def test_compare_range(kv: KV) -> None:
 # --- refusals ---------------------------------------------------------------------------------
 
 
-def expect_refusal(error: EtcdError, code: str, text: str, server: EtcdServer) -> None:
+def expect_refusal(
+    error: EtcdError, code: str, text: str, server: EtcdServer, *, maybe_applied: bool = False
+) -> None:
     """Check that an error carries all that the server said."""
     assert error.code == code
     assert error.details is not None
     assert text in error.details
     assert text in str(error)
-    assert error.maybe_applied is False
+    assert error.maybe_applied is maybe_applied
     assert error.endpoint == server.endpoint
     assert isinstance(error.__cause__, Exception)
 
@@ -576,7 +578,8 @@ async def test_no_space() -> None:
 
         with anyio.fail_after(20), pytest.raises(NoSpaceError) as caught:
             await fill()
-        expect_refusal(caught.value, "RESOURCE_EXHAUSTED", "database space exceeded", server)
+        text = "database space exceeded"
+        expect_refusal(caught.value, "RESOURCE_EXHAUSTED", text, server, maybe_applied=True)
         for refused in (
             client.kv.put("l", "v"),
             client.kv.txn(success=[Op.get("k"), Op.put("l", "v")]),

@@ -1,7 +1,8 @@
 """Every error that aioetcd raises, by cause.
 
 An error says what happened, whether a write may have been applied all the same, and which
-endpoint said so. Those with a twin among Python's builtins inherit it too, so that
+endpoint said so. Its text is made of these facts when it is read, so that it cannot contradict
+what became known later. Those with a twin among Python's builtins inherit it too, so that
 ``except TimeoutError`` and ``except ConnectionError`` work. Arguments that are wrong in themselves
 (a negative limit, a key of type ``int``) are plain ``ValueError`` and ``TypeError``, raised before
 anything is sent.
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from aioetcd.types import KeyValue
+
+
+_ADVICE = "; it may have been applied all the same: read before you write again"
 
 
 class _Facts(TypedDict, total=False):
@@ -54,6 +58,16 @@ class EtcdError(Exception):
         self.details = details
         self.maybe_applied = maybe_applied
         self.endpoint = endpoint
+
+    def _happened(self) -> str:
+        """Say what happened, without the advice."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return self._happened() + (_ADVICE if self.maybe_applied else "")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
         # The default would call the class with positional arguments only, and OSError's would
@@ -100,7 +114,7 @@ class NoLeaderError(UnavailableError):
 
 
 class DeadlineExceededError(EtcdError, TimeoutError):
-    """No answer within the deadline.
+    """No answer within the deadline, whose seconds follow the message.
 
     Attributes:
         timeout: The seconds that the call was given, or None where the server gave up by a
@@ -118,6 +132,10 @@ class DeadlineExceededError(EtcdError, TimeoutError):
     ) -> None:
         super().__init__(message, **facts)
         self.timeout = timeout
+
+    def _happened(self) -> str:
+        within = "" if self.timeout is None else f" within {self.timeout:g} s"
+        return super()._happened() + within
 
 
 class AuthError(EtcdError):
@@ -137,11 +155,14 @@ class AuthNotEnabledError(AuthError):
 
 
 class InvalidRequestError(EtcdError, ValueError):
-    """The server refused the request for what it says; nothing was applied."""
+    """The request was refused for what it says."""
 
 
 class RequestTooLargeError(InvalidRequestError):
-    """The request is larger than the server takes (``--max-request-bytes``, 1.5 MiB by default)."""
+    """The request is larger than the server takes (``--max-request-bytes``, 1.5 MiB by default).
+
+    A proxy in between may take less.
+    """
 
 
 class TooManyOpsError(InvalidRequestError):
@@ -218,7 +239,11 @@ class LeaseExpiredError(LeaseLostError):
 
 
 class NoSpaceError(EtcdError):
-    """The server's storage quota is used up: compact, defragment, then disarm the alarm."""
+    """The server's storage quota is used up: compact, defragment, then disarm the alarm.
+
+    The write that reaches the quota is applied and told so all the same, as are those that were
+    under way beside it. `maybe_applied` is therefore true for every write.
+    """
 
 
 class TooManyRequestsError(EtcdError):
@@ -300,13 +325,17 @@ class LockTimeoutError(LockError, TimeoutError):
 
     Attributes:
         timeout: That time in seconds.
+        holder: The key of whoever held the lock when it was last looked at, or None where that is
+            not known.
     """
 
     timeout: float
+    holder: KeyValue | None
 
-    def __init__(self, message: str, *, timeout: float) -> None:
+    def __init__(self, message: str, *, timeout: float, holder: KeyValue | None = None) -> None:
         super().__init__(message)
         self.timeout = timeout
+        self.holder = holder
 
 
 class LockLostError(LockError):

@@ -36,7 +36,7 @@ TABLE = [
     Row("invalid sort option", "INVALID_ARGUMENT", e.InvalidRequestError),
     Row("mvcc: required revision has been compacted", "OUT_OF_RANGE", e.CompactedError),
     Row("mvcc: required revision is a future revision", "OUT_OF_RANGE", e.FutureRevisionError),
-    Row("mvcc: database space exceeded", "RESOURCE_EXHAUSTED", e.NoSpaceError),
+    Row("mvcc: database space exceeded", "RESOURCE_EXHAUSTED", e.NoSpaceError, True),
     Row("requested lease not found", "NOT_FOUND", e.LeaseNotFoundError),
     Row("lease already exists", "FAILED_PRECONDITION", e.LeaseExistsError),
     Row("too large lease TTL", "OUT_OF_RANGE", e.InvalidRequestError),
@@ -50,7 +50,7 @@ TABLE = [
     ),
     Row("given member URLs are invalid", "INVALID_ARGUMENT", e.InvalidRequestError),
     Row("member not found", "NOT_FOUND", e.MemberNotFoundError),
-    Row("can only promote a learner member", "FAILED_PRECONDITION", e.LearnerError),
+    Row("can only promote a learner member", "FAILED_PRECONDITION", e.LearnerError, True),
     Row(
         "can only promote a learner member which is in sync with leader",
         "FAILED_PRECONDITION",
@@ -84,7 +84,7 @@ TABLE = [
     Row("no leader", "UNAVAILABLE", e.NoLeaderError, False, True),
     Row("not leader", "FAILED_PRECONDITION", e.NotLeaderError, False, True),
     Row("leader changed", "UNAVAILABLE", e.UnavailableError, False, True),
-    Row("not capable", "FAILED_PRECONDITION", e.UnsupportedByServerError),
+    Row("not capable", "FAILED_PRECONDITION", e.UnsupportedByServerError, False, True),
     Row("server stopped", "UNAVAILABLE", e.UnavailableError, True, True),
     Row("request timed out", "UNAVAILABLE", e.UnavailableError, True, True),
     Row(
@@ -120,6 +120,20 @@ TABLE = [
     Row("request canceled", "CANCELLED", e.UnavailableError, True, True),
     Row("context deadline exceeded", "DEADLINE_EXCEEDED", e.DeadlineExceededError, True, True),
 ]
+# The failures that speak against the member, so that the next call asks another one.
+ELSEWHERE = {
+    "no leader",
+    "not leader",
+    "rpc not supported for learner",
+    "not capable",
+    "server stopped",
+    "request timed out",
+    "request timed out, possibly due to previous leader failure",
+    "request timed out, possibly due to connection lost",
+    "request timed out, waiting for the applied index took too long",
+    "context deadline exceeded",
+    "watch canceled",
+}
 CODES = [code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 
 # What is in none of etcd's tables: code and text on the wire, code and class for the user.
@@ -129,6 +143,17 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
         "context deadline exceeded",
         "DEADLINE_EXCEEDED",
         e.DeadlineExceededError,
+        True,
+        True,
+    ),
+    ("UNKNOWN", "context canceled", "CANCELLED", e.UnavailableError, True, True),
+    ("UNKNOWN", "raft: stopped", "UNAVAILABLE", e.UnavailableError, True, True),
+    ("UNKNOWN", "etcdserver: request cancelled", "CANCELLED", e.UnavailableError, True, True),
+    (
+        "UNKNOWN",
+        "etcdserver: request timed out, leader transfer took too long",
+        "UNAVAILABLE",
+        e.UnavailableError,
         True,
         True,
     ),
@@ -150,10 +175,34 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
         False,
         False,
     ),
+    (
+        "UNKNOWN",
+        "mvcc: watcher range is empty",
+        "INVALID_ARGUMENT",
+        e.InvalidRequestError,
+        False,
+        False,
+    ),
+    (
+        "UNKNOWN",
+        "mvcc: required revision has been compacted",
+        "OUT_OF_RANGE",
+        e.CompactedError,
+        False,
+        False,
+    ),
     # Without "etcdserver: " in front nothing else is etcd's word.
     ("UNKNOWN", "no leader", "UNKNOWN", e.EtcdError, True, False),
     ("UNAVAILABLE", "etcdserver: no leader at all", "UNAVAILABLE", e.UnavailableError, True, True),
 ]
+
+UNLISTED_ELSEWHERE = {
+    "context deadline exceeded",
+    "context canceled",
+    "raft: stopped",
+    "etcdserver: request timed out, leader transfer took too long",
+    "etcdserver: no leader at all",
+}
 
 # gRPC's own words, as grpcio and etcd's servers say them.
 GRPC: list[tuple[str, str, type[e.EtcdError], bool, bool]] = [
@@ -195,12 +244,14 @@ GRPC: list[tuple[str, str, type[e.EtcdError], bool, bool]] = [
     ("INTERNAL", "stream terminated by RST_STREAM", e.UnavailableError, True, True),
     ("UNIMPLEMENTED", "unknown service v3lockpb.Lock", e.UnsupportedByServerError, False, False),
     (
-        "RESOURCE_EXHAUSTED",
-        "grpc: received message larger than max (3145810 vs. 2097152)",
-        e.RequestTooLargeError,
+        "UNIMPLEMENTED",
+        "unknown method RangeStream for service etcdserverpb.KV",
+        e.UnsupportedByServerError,
         False,
         False,
     ),
+    # Somebody else's way to say it: who knows what was done before.
+    ("UNIMPLEMENTED", "Method not found!", e.UnsupportedByServerError, True, False),
     (
         "INVALID_ARGUMENT",
         "etcdserver: request is too large",
@@ -211,11 +262,47 @@ GRPC: list[tuple[str, str, type[e.EtcdError], bool, bool]] = [
 ]
 
 
+# What gRPC makes of an answer that is none.
+NO_ANSWER = [
+    ("UNAUTHENTICATED", "Received http2 header with status: 401"),
+    ("PERMISSION_DENIED", "Received http2 header with status: 403"),
+    ("UNIMPLEMENTED", "Received http2 header with status: 404"),
+    ("INTERNAL", "Received http2 header with status: 400"),
+    ("UNKNOWN", "Received http2 header with status: 500"),
+    ("UNAVAILABLE", "Received http2 header with status: 502"),
+    ("DEADLINE_EXCEEDED", "Received http2 header with status: 504"),
+    ("UNKNOWN", "No status received"),
+    ("UNKNOWN", "Stream removed (Data frame with END_STREAM flag received)"),
+    ("CANCELLED", "Received RST_STREAM with error code 8"),
+    ("INTERNAL", "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"),
+    ("RESOURCE_EXHAUSTED", "Stream removed (RST_STREAM (Received RST_STREAM with error code 11))"),
+    ("PERMISSION_DENIED", "Stream removed (RST_STREAM (Received RST_STREAM with error code 12))"),
+]
+
+# Who may say of a request that it is too large, in the words of gRPC for Go and of its C core.
+TOO_LARGE = [
+    "grpc: received message larger than max ({} vs. 2097152)",
+    "trying to send message larger than max ({} vs. 2097152)",
+    "SERVER: Received message larger than max ({} vs. 2097152)",
+    "CLIENT: Sent message larger than max ({} vs. 2097152)",
+]
+ANSWER_TOO_LARGE = [
+    "CLIENT: Received message larger than max ({} vs. 2097152)",
+    "Stream removed (CLIENT: Received message larger than max ({} vs. 2097152))",
+    "SERVER: Sent message larger than max ({} vs. 2097152)",
+]
+
+
 def made(
-    code: str, details: str, *, is_write: bool = True, timeout: float | None = None
+    code: str,
+    details: str,
+    *,
+    is_write: bool = True,
+    timeout: float | None = None,
+    request_size: int | None = None,
 ) -> e.EtcdError:
     return error_from_status(
-        rule_for(code, details),
+        rule_for(code, details, request_size=request_size),
         code=code,
         details=details,
         what="Put",
@@ -238,6 +325,7 @@ def test_text_decides(row: Row) -> None:
     for code in CODES:
         rule = rule_for(code, details)
         assert (rule.error, rule.maybe_applied, rule.transient) == row[2:]
+        assert rule.changes_endpoint is (row.text in ELSEWHERE)
         error = made(code, details)
         assert type(error) is row.error
         assert (error.code, error.details, error.endpoint) == (row.code, details, "a:1")
@@ -250,7 +338,7 @@ def test_a_read_is_never_applied(row: Row) -> None:
     """No failure of a read says that something may have been applied."""
     error = made(row.code, f"etcdserver: {row.text}", is_write=False)
     assert error.maybe_applied is False
-    assert "applied" not in str(error).replace("applied index", "")
+    assert str(error) == f"Put at a:1: etcdserver: {row.text}"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +353,8 @@ def test_texts_without_a_table(
     error = made(wire, text)
     assert type(error) is cls
     assert (error.code, error.maybe_applied) == (code, maybe_applied)
-    assert rule_for(wire, text).transient is transient
+    rule = rule_for(wire, text)
+    assert (rule.transient, rule.changes_endpoint) == (transient, text in UNLISTED_ELSEWHERE)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +368,43 @@ def test_grpcs_own_words(
     assert type(error) is cls
     assert (error.code, error.details) == (code, text)
     assert error.maybe_applied is maybe_applied
-    assert rule_for(code, text).transient is transient
+    rule = rule_for(code, text)
+    # Whatever of gRPC's passes has to do with the connection.
+    assert (rule.transient, rule.changes_endpoint) == (transient, transient)
+
+
+@pytest.mark.parametrize(("code", "text"), NO_ANSWER)
+def test_z13_no_answer_is_passing(code: str, text: str) -> None:
+    """What is no answer of etcd's speaks against the connection alone, and leaves all open."""
+    rule = rule_for(code, text)
+    assert (rule.transient, rule.changes_endpoint) == (True, True)
+    error = made(code, text)
+    assert type(error) is e.UnavailableError
+    assert (error.code, error.details, error.maybe_applied) == ("UNAVAILABLE", text, True)
+
+
+@pytest.mark.parametrize("text", TOO_LARGE)
+def test_too_large_request(text: str) -> None:
+    """It is the request that was too large, and was not applied, where its own size is named."""
+    error = made("RESOURCE_EXHAUSTED", text.format(3000010), request_size=3000010)
+    assert type(error) is e.RequestTooLargeError
+    assert error.maybe_applied is False
+    other = made("RESOURCE_EXHAUSTED", text.format(3000010), request_size=301)
+    assert type(other) is e.EtcdError
+    assert other.maybe_applied is True
+    nobody_knows = made("RESOURCE_EXHAUSTED", text.format(3000010))
+    assert type(nobody_knows) is e.RequestTooLargeError
+    assert nobody_knows.maybe_applied is True
+
+
+@pytest.mark.parametrize("text", ANSWER_TOO_LARGE)
+@pytest.mark.parametrize("request_size", [3000010, 301, None])
+def test_too_large_answer(text: str, request_size: int | None) -> None:
+    """Where it can only be the answer that was too large, the request may have been applied."""
+    error = made("RESOURCE_EXHAUSTED", text.format(3000010), request_size=request_size)
+    assert type(error) is e.EtcdError
+    assert error.maybe_applied is True
+    assert not rule_for("RESOURCE_EXHAUSTED", text.format(3000010)).transient
 
 
 @pytest.mark.parametrize(
@@ -289,18 +414,18 @@ def test_grpcs_own_words(
         ("UNKNOWN", e.EtcdError, True),
         ("INVALID_ARGUMENT", e.InvalidRequestError, False),
         ("DEADLINE_EXCEEDED", e.DeadlineExceededError, True),
-        ("NOT_FOUND", e.EtcdError, False),
-        ("ALREADY_EXISTS", e.EtcdError, False),
-        ("PERMISSION_DENIED", e.PermissionDeniedError, False),
-        ("RESOURCE_EXHAUSTED", e.EtcdError, False),
-        ("FAILED_PRECONDITION", e.EtcdError, False),
+        ("NOT_FOUND", e.EtcdError, True),
+        ("ALREADY_EXISTS", e.EtcdError, True),
+        ("PERMISSION_DENIED", e.PermissionDeniedError, True),
+        ("RESOURCE_EXHAUSTED", e.EtcdError, True),
+        ("FAILED_PRECONDITION", e.EtcdError, True),
         ("ABORTED", e.EtcdError, True),
-        ("OUT_OF_RANGE", e.InvalidRequestError, False),
-        ("UNIMPLEMENTED", e.UnsupportedByServerError, False),
+        ("OUT_OF_RANGE", e.InvalidRequestError, True),
+        ("UNIMPLEMENTED", e.UnsupportedByServerError, True),
         ("INTERNAL", e.UnavailableError, True),
         ("UNAVAILABLE", e.UnavailableError, True),
         ("DATA_LOSS", e.EtcdError, True),
-        ("UNAUTHENTICATED", e.AuthenticationError, False),
+        ("UNAUTHENTICATED", e.AuthenticationError, True),
     ],
 )
 @pytest.mark.parametrize("text", ["etcdserver: something of the year 2031", "", "whatever"])
@@ -312,12 +437,16 @@ def test_unknown_texts_go_by_code(
     assert type(error) is cls
     assert (error.code, error.details, error.maybe_applied) == (code, text, maybe_applied)
     assert (text or code) in str(error)
+    rule = rule_for(code, text)
+    passes = code in ("CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")
+    assert (rule.transient, rule.changes_endpoint) == (passes, passes)
 
 
 def test_every_code_has_a_rule() -> None:
     """There is no code of gRPC's that is not told."""
     for code in CODES:
         assert issubclass(rule_for(code, "whatever").error, e.EtcdError)
+    assert rule_for("OF_THE_YEAR_2031", "whatever") == rule_for("UNKNOWN", "whatever")
 
 
 def test_own_deadline() -> None:
@@ -325,10 +454,15 @@ def test_own_deadline() -> None:
     own = made("DEADLINE_EXCEEDED", "Deadline Exceeded", timeout=1.5)
     assert isinstance(own, e.DeadlineExceededError)
     assert own.timeout == 1.5
-    assert "no answer within 1.5 s" in str(own)
-    servers = made("UNKNOWN", "context deadline exceeded")
-    assert isinstance(servers, e.DeadlineExceededError)
-    assert servers.timeout is None
+    assert str(own).startswith("Put at a:1: no answer within 1.5 s;")
+    for code, text in (
+        ("UNKNOWN", "context deadline exceeded"),
+        ("DEADLINE_EXCEEDED", "etcdserver: context deadline exceeded"),
+    ):
+        servers = made(code, text)
+        assert isinstance(servers, e.DeadlineExceededError)
+        assert servers.timeout is None
+        assert str(servers).startswith(f"Put at a:1: {text};")
 
 
 def test_message_says_what_where_and_what_to_do() -> None:
@@ -336,7 +470,14 @@ def test_message_says_what_where_and_what_to_do() -> None:
     lost = str(made("UNAVAILABLE", "Socket closed"))
     assert lost.startswith("Put at a:1: Socket closed")
     assert "may have been applied" in lost
-    assert "applied" not in str(made("UNAVAILABLE", "etcdserver: no leader"))
+    assert str(made("UNAVAILABLE", "etcdserver: no leader")) == "Put at a:1: etcdserver: no leader"
+
+
+def test_text_follows_what_became_known() -> None:
+    """An error that a later try raises warns of what an earlier one may have done."""
+    error = made("UNAVAILABLE", "etcdserver: no leader")
+    error.maybe_applied = True
+    assert str(error).startswith("Put at a:1: etcdserver: no leader; it may have been applied")
 
 
 @pytest.mark.parametrize(

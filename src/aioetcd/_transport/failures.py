@@ -1,8 +1,12 @@
 """The one error table: what a gRPC failure means, and whether trying again may help.
 
 etcd's message text comes first, because its codes are shared by opposites (RESOURCE_EXHAUSTED is
-a full disk, a busy server and a large message) and some errors arrive as UNKNOWN; the gRPC code
-decides only where the text is nobody's.
+a full disk, a busy server and a large message), and etcd's grpc-proxy and its services for locks
+and elections send every text with UNKNOWN. So a text of etcd's means the same with any code; the
+gRPC code decides only where the text is nobody's.
+
+The rows of the table speak of one try. Whoever sends a request a second time has to remember that
+the first may have been applied, whatever the second is told.
 """
 
 from __future__ import annotations
@@ -53,38 +57,62 @@ def _unknown(error: type[e.EtcdError], code: str | None, *, elsewhere: bool = Tr
     return Rule(error, code, maybe_applied=True, transient=True, changes_endpoint=elsewhere)
 
 
-# Every text of etcd's api/v3rpc/rpctypes/error.go, without the "etcdserver: " in front.
+# Every text of etcd's api/v3rpc/rpctypes/error.go, without the "etcdserver: " in front, by who says
+# it, and after what.
 _ETCDSERVER: dict[str, Rule] = {
+    # The member that was asked, from the request alone: it proposes nothing.
     "key is not provided": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
-    "key not found": _refused(e.KeyNotFoundError, "INVALID_ARGUMENT"),
     "value is provided": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
     "lease is provided": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
     "too many operations in txn request": _refused(e.TooManyOpsError, "INVALID_ARGUMENT"),
     "duplicate key given in txn request": _refused(e.DuplicateKeyError, "INVALID_ARGUMENT"),
     "invalid client api version": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
     "invalid sort option": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
-    "mvcc: required revision has been compacted": _refused(e.CompactedError, "OUT_OF_RANGE"),
-    "mvcc: required revision is a future revision": _refused(e.FutureRevisionError, "OUT_OF_RANGE"),
-    "mvcc: database space exceeded": _refused(e.NoSpaceError, "RESOURCE_EXHAUSTED"),
-    "requested lease not found": _refused(e.LeaseNotFoundError, "NOT_FOUND"),
-    "lease already exists": _refused(e.LeaseExistsError, "FAILED_PRECONDITION"),
-    "too large lease TTL": _refused(e.InvalidRequestError, "OUT_OF_RANGE"),
-    "watch canceled": _unknown(e.UnavailableError, "CANCELLED"),
-    "member ID already exist": _refused(e.MemberError, "FAILED_PRECONDITION"),
-    "Peer URLs already exists": _refused(e.MemberError, "FAILED_PRECONDITION"),
+    "request is too large": _refused(e.RequestTooLargeError, "INVALID_ARGUMENT"),
+    "given member URLs are invalid": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
+    "wrong downgrade target version format": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
+    "invalid downgrade target version": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
+    # That member, from what it is or how it is doing: it proposes nothing. (A promotion is the
+    # exception: the member may have asked the leader for it before it had "no leader".)
+    "too many requests": _busy(e.TooManyRequestsError, "RESOURCE_EXHAUSTED", elsewhere=False),
+    "no leader": _busy(e.NoLeaderError, "UNAVAILABLE"),
+    "not leader": _busy(e.NotLeaderError, "FAILED_PRECONDITION"),
+    "rpc not supported for learner": _busy(e.LearnerError, "FAILED_PRECONDITION"),
+    # It does not know its cluster's version: it is older than the others.
+    "not capable": _busy(e.UnsupportedByServerError, "FAILED_PRECONDITION"),
+    # That member, before it proposes a change of the cluster.
     "re-configuration failed due to not enough started members": _refused(
         e.UnhealthyClusterError, "FAILED_PRECONDITION"
     ),
-    "given member URLs are invalid": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
-    "member not found": _refused(e.MemberNotFoundError, "NOT_FOUND"),
-    "can only promote a learner member": _refused(e.LearnerError, "FAILED_PRECONDITION"),
+    "unhealthy cluster": _refused(e.UnhealthyClusterError, "UNAVAILABLE"),
     "can only promote a learner member which is in sync with leader": _refused(
         e.LearnerError, "FAILED_PRECONDITION"
     ),
-    "too many learner members in cluster": _refused(e.LearnerError, "FAILED_PRECONDITION"),
+    "bad leader transferee": _refused(e.MemberError, "FAILED_PRECONDITION"),
+    "cluster version not found during downgrade": _refused(e.MemberError, "FAILED_PRECONDITION"),
+    "cluster has a downgrade job in progress": _refused(e.MemberError, "FAILED_PRECONDITION"),
+    "no inflight downgrade job": _refused(e.MemberError, "FAILED_PRECONDITION"),
     "cluster ID mismatch": _refused(e.ClusterMismatchError, "FAILED_PRECONDITION"),
-    "request is too large": _refused(e.RequestTooLargeError, "INVALID_ARGUMENT"),
-    "too many requests": _busy(e.TooManyRequestsError, "RESOURCE_EXHAUSTED", elsewhere=False),
+    # A follower asks the leader again when the answer to a promotion was lost: the first may have
+    # done it.
+    "can only promote a learner member": Rule(
+        e.LearnerError, "FAILED_PRECONDITION", maybe_applied=True
+    ),
+    # Every member alike, when it applies the entry: before it changes anything, and for a txn
+    # before the first of its operations. "lease not found" and "lease already exists" speak of
+    # this try alone: whoever has tried before, which etcd's grpc-proxy does by itself with a
+    # revocation, may have been the reason.
+    "key not found": _refused(e.KeyNotFoundError, "INVALID_ARGUMENT"),
+    "mvcc: required revision has been compacted": _refused(e.CompactedError, "OUT_OF_RANGE"),
+    "mvcc: required revision is a future revision": _refused(e.FutureRevisionError, "OUT_OF_RANGE"),
+    "requested lease not found": _refused(e.LeaseNotFoundError, "NOT_FOUND"),
+    "lease already exists": _refused(e.LeaseExistsError, "FAILED_PRECONDITION"),
+    "too large lease TTL": _refused(e.InvalidRequestError, "OUT_OF_RANGE"),
+    "member ID already exist": _refused(e.MemberError, "FAILED_PRECONDITION"),
+    "Peer URLs already exists": _refused(e.MemberError, "FAILED_PRECONDITION"),
+    "member not found": _refused(e.MemberNotFoundError, "NOT_FOUND"),
+    "too many learner members in cluster": _refused(e.LearnerError, "FAILED_PRECONDITION"),
+    # The same, by the auth store; some of it already by the member that was asked.
     "root user does not exist": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "root user does not have root role": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "user name already exists": _refused(e.AuthError, "FAILED_PRECONDITION"),
@@ -104,11 +132,16 @@ _ETCDSERVER: dict[str, Rule] = {
     "invalid auth token": _refused(e.AuthenticationError, "UNAUTHENTICATED"),
     "invalid auth management": _refused(e.AuthError, "INVALID_ARGUMENT"),
     "revision of auth store is old": _refused(e.AuthenticationError, "INVALID_ARGUMENT"),
-    "no leader": _busy(e.NoLeaderError, "UNAVAILABLE"),
-    "not leader": _busy(e.NotLeaderError, "FAILED_PRECONDITION"),
-    # Only the read paths answer so: nothing was proposed.
+    # The member that was asked, where it first compares the size with the quota: not applied. But
+    # also every member when it applies a put, a txn or a grant beyond the quota: it does apply it,
+    # and says this. The text is the same.
+    "mvcc: database space exceeded": Rule(e.NoSpaceError, "RESOURCE_EXHAUSTED", maybe_applied=True),
+    # A member that refuses to apply, because its data are not those of the others: then what one
+    # has done another may not have.
+    "corrupt cluster": Rule(e.CorruptClusterError, "DATA_LOSS", maybe_applied=True),
+    # Only where a linearizable read waits, and for what is left of a lease: nothing was proposed.
     "leader changed": _busy(e.UnavailableError, "UNAVAILABLE", elsewhere=False),
-    "not capable": _refused(e.UnsupportedByServerError, "FAILED_PRECONDITION"),
+    # The member that was asked, while it waits for what it has proposed, or before that.
     "server stopped": _unknown(e.UnavailableError, "UNAVAILABLE"),
     "request timed out": _unknown(e.UnavailableError, "UNAVAILABLE"),
     "request timed out, possibly due to previous leader failure": _unknown(
@@ -120,86 +153,119 @@ _ETCDSERVER: dict[str, Rule] = {
     "request timed out, waiting for the applied index took too long": _unknown(
         e.UnavailableError, "UNAVAILABLE"
     ),
-    "unhealthy cluster": _refused(e.UnhealthyClusterError, "UNAVAILABLE"),
-    "corrupt cluster": Rule(e.CorruptClusterError, "DATA_LOSS", maybe_applied=True),
-    "rpc not supported for learner": _busy(e.LearnerError, "FAILED_PRECONDITION"),
-    "bad leader transferee": _refused(e.MemberError, "FAILED_PRECONDITION"),
-    "wrong downgrade target version format": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
-    "invalid downgrade target version": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
-    "cluster version not found during downgrade": _refused(e.MemberError, "FAILED_PRECONDITION"),
-    "cluster has a downgrade job in progress": _refused(e.MemberError, "FAILED_PRECONDITION"),
-    "no inflight downgrade job": _refused(e.MemberError, "FAILED_PRECONDITION"),
     "request canceled": _unknown(e.UnavailableError, "CANCELLED", elsewhere=False),
-    # The server's own limit, 7 s by default: it held the request without a quorum.
+    # Its own limit, 7 s by default: it held the request without a quorum.
     "context deadline exceeded": _unknown(e.DeadlineExceededError, "DEADLINE_EXCEEDED"),
+    # The member or the proxy that serves a stream.
+    "watch canceled": _unknown(e.UnavailableError, "CANCELLED"),
+    # These two are not in etcd's table, and come with code UNKNOWN; see "request timed out".
+    "request cancelled": _unknown(e.UnavailableError, "CANCELLED", elsewhere=False),
+    "request timed out, leader transfer took too long": _unknown(e.UnavailableError, "UNAVAILABLE"),
 }
 
-# Texts of etcd that are in no table of its own and come with code UNKNOWN, or in a watch's
-# cancel reason.
+# Texts of etcd without "etcdserver: " that are in no table of its own and come with code UNKNOWN,
+# or in a watch's cancel reason.
 _PLAIN: dict[str, Rule] = {
+    # The member, and any proxy written in Go, at any time.
     "context deadline exceeded": _ETCDSERVER["context deadline exceeded"],
+    "context canceled": _unknown(e.UnavailableError, "CANCELLED"),
+    # raft in this very member: it stopped while it had the entry, or before.
+    "raft: stopped": _unknown(e.UnavailableError, "UNAVAILABLE"),
     # raft refused the entry in this very member, before it was appended or sent on.
     "raft proposal dropped": _busy(e.UnavailableError, "UNAVAILABLE", elsewhere=False),
+    # Only to a renewal.
     "not a primary lessor": _busy(e.UnavailableError, "UNAVAILABLE", elsewhere=False),
+    # The auth store: it changes nothing when somebody signs in.
     "auth: authentication failed, password was given for no password user": _refused(
         e.AuthenticationError, "INVALID_ARGUMENT"
     ),
     "auth: token signing attempted with verify-only key": _refused(e.AuthError, "UNKNOWN"),
+    # Only a watch.
     "mvcc: watcher range is empty": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
     "mvcc: required revision has been compacted": _refused(e.CompactedError, "OUT_OF_RANGE"),
 }
 
-# What gRPC says before a request has left this process.
-NOT_SENT = Rule(e.UnavailableError, "UNAVAILABLE", transient=True, changes_endpoint=True)
+# gRPC here, before it has a connection. (Or in a proxy, of its own connection: which has not sent
+# the request either.)
+_NOT_SENT = _busy(e.UnavailableError, "UNAVAILABLE")
 _NOT_SENT_TEXTS = ("failed to connect to all addresses", "DNS resolution failed")
 
+# gRPC here, of an answer that is none: a status of HTTP, a reset of this stream alone, a page for
+# people. It is a balancer's or a web server's, and passing; gRPC gives it codes such as
+# UNAUTHENTICATED (401), PERMISSION_DENIED (403) and UNIMPLEMENTED (404), which mean nothing here.
+# A balancer may have passed the request on before: 502 and 504 say so, the others do not deny it.
+_NO_ANSWER = _unknown(e.UnavailableError, "UNAVAILABLE")
+_NO_ANSWER_TEXT = re.compile(
+    r"Received http2 header with status: |Received RST_STREAM |Stream removed \(|No status received"
+)
+
+# A server of gRPC in Go that has no such RPC; there was nobody to apply anything.
+_NO_SUCH_RPC = _refused(e.UnsupportedByServerError, "UNIMPLEMENTED")
+_NO_SUCH_RPC_TEXT = re.compile(r"unknown service \S+$|unknown method \S+ for service \S+$")
+
+# gRPC anywhere on the way. Of the request: before it was handled. Of the answer (a proxy that may
+# not receive it, a server that may not send it): afterwards, in the same words. The size tells
+# them apart, which is the serialized message's.
+_TOO_LARGE = Rule(e.RequestTooLargeError)
+_PERHAPS_TOO_LARGE = Rule(e.RequestTooLargeError, maybe_applied=True)
+_TOO_LARGE_TEXT = re.compile(r"message larger than max \((\d+) vs\. \d+\)")
+# Only who calls receives an answer, only who is called sends one (as gRPC's C core says it).
+_OF_AN_ANSWER = ("CLIENT: Received message", "SERVER: Sent message")
+
+# Whose text it is nobody knows: a newer etcd, a proxy, a balancer that lets gRPC speak. Only the
+# code that blames the request, whatever the state of the system, excludes that it was applied;
+# every other one may come from somebody who stands between, after a member has done it.
 _BY_CODE: dict[str, Rule] = {
     "CANCELLED": _unknown(e.UnavailableError, None),
     "UNKNOWN": Rule(e.EtcdError, maybe_applied=True),
     "INVALID_ARGUMENT": Rule(e.InvalidRequestError),
     "DEADLINE_EXCEEDED": _unknown(e.DeadlineExceededError, None),
-    "NOT_FOUND": Rule(e.EtcdError),
-    "ALREADY_EXISTS": Rule(e.EtcdError),
-    "PERMISSION_DENIED": Rule(e.PermissionDeniedError),
-    "RESOURCE_EXHAUSTED": Rule(e.EtcdError),
-    "FAILED_PRECONDITION": Rule(e.EtcdError),
+    "NOT_FOUND": Rule(e.EtcdError, maybe_applied=True),
+    "ALREADY_EXISTS": Rule(e.EtcdError, maybe_applied=True),
+    "PERMISSION_DENIED": Rule(e.PermissionDeniedError, maybe_applied=True),
+    "RESOURCE_EXHAUSTED": Rule(e.EtcdError, maybe_applied=True),
+    "FAILED_PRECONDITION": Rule(e.EtcdError, maybe_applied=True),
     "ABORTED": Rule(e.EtcdError, maybe_applied=True),
-    "OUT_OF_RANGE": Rule(e.InvalidRequestError),
-    "UNIMPLEMENTED": Rule(e.UnsupportedByServerError),
+    "OUT_OF_RANGE": Rule(e.InvalidRequestError, maybe_applied=True),
+    "UNIMPLEMENTED": Rule(e.UnsupportedByServerError, maybe_applied=True),
     "INTERNAL": _unknown(e.UnavailableError, None),
     "UNAVAILABLE": _unknown(e.UnavailableError, None),
     "DATA_LOSS": Rule(e.EtcdError, maybe_applied=True),
-    "UNAUTHENTICATED": Rule(e.AuthenticationError),
+    "UNAUTHENTICATED": Rule(e.AuthenticationError, maybe_applied=True),
 }
-
-_TOO_LARGE = Rule(e.RequestTooLargeError)
-_TOO_LARGE_TEXT = re.compile(r"([Rr]eceived|[Ss]ent|trying to send) message larger than max")
 
 # A watch's cancel reason may be a whole gRPC status printed by Go.
 _GO_STATUS = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 
 
-def rule_for(code: str, details: str) -> Rule:
+def rule_for(code: str, details: str, *, request_size: int | None = None) -> Rule:
     """Find what a failure means.
 
     Args:
         code: The gRPC status name as it came over the wire.
         details: The status message.
+        request_size: The bytes of the serialized request, or None where there is no such one
+            request: then "too large" may have been said of the answer.
     """
-    rule = _ETCDSERVER.get(details.removeprefix("etcdserver: "))
-    if rule is not None and details.startswith("etcdserver: "):
-        return rule
-    rule = _PLAIN.get(details)
+    is_etcds = details.startswith("etcdserver: ")
+    rule = _ETCDSERVER.get(details[12:]) if is_etcds else _PLAIN.get(details)
     if rule is not None:
         return rule
-    if _TOO_LARGE_TEXT.search(details):
-        return _TOO_LARGE
+    by_code = _BY_CODE.get(code, _BY_CODE["UNKNOWN"])
+    too_large = _TOO_LARGE_TEXT.search(details)
+    if too_large is not None:
+        if any(text in details for text in _OF_AN_ANSWER):
+            return by_code
+        if request_size is None:
+            return _PERHAPS_TOO_LARGE
+        return _TOO_LARGE if int(too_large[1]) == request_size else by_code
     if code == "UNAVAILABLE" and details.startswith(_NOT_SENT_TEXTS):
-        return NOT_SENT
-    return _BY_CODE[code]
-
-
-_ADVICE = "; it may have been applied all the same: read before you write again"
+        return _NOT_SENT
+    if _NO_ANSWER_TEXT.match(details):
+        return _NO_ANSWER
+    if code == "UNIMPLEMENTED" and _NO_SUCH_RPC_TEXT.match(details):
+        return _NO_SUCH_RPC
+    return by_code
 
 
 def error_from_status(
@@ -223,21 +289,16 @@ def error_from_status(
         endpoint: Who answered.
         timeout: The deadline in seconds, where it was the caller's own that ran out.
     """
-    maybe_applied = is_write and rule.maybe_applied
-    where = f" at {endpoint}" if endpoint else ""
-    said = details or code
-    if timeout is not None:
-        said = f"no answer within {timeout:g} s"
-    message = f"{what}{where}: {said}{_ADVICE if maybe_applied else ''}"
+    where = f"{what} at {endpoint}" if endpoint else what
     facts: dict[str, Any] = {
         "code": rule.code or code,
         "details": details,
-        "maybe_applied": maybe_applied,
+        "maybe_applied": is_write and rule.maybe_applied,
         "endpoint": endpoint,
     }
-    if issubclass(rule.error, e.DeadlineExceededError):
-        return rule.error(message, timeout=timeout, **facts)
-    return rule.error(message, **facts)
+    if timeout is not None and issubclass(rule.error, e.DeadlineExceededError):
+        return rule.error(f"{where}: no answer", timeout=timeout, **facts)
+    return rule.error(f"{where}: {details or code}", **facts)
 
 
 def error_from_reason(reason: str, *, what: str, endpoint: str | None) -> e.EtcdError:
