@@ -27,8 +27,8 @@ class Rule:
 
     Attributes:
         error: The class to raise.
-        code: The code that etcd gives this error in its own table, whatever came over the wire;
-            None takes the one that came.
+        code: The code to tell, etcd's own for its texts, whatever came over the wire; None takes
+            the one that came.
         maybe_applied: Whether a write that fails so may have been applied.
         transient: Whether the same request may succeed a little later, or at another member.
         changes_endpoint: Whether this speaks against the endpoint, so that the next call had
