@@ -133,7 +133,7 @@ async def test_the_whole_queue_swept_away(client: Client) -> None:
                 await client.lock(NAME, ttl=60).__aenter__()
 
         async with anyio.create_task_group() as tasks:
-            with pytest.raises(LockLostError):  # noqa: PT012
+            with pytest.raises(LockLostError):
                 async with client.lock(NAME, ttl=60):
                     for _ in range(3):
                         tasks.start_soon(wait)

@@ -90,6 +90,10 @@ class Turn:
         """Make the comparison that holds as long as the key is there."""
         return Compare.create_revision(self.key) == self.revision
 
+    def is_ours(self, kv: KeyValue | None) -> bool:
+        """Whether it is the key that was put here."""
+        return kv is not None and kv.create_revision == self._revision
+
     async def take_if_first(self) -> KeyValue | None:
         """Take a place if nobody has one. Give the first key of the queue if it is another's."""
         if self._tenure.seat(self.key).is_taken and (first := await self.first()) is not None:
@@ -141,7 +145,7 @@ class Turn:
             self.check_leaves(before)
             await self._wait_deleted(before.key, seen_at)
         # The wait may have ended because the queue was swept away, our key with it.
-        if not self._is_ours((await self._kv.get(self.key)).kv):
+        if not self.is_ours((await self._kv.get(self.key)).kv):
             self._lost("its key was deleted while it waited")
 
     async def first(self) -> KeyValue | None:
@@ -269,7 +273,7 @@ class Turn:
                             return
                 except CompactedError:
                     found = await self._kv.get(self.key)
-                    if not self._is_ours(found.kv):
+                    if not self.is_ours(found.kv):
                         self._lost("its key was deleted")
                         return
                     start_revision = found.header.revision + 1
@@ -277,9 +281,6 @@ class Turn:
             return  # the lease tells
         except EtcdError as error:
             self._lost(f"its key cannot be watched: {error}", error)
-
-    def _is_ours(self, kv: KeyValue | None) -> bool:
-        return kv is not None and kv.create_revision == self._revision
 
     def _lost(self, why: str, cause: EtcdError | None = None) -> None:
         if not self._ended:

@@ -73,6 +73,8 @@ class Lock(Hold):
     ) -> None:
         if session is not None and not isinstance(session, Session):
             raise TypeError(f"session must be a Session, not {type(session).__name__}")
+        if session is not None and session._supervisor is not transport.supervisor:
+            raise ValueError("session is another client's")
         if session is not None and ttl is not None:
             raise ValueError("ttl is the session's: leave it out with session=")
         if not blocking and timeout is not None:
@@ -202,7 +204,7 @@ class Lock(Hold):
         return LockTimeoutError(
             f"the lock {self._name!r} was not free within {self._timeout:g} s",
             timeout=self._timeout,
-            holder=None if holder is None or holder.key == self.key else holder,
+            holder=None if self._turn.is_ours(holder) else holder,
         )
 
     def _lease_lost(self, error: LeaseLostError) -> None:

@@ -1,0 +1,485 @@
+"""Bodies are cancelled as asyncio cancels them: with what else cancels, in any order of leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import anyio
+import pytest
+
+from aioetcd import Client, EtcdError, LeaseLostError, Lock, LockLostError, Session
+from tests.concurrency.locks import queue
+from tests.lease.faults import eventually
+
+# What is lost and what else is cancelled, in one callback of the loop: neither has been noticed
+# when the other one comes.
+
+
+def lose(client: Client, *sessions: Session) -> None:
+    """Lose sessions, here and now."""
+    for session in sessions:
+        client.lease.rules.revoked(session.lease_id)
+
+
+def both(first: Callable[[], object], second: Callable[[], object]) -> None:
+    """Do both when the running task waits the next time."""
+
+    def now() -> None:
+        first()
+        second()
+
+    asyncio.get_running_loop().call_soon(now)
+
+
+Together = Callable[[Callable[[], object], Callable[[], object]], None]
+
+
+def loss_first(loss: Callable[[], object], other: Callable[[], object]) -> None:
+    both(loss, other)
+
+
+def loss_second(loss: Callable[[], object], other: Callable[[], object]) -> None:
+    both(other, loss)
+
+
+def loss_one_turn_later(loss: Callable[[], object], other: Callable[[], object]) -> None:
+    both(other, lambda: asyncio.get_running_loop().call_soon(loss))
+
+
+together = pytest.mark.parametrize("together", [loss_first, loss_second, loss_one_turn_later])
+
+
+async def check_is_as_before() -> None:
+    """Nothing is left of any cancellation: this task is not to be cancelled, now or later."""
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+class MineError(Exception):
+    pass
+
+
+# What is around the block: it has cancelled too, so that it is its turn to say what happened.
+
+
+async def native(client: Client, session: Session, together: Together) -> None:
+    async def body() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        async with session:
+            together(lambda: lose(client, session), lambda: task.cancel("why"))
+            await asyncio.sleep(10)
+
+    inner = asyncio.create_task(body())
+    await asyncio.wait({inner})
+    assert inner.cancelled()
+
+
+async def asyncio_timeout(client: Client, session: Session, together: Together) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(10) as timeout, session:
+            soon = asyncio.get_running_loop().time()
+            together(lambda: lose(client, session), lambda: timeout.reschedule(soon))
+            await asyncio.sleep(10)
+
+
+async def task_group(client: Client, session: Session, together: Together) -> None:
+    failing = asyncio.get_running_loop().create_future()
+
+    async def fail() -> None:
+        await failing
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+            await asyncio.sleep(0)
+            async with session:
+                together(lambda: lose(client, session), lambda: failing.set_exception(MineError()))
+                await asyncio.sleep(10)
+    assert caught.group_contains(MineError)
+    assert not caught.group_contains(asyncio.CancelledError)
+
+
+async def wait_for(client: Client, session: Session, together: Together) -> None:
+    async def body() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        async with session:
+            # `wait_for` cancels so when its time is over.
+            together(lambda: lose(client, session), task.cancel)
+            await asyncio.sleep(10)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(asyncio.wait_for(body(), 20))
+
+
+async def anyio_scope(client: Client, session: Session, together: Together) -> None:
+    with anyio.CancelScope() as scope:
+        async with session:
+            together(lambda: lose(client, session), scope.cancel)
+            await asyncio.sleep(10)
+    assert scope.cancelled_caught
+
+
+async def anyio_fail_after(client: Client, session: Session, together: Together) -> None:
+    with pytest.raises(TimeoutError), anyio.fail_after(10) as scope:
+        async with session:
+
+            def expire() -> None:
+                scope.deadline = anyio.current_time()
+
+            together(lambda: lose(client, session), expire)
+            await asyncio.sleep(10)
+
+
+async def anyio_task_group(client: Client, session: Session, together: Together) -> None:
+    async with anyio.create_task_group() as tasks, session:
+        together(lambda: lose(client, session), tasks.cancel_scope.cancel)
+        await asyncio.sleep(10)
+    assert tasks.cancel_scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        native,
+        asyncio_timeout,
+        task_group,
+        wait_for,
+        anyio_scope,
+        anyio_fail_after,
+        anyio_task_group,
+    ],
+)
+@together
+async def test_cancelled_from_around_in_the_same_moment(
+    client: Client,
+    around: Callable[[Client, Session, Together], Awaitable[None]],
+    together: Together,
+) -> None:
+    """Whoever is around the block and has cancelled it too, gets what it would get without us."""
+    session = client.session(ttl=60)
+    await around(client, session, together)
+    assert session.is_lost or together is loss_one_turn_later
+    await check_is_as_before()
+    if not session.is_lost:  # the block was left before the loss came
+        assert session.lease_id not in (await client.lease.leases()).ids
+    else:
+        await client.lease.revoke(session.lease_id)
+
+
+# What is inside the block: it has ended by the time at which the loss is told.
+
+
+async def timeout_inside(lost: Callable[[], object], together: Together) -> None:
+    async with asyncio.timeout(10) as timeout:
+        soon = asyncio.get_running_loop().time()
+        together(lost, lambda: timeout.reschedule(soon))
+        await asyncio.sleep(10)
+
+
+async def scope_inside(lost: Callable[[], object], together: Together) -> None:
+    with anyio.CancelScope() as scope:
+        together(lost, scope.cancel)
+        await asyncio.sleep(10)
+    await asyncio.sleep(10)
+
+
+async def task_group_inside(lost: Callable[[], object], together: Together) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        children = [tasks.create_task(asyncio.sleep(10)) for _ in range(3)]
+        together(lost, lambda: None)
+        await asyncio.sleep(10)
+    pytest.fail(f"{children} ended")
+
+
+async def anyio_task_group_inside(lost: Callable[[], object], together: Together) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(asyncio.sleep, 10)
+        together(lost, lambda: None)
+
+
+async def finally_that_awaits(lost: Callable[[], object], together: Together) -> None:
+    try:
+        together(lost, lambda: None)
+        await asyncio.sleep(10)
+    finally:
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        timeout_inside,
+        scope_inside,
+        task_group_inside,
+        anyio_task_group_inside,
+        finally_that_awaits,
+    ],
+)
+@together
+async def test_lost_in_the_middle_of_something(
+    client: Client,
+    inside: Callable[[Callable[[], object], Together], Awaitable[None]],
+    together: Together,
+) -> None:
+    """What the body is in the middle of ends in its own way, and the block raises the loss."""
+    if inside is timeout_inside and together in (loss_second, loss_one_turn_later):
+        expected: type[Exception] = TimeoutError  # of the body's own, told before the loss came
+    else:
+        expected = LeaseLostError
+    session = client.session(ttl=60)
+    with pytest.raises((LeaseLostError, expected)):
+        async with session:
+            await inside(lambda: lose(client, session), together)
+    await check_is_as_before()
+    await eventually(lambda: session.is_lost or expected is TimeoutError)
+    if session.is_lost:
+        await client.lease.revoke(session.lease_id)
+
+
+async def test_a_task_group_in_the_body_keeps_its_errors(client: Client) -> None:
+    """When children of the body fail at its cancellation, their errors leave the block."""
+    session = client.session(ttl=60)
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            raise MineError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with session, asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail_when_cancelled())
+            await asyncio.sleep(0)
+            await client.lease.revoke(session.lease_id)
+            await asyncio.sleep(10)
+    assert caught.group_contains(MineError)
+    assert session.is_lost
+    await check_is_as_before()
+
+
+async def test_cancelled_once(client: Client) -> None:
+    """A body that catches its cancellation goes on undisturbed, and may await what it likes."""
+    session = client.session(ttl=60)
+    cancelled = 0
+
+    with pytest.raises(LeaseLostError):
+        async with session:
+            await client.lease.revoke(session.lease_id)
+            for _ in range(3):
+                try:
+                    await asyncio.sleep(0.01)
+                except asyncio.CancelledError:
+                    cancelled += 1
+            await client.kv.put("k", "v")
+    assert cancelled == 1
+    assert (await client.kv.get("k")).value == b"v"
+    await check_is_as_before()
+
+
+async def test_a_body_that_ends_before_it_is_told(client: Client) -> None:
+    """A loss in the body's last step cancels nothing that comes after the block."""
+    session = client.session(ttl=60)
+    with pytest.raises(LeaseLostError):
+        async with session:
+            lose(client, session)
+    await check_is_as_before()
+    await client.lease.revoke(session.lease_id)
+
+
+async def test_both_of_two_nested_blocks_lost(client: Client) -> None:
+    """With two blocks lost at once, the outer one tells, as of two timeouts."""
+    outer, inner = client.session(ttl=60), client.session(ttl=60)
+    with pytest.raises(LeaseLostError) as caught:
+        async with outer, inner:
+            both(lambda: lose(client, outer), lambda: lose(client, inner))
+            await asyncio.sleep(10)
+    assert caught.value.lease_id == outer.lease_id
+    assert inner.is_lost
+    await check_is_as_before()
+    for session in (outer, inner):
+        await client.lease.revoke(session.lease_id)
+
+
+async def test_the_first_loss_is_the_one(client: Client) -> None:
+    """A lock whose lease is revoked has its key deleted too: whichever comes first, is told."""
+    async with client.session(ttl=60) as session:
+        with pytest.raises(LockLostError) as caught:
+            async with client.lock("L", session=session) as lock:
+                lock._lost("the first", None)
+                lock._lost("the second", None)
+                await asyncio.sleep(10)
+        assert "the first" in str(caught.value)
+        assert await lock.wait_lost() is caught.value
+
+
+# Z5: in any order.
+
+
+async def test_z5_hand_over_hand(client: Client) -> None:
+    """Locks that are handed over, each left after the next one was entered, are all released."""
+    locks = [client.lock(f"/nodes/{number}", ttl=60) for number in range(4)]
+    await locks[0].__aenter__()
+    for left, entered in itertools.pairwise(locks):
+        await entered.__aenter__()
+        await left.__aexit__(None, None, None)
+        assert await queue(client, "/nodes") == [entered.key]
+    await locks[-1].__aexit__(None, None, None)
+    assert (await client.lease.leases()).ids == ()
+
+
+@pytest.mark.parametrize("last_in_first_out", [False, True])
+async def test_z5_services_of_one_task(client: Client, last_in_first_out: bool) -> None:
+    """Sessions entered by one task are left in any order."""
+    sessions = [client.session(ttl=60) for _ in range(3)]
+    for session in sessions:
+        await session.__aenter__()
+    for session in reversed(sessions) if last_in_first_out else sessions:
+        await session.__aexit__(None, None, None)
+        assert session.lease_id not in (await client.lease.leases()).ids
+    await check_is_as_before()
+
+
+async def test_z5_lost_while_left_in_another_order(client: Client) -> None:
+    """The loss of a block that is left later than one inside it is raised by that block."""
+    first, second = client.session(ttl=60), client.session(ttl=60)
+    await first.__aenter__()
+    await second.__aenter__()
+    with pytest.raises(LeaseLostError) as caught:
+        try:
+            await client.lease.revoke(first.lease_id)
+            await asyncio.sleep(10)
+        except asyncio.CancelledError as cancelled:
+            await first.__aexit__(type(cancelled), cancelled, None)
+    await second.__aexit__(type(caught.value), caught.value, None)
+    await check_is_as_before()
+    assert caught.value.lease_id == first.lease_id
+    assert (await client.lease.leases()).ids == ()
+
+
+async def test_z5_an_abandoned_generator(client: Client) -> None:
+    """A lock that an abandoned generator holds is released by the loop, in a task of its own."""
+
+    async def numbers() -> AsyncIterator[int]:
+        async with client.lock("L", ttl=60):
+            for number in range(10):
+                yield number
+
+    async with client.session(ttl=60):
+        async for _ in numbers():
+            break
+
+        async def is_free() -> bool:
+            return await queue(client, "L") == []
+
+        await eventually(is_free)
+    await check_is_as_before()
+
+
+# Z6: entered by a task that is over, or inside of what is over.
+
+
+async def enter_in_a_task(stack: AsyncExitStack, lock: Lock) -> None:
+    await asyncio.create_task(stack.enter_async_context(lock))
+
+
+async def enter_with_gather(stack: AsyncExitStack, lock: Lock) -> None:
+    await asyncio.gather(stack.enter_async_context(lock), asyncio.sleep(0))
+
+
+async def enter_in_a_task_group(stack: AsyncExitStack, lock: Lock) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(stack.enter_async_context(lock))
+
+
+async def enter_with_fail_after(stack: AsyncExitStack, lock: Lock) -> None:
+    with anyio.fail_after(5):
+        await stack.enter_async_context(lock)
+
+
+async def enter_with_timeout(stack: AsyncExitStack, lock: Lock) -> None:
+    async with asyncio.timeout(5):
+        await stack.enter_async_context(lock)
+
+
+@pytest.mark.parametrize(
+    ("enter", "is_told"),
+    [
+        (enter_in_a_task, False),
+        (enter_with_gather, False),
+        (enter_in_a_task_group, False),
+        (enter_with_fail_after, True),
+        (enter_with_timeout, True),
+    ],
+)
+async def test_z6_entered_elsewhere(
+    client: Client,
+    enter: Callable[[AsyncExitStack, Lock], Awaitable[None]],
+    is_told: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A loss that has nobody to be delivered to is warned of, and raised when the block is left."""
+    lock = client.lock("L", ttl=60)
+    went_on = False
+    with caplog.at_level(logging.WARNING, "aioetcd.concurrency"), pytest.raises(LockLostError):
+        async with AsyncExitStack() as stack:
+            await enter(stack, lock)
+            assert await queue(client, "L") == [lock.key]
+            await client.kv.delete(lock.key)
+            await lock.wait_lost()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            went_on = True
+    assert went_on is not is_told
+    assert ("nobody can be cancelled" in caplog.text) is not is_told
+    await check_is_as_before()
+
+
+async def test_z6_left_by_another_task(client: Client) -> None:
+    """The task that entered is cancelled, though another one leaves; nothing of it stays."""
+    session = client.session(ttl=60)
+    told = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def enter() -> int:
+        await session.__aenter__()
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            told.set()
+        await go_on.wait()
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    entering = asyncio.create_task(enter())
+    await eventually(lambda: session.expires_in > 0)
+    await client.lease.revoke(session.lease_id)
+    await told.wait()
+    with pytest.raises(LeaseLostError):
+        await session.__aexit__(None, None, None)
+    go_on.set()
+    assert await entering == 0
+
+
+async def test_lost_while_entering(client: Client) -> None:
+    """A loss between the grant and the body is raised by the entering."""
+    session = client.session(ttl=60)
+    entering = asyncio.create_task(session.__aenter__())
+    await eventually(lambda: len(client.lease.rules) == 1)
+    lose(client, session)
+    with pytest.raises(EtcdError):
+        async with asyncio.timeout(3):
+            await entering
+            await session.__aexit__(None, None, None)
+    assert session.is_lost
+    await client.lease.revoke(session.lease_id)

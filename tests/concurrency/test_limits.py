@@ -1,0 +1,241 @@
+"""How long leaving and giving up take, whatever the servers do; and what is said of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+
+import anyio
+import pytest
+
+from aioetcd import Client, DeadlineExceededError, EtcdError, LockTimeoutError, NoEndpointError
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.concurrency.locks import queue, wait_for_queue
+from tests.lease.faults import eventually
+
+# Z9: everything at once, with the server paused.
+
+INTERRUPTED = """
+import asyncio, sys
+from aioetcd import Client
+
+async def hold(client, number):
+    async with client.lock(f"a/{number}", ttl=60), client.session(ttl=60):
+        async with client.lock(f"b/{number}", ttl=60):
+            await asyncio.sleep(60)
+
+async def main():
+    async with Client(sys.argv[1]) as client:
+        async with client.session(ttl=60), client.lock("c", ttl=60), client.session(ttl=60):
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(4):
+                    tasks.create_task(hold(client, number))
+                while client.stats().leases < 15:
+                    await asyncio.sleep(0.01)
+                print("held", flush=True)
+                await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_z9_interrupted_with_the_server_paused(own_server: EtcdServer) -> None:
+    """Ctrl-C leaves fifteen locks and sessions side by side: within 5 s, with a word of each."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import logging; logging.basicConfig()\n" + INTERRUPTED,
+        own_server.endpoint,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            assert await process.stdout.readline() == b"held\n"
+        await own_server.pause()
+        began = monotonic()
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(15):
+            _, told = await process.communicate()
+        assert monotonic() - began < 5
+    finally:
+        await own_server.resume()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert b"KeyboardInterrupt" in told
+    assert told.count(b"could not be revoked") == 15
+    assert b"Task was destroyed" not in told
+
+
+async def test_several_are_left_side_by_side(
+    server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Blocks that one task leaves one after the other, cut off, wait as long as one, or so."""
+    async with (
+        FaultProxy(server.endpoint) as proxy,
+        Client(server.endpoint) as oracle,
+        Client(proxy.endpoint, timeout=4) as client,
+    ):
+        async with (
+            client.session(ttl=60) as first,
+            client.session(ttl=60) as second,
+            client.session(ttl=60) as third,
+        ):
+            proxy.blackhole()
+            began = monotonic()
+        took = monotonic() - began
+        assert took < 2.0 + 2 * 0.2 + 0.5
+        held = (await oracle.lease.leases()).ids
+        assert set(held) == {first.lease_id, second.lease_id, third.lease_id}
+        await proxy.heal()
+
+        async def are_revoked() -> bool:
+            return (await oracle.lease.leases()).ids == ()
+
+        # By those who went on without the leaver.
+        await eventually(are_revoked, within=4.0)
+    assert "could not be revoked" not in caplog.text
+
+
+# Z18: limits of time.
+
+
+@asynccontextmanager
+async def two_clients(
+    server: EtcdServer, *, timeout: float = 10.0
+) -> AsyncIterator[tuple[FaultProxy, Client, Client]]:
+    """A client behind a proxy, and one beside it."""
+    async with (
+        FaultProxy(server.endpoint) as proxy,
+        Client(server.endpoint) as oracle,
+        Client(proxy.endpoint, timeout=timeout) as client,
+    ):
+        await client.kv.get("connect")
+        yield proxy, client, oracle
+
+
+def refuse(proxy: FaultProxy) -> None:
+    proxy.refuse()
+    proxy.cut()
+
+
+def hang(proxy: FaultProxy) -> None:
+    proxy.hang()
+
+
+@pytest.mark.parametrize("fault", [refuse, hang])
+async def test_z18_a_locks_limit(server: EtcdServer, fault: Callable[[FaultProxy], None]) -> None:
+    """A lock's limit holds, though the servers are gone, and "not free" is not said of that."""
+    async with two_clients(server) as (proxy, client, oracle), oracle.lock("L", ttl=60):
+        began = monotonic()
+
+        async def wait() -> None:
+            async with client.lock("L", ttl=60, timeout=1):
+                pytest.fail("the lock was held")
+
+        waiting = asyncio.create_task(wait())
+        await wait_for_queue(oracle, 2, "L")
+        fault(proxy)
+        with pytest.raises(NoEndpointError) as caught:
+            await waiting
+        assert 1 <= monotonic() - began < 2 + 0.3
+        assert list(caught.value.reasons) == [proxy.endpoint]
+        await proxy.heal()
+        await eventually_alone(oracle)
+
+
+@pytest.mark.parametrize("fault", [refuse, hang])
+async def test_z18_somebody_elses_limit(
+    server: EtcdServer, fault: Callable[[FaultProxy], None]
+) -> None:
+    """A waiter that `asyncio.timeout` gives up on returns within a second after that."""
+    async with two_clients(server) as (proxy, client, oracle), oracle.lock("L", ttl=60):
+        began = monotonic()
+
+        async def wait() -> None:
+            async with asyncio.timeout(1), client.lock("L", ttl=60):
+                pytest.fail("the lock was held")
+
+        waiting = asyncio.create_task(wait())
+        await wait_for_queue(oracle, 2, "L")
+        fault(proxy)
+        with pytest.raises(TimeoutError) as caught:
+            await waiting
+        assert not isinstance(caught.value, EtcdError)
+        assert 1 <= monotonic() - began < 2 + 0.3
+        await proxy.heal()
+        await eventually_alone(oracle)
+
+
+async def eventually_alone(oracle: Client) -> None:
+    """Wait until the waiter's place in the queue is gone, though nobody waits for that."""
+
+    async def is_alone() -> bool:
+        return len(await queue(oracle, "L")) == 1 and len((await oracle.lease.leases()).ids) == 1
+
+    await eventually(is_alone)
+
+
+@pytest.mark.parametrize("fault", [refuse, hang])
+@pytest.mark.parametrize("what", ["session", "watch"])
+async def test_z18_other_limits(
+    server: EtcdServer, fault: Callable[[FaultProxy], None], what: str
+) -> None:
+    """Entering a session or a watch takes the client's limit and at most a second; it says why."""
+    async with two_clients(server, timeout=0.5) as (proxy, client, oracle):
+        fault(proxy)
+        if fault is refuse:  # else the grant may be on its way when the connection breaks
+            with pytest.raises(NoEndpointError):
+                await client.kv.get("k", timeout=0.2)
+        began = monotonic()
+        error = NoEndpointError if fault is refuse else DeadlineExceededError
+        with pytest.raises(error, match="refused" if fault is refuse else "within 0"):
+            async with client.session(ttl=60) if what == "session" else client.watch("k"):
+                pytest.fail("entered")
+        assert 0.5 <= monotonic() - began < 1.5 + 0.3
+        await proxy.heal()
+
+        async def is_tidy() -> bool:
+            return (await oracle.lease.leases()).ids == ()
+
+        await eventually(is_tidy)
+
+
+async def test_a_lock_that_is_held_names_its_holder(client: Client) -> None:
+    """Whoever waited in vain learns who has the lock: the first in the queue, not the last."""
+    async with client.lock("L", ttl=60, value="host-7") as lock, anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            async with client.lock("L", ttl=60, value="host-8"):
+                pytest.fail("the lock was held")
+
+        tasks.start_soon(wait)
+        await wait_for_queue(client, 2, "L")
+        with pytest.raises(LockTimeoutError) as caught:
+            await client.lock("L", timeout=0.2).acquire()
+        holder = caught.value.holder
+        assert holder is not None
+        assert (holder.key, holder.value) == (lock.key, b"host-7")
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_could_not_be_revoked_is_logged(
+    server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Closing gives what is still being revoked a second more; then each is named in the log."""
+    with caplog.at_level(logging.WARNING, "aioetcd.lease"):
+        async with FaultProxy(server.endpoint) as proxy, Client(server.endpoint) as oracle:
+            async with Client(proxy.endpoint) as client, client.session(ttl=60) as session:
+                proxy.blackhole()
+                began = monotonic()
+            assert monotonic() - began < 2.0 + 1.0 + 0.6
+            assert caplog.text.count("could not be revoked") == 1
+            assert f"{session.lease_id:x}" in caplog.text
+            await oracle.lease.revoke(session.lease_id)
