@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
-from typing import Any, Protocol
+from typing import Protocol
+
+_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 
 
 class _Inherited(Protocol):
@@ -13,9 +16,23 @@ class _Inherited(Protocol):
 
 
 _open: weakref.WeakSet[_Inherited] = weakref.WeakSet()
-# In a child: what the parent had open. gRPC would wait for its threads while it frees them.
-_kept: list[Any] = []
+_is_in_use = False
 _was_in_use = False
+
+
+def import_grpc() -> None:
+    """Load gRPC without its own handling of forks, unless the user asks for it.
+
+    That starts threads in each child, also in one that has nothing to do with gRPC, and what they
+    find there is half of a connection: every third child of a process with an open stream crashes.
+    """
+    if _FORK_SUPPORT in os.environ:
+        return
+    os.environ[_FORK_SUPPORT] = "0"
+    try:
+        import grpc  # noqa: F401
+    finally:
+        del os.environ[_FORK_SUPPORT]
 
 
 def opened(transport: _Inherited) -> None:
@@ -39,24 +56,21 @@ def closed(transport: _Inherited) -> None:
 
 
 def _before() -> None:
-    global _was_in_use  # noqa: PLW0603  # a fact about the process
+    global _is_in_use  # noqa: PLW0603  # a fact about the process
     # The thread of grpc.aio is also there while somebody holds a call or a channel of it.
-    _was_in_use = bool(_open) or any("_poll_wrapper" in t.name for t in threading.enumerate())
-
-
-def _after_in_parent() -> None:
-    global _was_in_use  # noqa: PLW0603
-    _was_in_use = False
+    _is_in_use = bool(_open) or any("_poll_wrapper" in t.name for t in threading.enumerate())
 
 
 def _after_in_child() -> None:
+    global _was_in_use  # noqa: PLW0603
+    _was_in_use = _was_in_use or _is_in_use  # its own children are no better off
     for transport in _open:
         transport.forked()
-        _kept.append(transport)
+        # gRPC would wait for its threads while it frees what the parent has: at the latest when
+        # this process ends, and then for ever.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(transport))
     _open.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-    )
+    os.register_at_fork(before=_before, after_in_child=_after_in_child)

@@ -1,38 +1,139 @@
-"""The one place that waits for the answer of a unary gRPC call."""
+"""The one place that waits for gRPC calls, and for what gRPC does after they are cancelled."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import grpc.aio
 
 
 class ChannelClosedError(Exception):
     """The call was cancelled here, but not by whoever waits for it: its channel closes."""
 
 
-async def answer(call: Any) -> Any:
-    """Wait for the answer to a call of grpc.aio, and cancel the call when we are cancelled.
+def _tell(over: asyncio.Future[bool], is_answered: bool) -> None:
+    if not over.done():
+        over.set_result(is_answered)
 
-    Waiting for the call itself would lose the message of the cancellation, and the mark by which
-    anyio knows its own.
 
-    Raises:
-        grpc.aio.AioRpcError: It failed.
-        ChannelClosedError: See there.
+def _status_came(over: asyncio.Future[bool], call: Any) -> None:
+    # In the midst of gRPC's task, which ends with it, but for a call that was cancelled here.
+    if not call.cancelled():
+        _tell(over, True)
+
+
+class Calls:
+    """The calls of one channel with which gRPC is not done.
+
+    grpc.aio tells that a call was cancelled before its core knows. What the core has to say of it
+    afterwards must find the event loop open, or it ends in a traceback.
     """
-    over = asyncio.get_running_loop().create_future()
 
-    def tell(_: object) -> None:
-        if not over.done():
-            over.set_result(None)
+    def __init__(self) -> None:
+        # By gRPC's own task, which ends when its core is done with the call.
+        self._unary: dict[asyncio.Task[Any], tuple[Any, asyncio.Future[bool]]] = {}
+        self._streams: dict[asyncio.Task[Any], Any] = {}
 
-    call.add_done_callback(tell)
-    try:
-        await over
-    except asyncio.CancelledError:
-        call.cancel()
-        raise
-    try:
-        return await call  # which is over, so this is no place to be cancelled at
-    except asyncio.CancelledError:
-        raise ChannelClosedError from None
+    def __len__(self) -> int:
+        """Give how many unary calls there are."""
+        return len(self._unary)
+
+    async def answer(self, call: Any) -> Any:
+        """Wait for the answer to a unary call, and cancel the call when we are cancelled.
+
+        Waiting for the call itself would lose the message of the cancellation, and the mark by
+        which anyio knows its own.
+
+        Raises:
+            grpc.aio.AioRpcError: It failed.
+            ChannelClosedError: See there.
+        """
+        over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        task = next(call.__await__())
+        self._unary[task] = call, over
+        call.add_done_callback(partial(_status_came, over))
+        # Not every end has a status: whoever cancels all tasks may cancel this one before it began.
+        task.add_done_callback(partial(self._done, over))
+        # No frame may keep the call when an exception passes: a traceback that somebody keeps would
+        # hold gRPC's thread.
+        try:
+            if not await over:
+                raise ChannelClosedError
+        except BaseException:
+            self._cancel(call)
+            del call
+            raise
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            failure: Exception = error.with_traceback(None)
+        except asyncio.CancelledError:
+            failure = ChannelClosedError()
+        del call
+        try:
+            raise failure
+        finally:
+            del failure
+
+    def _done(self, over: asyncio.Future[bool], task: asyncio.Task[Any]) -> None:
+        del self._unary[task]
+        if over.cancelled() and not task.cancelled():
+            task.exception()  # which nobody will ask for any more
+        _tell(over, True)
+
+    @staticmethod
+    def _cancel(call: Any) -> None:
+        # The public one would also cancel the task that waits for the core.
+        call._cancel("the client has cancelled it")
+
+    def stream(self, begin: Callable[[], Any]) -> Any:
+        """Begin a stream, and give its call.
+
+        Args:
+            begin: Makes the call.
+        """
+        loop = asyncio.get_running_loop()
+        before: set[asyncio.Task[Any]] = set()
+        # The first step of gRPC's task, which runs between these two, makes another one: that waits
+        # for the core to end the call, and nothing else tells of it.
+        loop.call_soon(lambda: before.update(asyncio.all_tasks(loop)))
+        call = begin()
+        loop.call_soon(self._begun, call, before, loop)
+        return call
+
+    def _begun(
+        self, call: Any, before: set[asyncio.Task[Any]], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        for task in asyncio.all_tasks(loop) - before:
+            self._streams[task] = call
+            task.add_done_callback(self._streams.pop)
+
+    def close(self) -> None:
+        """End all unary calls; whoever waits for one is told at once."""
+        for call, over in list(self._unary.values()):
+            self._cancel(call)
+            _tell(over, False)
+
+    async def wait_done(self, seconds: float) -> None:
+        """Wait until gRPC is done with all calls, which were cancelled."""
+        if tasks := {*self._unary, *self._streams}:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    def abandon(self) -> None:
+        """Have nothing reach gRPC any more, whoever cancels what: it has no threads here."""
+        for task in (*self._unary, *self._streams):
+            asyncio._unregister_task(task)
+        for call in (*(call for call, _ in self._unary.values()), *self._streams.values()):
+            call._cancel = _nothing
+            call.write = _write_nothing
+
+
+def _nothing(_: str) -> bool:
+    return False
+
+
+async def _write_nothing(_: object) -> None:
+    raise asyncio.InvalidStateError("this process was forked with the stream open")

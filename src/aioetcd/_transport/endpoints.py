@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -19,7 +19,7 @@ import grpc.aio
 
 from aioetcd._proto import health_pb2, health_pb2_grpc
 from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.call import ChannelClosedError, answer
+from aioetcd._transport.call import Calls, ChannelClosedError
 from aioetcd._transport.failures import status_of
 from aioetcd._transport.methods import Bidi, Unary
 from aioetcd._transport.supervisor import Supervisor
@@ -32,6 +32,8 @@ logger = logging.getLogger("aioetcd.transport")
 CONNECT_TIMEOUT = 3.0
 # The next endpoint is tried when the one before has not answered for so long.
 HEAD_START = 0.3
+# So long gRPC may take to be done with calls that were cancelled: it asks nobody.
+_DONE = 1.0
 
 
 class Connection:
@@ -40,13 +42,16 @@ class Connection:
     Attributes:
         endpoint: Where it leads.
         reason: Why it failed when it was tried last; None where it never was, or answered.
+        calls: Those with which gRPC is not done.
     """
 
     def __init__(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]]) -> None:
         self.endpoint = endpoint
         self.reason: str | None = None
+        self.calls = Calls()
         self._options = options
         self._channel: grpc.aio.Channel | None = None
+        self._is_closed = False
         self._stubs: dict[type, Any] = {}
         self._calls: dict[Unary[Any, Any], Any] = {}
 
@@ -57,12 +62,13 @@ class Connection:
             found = self._calls[method] = getattr(self._stub(method.stub), method.name)
         return found
 
-    def bidi(self, method: Bidi[Any, Any]) -> Any:
-        """Give the multi-callable of a stream, whose answers are bytes."""
-        return self._open().stream_stream(
+    def bidi(self, method: Bidi[Any, Any], metadata: Sequence[tuple[str, str]]) -> Any:
+        """Begin a stream, whose answers are bytes."""
+        begin: Callable[..., Any] = self._open().stream_stream(
             f"/{method.service}/{method.name}",
             request_serializer=method.request.SerializeToString,
         )
+        return self.calls.stream(lambda: begin(metadata=metadata))
 
     def _stub(self, stub: type) -> Any:
         found = self._stubs.get(stub)
@@ -71,6 +77,8 @@ class Connection:
         return found
 
     def _open(self) -> grpc.aio.Channel:
+        if self._is_closed:
+            raise ClientClosedError("the client is closed")
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self.endpoint.target, options=self._options)
         return self._channel
@@ -79,7 +87,7 @@ class Connection:
         """Ask for its health: any answer but a failure of the connection will do."""
         check = self._stub(health_pb2_grpc.HealthStub).Check
         try:
-            await answer(check(health_pb2.HealthCheckRequest(), timeout=CONNECT_TIMEOUT))
+            await self.calls.answer(check(health_pb2.HealthCheckRequest(), timeout=CONNECT_TIMEOUT))
         except ChannelClosedError:
             self.reason = "the client closes"
             return False
@@ -104,11 +112,13 @@ class Connection:
 
         Nothing holds it afterwards: gRPC's thread ends with the last one that does.
         """
+        self._is_closed = True
         channel, self._channel = self._channel, None
         self._stubs.clear()
         self._calls.clear()
         if channel is not None:
             await channel.close()
+        await self.calls.wait_done(_DONE)
 
 
 class Endpoints:

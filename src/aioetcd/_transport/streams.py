@@ -152,7 +152,7 @@ class SharedStream(Generic[Request, Response]):
             except ClientClosedError:
                 return  # the rules were told already
             self.connection = connection
-            call = connection.bidi(self._method)(metadata=self._metadata)
+            call = connection.bidi(self._method, self._metadata)
             name = connection.endpoint.name
             self._rules.opened(name, monotonic())
             failure = None
@@ -211,7 +211,7 @@ class SharedStream(Generic[Request, Response]):
                     self._time_wake.set()
                 del answer, response  # they may be large, and this frame may live for long
         except grpc.aio.AioRpcError as error:
-            return error
+            return error.with_traceback(None)  # whose frames hold the call, and gRPC's thread
         except asyncio.CancelledError:
             await checkpoint_if_cancelled()
             raise

@@ -33,6 +33,8 @@ _MOMENT = 0.2
 # So long is left to whatever tidies up when it is cancelled (the loop ends), or the client closes.
 _LAST = 1.0
 
+AS_ALL = ", as all tasks are when the event loop ends"
+
 
 @types.coroutine
 def _pause() -> Generator[None, None, None]:
@@ -77,9 +79,15 @@ class Tidying:
                 if not started:
                     started = True
                     await _pause()
-                await self._job(max(left, 0.001))
+                async with asyncio.timeout(
+                    left + _MOMENT
+                ):  # a job that keeps to its time is not cut
+                    await self._job(max(left, 0.001))
             except EtcdError as error:
                 why = str(error)
+                break
+            except TimeoutError:
+                why = "there was no answer in time"
                 break
             except asyncio.CancelledError:
                 why = "it was cancelled before there was an answer"
@@ -107,6 +115,7 @@ class Supervisor:
         self._stopped: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._tidying: dict[asyncio.Task[None], Tidying] = {}
         self._ended = False
+        self._is_inherited = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the host task in `loop`.
@@ -114,9 +123,17 @@ class Supervisor:
         It does nothing but to be there: whoever cancels all tasks, cancels it.
         """
         self._loop = loop
-        self._host = loop.create_task(_for_ever(), name="aioetcd supervisor")
+        self._host = self._start(_for_ever(), "aioetcd supervisor")
         # A task that is cancelled before its first step never comes to a `finally` of its own.
         self._host.add_done_callback(self._task_ended)
+
+    def _start(self, job: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        loop = self._loop or asyncio.get_running_loop()
+        task = loop.create_task(job, name=name)
+        # A loop that is closed without a word to its tasks would have one for each of them, on
+        # stderr, beside the warning that the client was not closed.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        return task
 
     def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
         """Run `job` until it ends or the host does.
@@ -126,7 +143,7 @@ class Supervisor:
         """
         if self._loop is None or self._ended:
             raise ClientClosedError("the client is closed")
-        task = self._loop.create_task(job(), name=name)
+        task = self._start(job(), name)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
         return task
@@ -137,14 +154,13 @@ class Supervisor:
         task.cancel()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if self._is_inherited:
+            return
         self._tasks.discard(task)
         if task.cancelled() and task in self._stopped:
             return
         if task.cancelled():
-            self.end(
-                f"its task {task.get_name()!r} was cancelled, as all tasks are when the event loop "
-                "ends"
-            )
+            self.end(f"its task {task.get_name()!r} was cancelled{AS_ALL}")
         elif (error := task.exception()) is not None:  # a bug of ours, or what ends the process
             logger.error("the task %r failed; the client closes", task.get_name(), exc_info=error)
             self.end(f"its task {task.get_name()!r} failed: {error!r}", error)
@@ -154,12 +170,22 @@ class Supervisor:
         if self._ended:
             return
         self._ended = True
-        self._on_end(why, cause)
-        for task in self._background():
-            task.cancel()
+        try:
+            self._on_end(why, cause)
+        finally:
+            for task in self._background():
+                task.cancel()
+
+    def abandon(self) -> None:
+        """This is a forked child: have nobody who ends the copy of our loop wait for our tasks."""
+        self._is_inherited = True
+        for task in asyncio.all_tasks(self._loop):
+            if task.get_name().startswith("aioetcd"):  # also those of the task groups in ours
+                asyncio._unregister_task(task)
 
     def _background(self) -> set[asyncio.Task[None]]:
-        return self._tasks if self._host is None else {self._host, *self._tasks}
+        tasks = self._tasks if self._host is None else {self._host, *self._tasks}
+        return {task for task in tasks if not task.done()}
 
     def tidy(
         self,
@@ -170,18 +196,19 @@ class Supervisor:
         give_up: Callable[[str], None],
     ) -> asyncio.Task[None]:
         """Start something that is to be done to its end; see `Tidying`."""
-        assert self._loop is not None  # there is nothing to tidy up before the first use
         tidying = Tidying(job, seconds, give_up)
         run = tidying.run()
         # Up to its pause: where it is cancelled before its first step, it is in its `try`.
         run.send(None)
-        task = self._loop.create_task(run, name=name)
+        task = self._start(run, name)
         self._tidying[task] = tidying
         task.add_done_callback(self._tidied)
         return task
 
     def _tidied(self, task: asyncio.Task[None]) -> None:
         del self._tidying[task]
+        if task.cancelled():  # in its very last step, by a log handler
+            return
         if (error := task.exception()) is not None:  # a bug of ours, or what ends the process
             logger.error("the task %r failed", task.get_name(), exc_info=error)
 
@@ -199,8 +226,11 @@ class Supervisor:
 
     async def aclose(self) -> None:
         """Wait until all tasks are gone, after `end`. What tidies up has a second at the most."""
-        if tasks := self._background():
-            await asyncio.wait(tasks)
+        deadline = monotonic() + _LAST
+        while (tasks := self._background()) and monotonic() < deadline:
+            _, left = await asyncio.wait(tasks, timeout=_MOMENT)
+            for task in left:  # what runs there is not all ours, and may lose a cancellation
+                task.cancel()
         own = asyncio.current_task()
         for each in self._tidying.values():
             each.hurry()

@@ -17,11 +17,11 @@ import grpc.aio
 
 from aioetcd._transport import _fork
 from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.call import ChannelClosedError, answer
+from aioetcd._transport.call import ChannelClosedError
 from aioetcd._transport.endpoints import CONNECT_TIMEOUT, Connection, Endpoints
 from aioetcd._transport.failures import error_from_status, rule_for, status_of
 from aioetcd._transport.methods import Request, Response, Unary
-from aioetcd._transport.supervisor import Supervisor
+from aioetcd._transport.supervisor import AS_ALL, Supervisor
 from aioetcd.config import DEFAULT, Default, Endpoint
 from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
 from aioetcd.ranges import check_seconds
@@ -101,7 +101,6 @@ class Transport:
             keepalive_timeout=keepalive_timeout,
         )
         self._closers: list[Callable[[EtcdError], None]] = []
-        self._in_flight: set[Any] = set()
 
     def check_usable(self) -> None:
         """Start with the first use; refuse a closed client and another event loop.
@@ -131,9 +130,9 @@ class Transport:
 
     def _closed_error(self, *, maybe_applied: bool = False) -> ClientClosedError:
         """Make an error of its own for each call, with the reason for the closing behind it."""
-        assert self._closed is not None
-        error = ClientClosedError(str(self._closed), maybe_applied=maybe_applied)
-        error.__cause__ = self._closed.__cause__
+        closed = self._closed or ClientClosedError("the client is closed")
+        error = ClientClosedError(str(closed), maybe_applied=maybe_applied)
+        error.__cause__ = closed.__cause__
         return error
 
     async def unary(
@@ -174,20 +173,22 @@ class Transport:
             if connection is None:
                 connection = await self._connect(deadline, uncertain, failure)
             left = None if deadline is None else deadline - monotonic()
-            call = connection.unary(method)(request, timeout=left)
-            self._in_flight.add(call)
             try:
-                return await answer(call)  # type: ignore[no-any-return]
+                # No name for the call: a traceback that somebody keeps would hold gRPC's thread.
+                response: Response = await connection.calls.answer(
+                    connection.unary(method)(request, timeout=left)
+                )
             except grpc.aio.AioRpcError as error:
                 rpc_error = error
             except ChannelClosedError:
+                # If it was not us, somebody has cancelled gRPC's own task.
+                self.supervisor.end("gRPC's task for a call was cancelled" + AS_ALL)
                 closed = self._closed_error(maybe_applied=uncertain or method.is_write)
                 raise closed from closed.__cause__
-            finally:
-                self._in_flight.discard(call)
-                del call  # or a traceback that somebody keeps holds gRPC's thread
+            else:
+                return response
             code, details = status_of(rpc_error)
-            rule = rule_for(code, details)
+            rule = rule_for(code, details, request_size=request.ByteSize())
             left = None if deadline is None else deadline - monotonic()
             timed_out = code == "DEADLINE_EXCEEDED" and left is not None and left <= 0.01
             failure = error_from_status(
@@ -244,6 +245,8 @@ class Transport:
             EtcdError: By cause.
         """
         deadline = monotonic() + timeout
+        if self._is_inherited:  # what there is to tidy up is the parent's
+            raise self._closed_error()
         if self._closed is None:
             with contextlib.suppress(ClientClosedError):
                 return await self.unary(method, request, timeout)
@@ -254,45 +257,62 @@ class Transport:
             await apart.aclose()
 
     def forked(self) -> None:
-        """This is the child of a process that was forked while the client was open."""
+        """This is the child of a process that was forked while the client was open.
+
+        Nobody is told: whoever waits, waits in a copy of the parent's event loop.
+        """
+        self.supervisor.abandon()
+        for connection in self.endpoints:
+            connection.calls.abandon()
         self._is_inherited = True
-        self._end("it was opened by the parent process: open one in this process")
+        self._refuse("it was opened by the parent process: open one in this process")
 
     def forgotten(self) -> None:
         """Nobody holds the client any more: close it, and say so if nobody did."""
-        if self._loop is None or self._closing is not None or self._is_inherited:
-            return
-        warnings.warn(
-            "a client was not closed: use it as `async with`", ResourceWarning, stacklevel=3
-        )
-        if not self._loop.is_closed():  # this may be another thread
-            self._loop.call_soon_threadsafe(self._close, "nobody held it any more")
+        why = "nobody held it any more"
+        if self._loop is None:  # whoever kept one of its services would open what nobody can close
+            self._refuse(why)
+        elif self._closing is None and not self._is_inherited:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, at the latest just now
+                self._loop.call_soon_threadsafe(self._close, why)  # this may be another thread
+            warnings.warn(
+                "a client was not closed: use it as `async with`", ResourceWarning, stacklevel=3
+            )
 
     def on_close(self, closer: Callable[[EtcdError], None]) -> None:
         """Have `closer` called with the error to tell when the client closes."""
         self._closers.append(closer)
 
-    def _end(self, why: str, cause: BaseException | None = None) -> None:
-        """Tell everybody that there is nobody to wait for any more."""
+    def _refuse(self, why: str, cause: BaseException | None = None) -> bool:
+        """Take no more calls; False if it was so before."""
         if self._closed is not None:
-            return
+            return False
         self._closed = ClientClosedError(
             f"the client is closed: {why}" if why else "the client is closed"
         )
         self._closed.__cause__ = cause
-        self.endpoints.close()
-        for closer in self._closers:
-            closer(self._closed_error())
-        for call in list(self._in_flight):
-            call.cancel()
+        return True
+
+    def _end(self, why: str, cause: BaseException | None = None) -> None:
+        """Tell everybody that there is nobody to wait for any more."""
+        if not self._refuse(why, cause):
+            return
+        # Last in, first out; and whatever one of them raises, the others are told.
+        with contextlib.ExitStack() as everybody:
+            for connection in self.endpoints:
+                everybody.callback(connection.calls.close)
+            for closer in reversed(self._closers):
+                everybody.callback(closer, self._closed_error())
+            everybody.callback(self.endpoints.close)
 
     async def aclose(self) -> None:
         """End everything that is open with `ClientClosedError`, then close the connections.
 
         To be cancelled ends only the waiting for it.
         """
-        if self._loop is None or self._is_inherited:
-            self._end("")
+        if self._loop is None or self._is_inherited or self._loop.is_closed():
+            self._refuse("")
+            self._loop = None  # there is nobody to tell, and nothing to warn of
             return
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("this client belongs to another event loop: close it there")
@@ -301,14 +321,18 @@ class Transport:
             await asyncio.wait({closing})
 
     def _close(self, why: str) -> asyncio.Task[None]:
-        self.supervisor.end(why)
-        if self._closing is None:
-            self._closing = self.supervisor.tidy(
-                self._disconnect, "aioetcd closing", seconds=_CLOSING, give_up=_not_closed
-            )
+        try:
+            self.supervisor.end(why)
+        finally:
+            if self._closing is None:
+                self._closing = self.supervisor.tidy(
+                    self._disconnect, "aioetcd closing", seconds=_CLOSING, give_up=_not_closed
+                )
         return self._closing
 
     async def _disconnect(self, seconds: float) -> None:
         await self.supervisor.aclose()
+        if self._is_inherited:
+            return
         await self.endpoints.aclose()
         _fork.closed(self)
