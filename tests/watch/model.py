@@ -13,6 +13,8 @@ from aioetcd.watch import _rules, _state
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
 
 KEYS = (b"a", b"b", b"c")
+# A watch of it has the server end the whole stream for good.
+POISON = b"poison"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class ServerStream:
         watchers: Those there are, by their ids.
         created: All that ever were.
         refused: The ids that were asked for by those it refused.
+        is_poisoned: It ends the stream for good, and does nothing more.
     """
 
     store: Store
@@ -124,6 +127,7 @@ class ServerStream:
     watchers: dict[int, Watcher] = field(default_factory=dict)
     created: dict[int, Watcher] = field(default_factory=dict)
     refused: list[int] = field(default_factory=list)
+    is_poisoned: bool = False
     _control: list[rpc_pb2.WatchResponse] = field(default_factory=list)
     _data: deque[list[rpc_pb2.WatchResponse]] = field(default_factory=deque)
     _announced: set[int] = field(default_factory=set)
@@ -149,7 +153,7 @@ class ServerStream:
 
     def serve(self, *, late_writes: int = 0) -> bool:
         """Handle one request; False where there is none."""
-        if not self.requests:
+        if not self.requests or self.is_poisoned:
             return False
         request = self.requests.popleft()
         match request.WhichOneof("request_union"):
@@ -165,8 +169,12 @@ class ServerStream:
         return True
 
     def _create(self, create: rpc_pb2.WatchCreateRequest, late_writes: int) -> None:
-        if self.refuse_next:
-            self.refuse_next = False
+        if create.key == POISON:
+            self.is_poisoned = True
+            return
+        is_empty = create.range_end not in (b"", b"\0") and create.key >= create.range_end
+        if is_empty or self.refuse_next:
+            self.refuse_next &= is_empty
             self.refused.append(create.watch_id)
             refusal_id = create.watch_id if self.refusal_id is None else self.refusal_id
             self._control.append(
@@ -312,6 +320,8 @@ class Followed:
         self.last_of_batch = 0
         # Bytes in answers with its events; in batches that it took; and at least in those events.
         self.bytes_received = self.bytes_taken = self.bytes_needed = 0
+        # Whether the stream ended for good while it was being created, and nothing answered since.
+        self.is_suspect = False
         # The types of what it may end with (besides a compaction), and what it did end with.
         self.ends: set[type] = set()
         self.end: tuple[EtcdError | None, int] | None = None
@@ -334,7 +344,8 @@ class Followed:
     def creation_answered(self, watcher: Watcher, revision: int) -> None:
         if self.created_at is None:
             self.created_at = revision
-            self.first = watcher.first
+            if self.start is None:
+                self.first = watcher.first
 
     def expected(self, last: int) -> list[tuple[int, int, bytes]]:
         return [] if self.first is None else self.store.events(self.wanted, self.first, last)

@@ -8,8 +8,18 @@ from typing import Any
 import anyio
 import pytest
 
-from aioetcd import Batch, Client, Event, EventType, KeyValue, Op, UnsupportedByServerError
+from aioetcd import (
+    Batch,
+    Client,
+    ClientClosedError,
+    Event,
+    EventType,
+    KeyValue,
+    Op,
+    UnsupportedByServerError,
+)
 from aioetcd.testing import EtcdServer, FaultProxy
+from aioetcd.watch import Watcher
 from tests.watch.following import (
     STREAMS,
     WATCHERS,
@@ -490,3 +500,22 @@ async def test_without_require_leader_it_is_another_stream(
         await put_all(client, "k")
         for watch in (first, second, third):
             assert len(await take(watch, 1)) == 1
+
+
+async def test_watchers_of_one_client_are_independent(client: Client, server: EtcdServer) -> None:
+    """A second one has a stream of its own, which ends with its watches, or with the client."""
+    async with client.watch("k") as first:
+        watcher = Watcher(client._transport)
+        watch = watcher("k")
+        async with watch:
+            metrics = await server.metrics()
+            assert (metrics[WATCHERS], metrics[STREAMS]) == (2, 2)
+            last = await put_all(client, "k")
+            for each in (first, watch):
+                assert revisions(await take(each, 1)) == [last]
+        await until_metric(server, STREAMS, 1)
+        async with watcher("k") as watch:
+            await client.aclose()
+            for each in (first, watch):
+                with pytest.raises(ClientClosedError):
+                    await take(each, 1)

@@ -22,7 +22,7 @@ from aioetcd.watch import _rules, _state
 from aioetcd.watch._rules import Suspicion, WatchRules
 from aioetcd.watch._state import Phase
 from tests.answers import received
-from tests.watch.model import KEYS, Followed, ServerStream, Store, Version, size_of
+from tests.watch.model import KEYS, POISON, Followed, ServerStream, Store, Version, size_of
 
 EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "1000"))
 
@@ -73,8 +73,11 @@ class World:
 
     def do_replace(self, a: int, b: int) -> None:
         """Restore a backup, or lead to another cluster: who watched must hear of it."""
+        for followed in self.live:
+            if followed.wanted.key == POISON:  # which is another story
+                self.cancel(followed)
         if not self.live:
-            self.do_add(a, 1)
+            self.do_add(a % 4, 1)
         live = self.live
         for followed in live:
             self.take_all(followed)
@@ -85,8 +88,9 @@ class World:
             must = may = self.shown > 0
         else:
             self.store = self.store.restored(max(1, self.store.revision - b % 8))
-            must = max(followed.position for followed in live) > self.store.revision
             may = self.shown > self.store.revision
+            # The bookmark of a watch that starts beyond the store is beyond it, too.
+            must = may and max(followed.position for followed in live) > self.store.revision
         self.do_open(a, 0)
         while self.exchange(b):
             self.check()
@@ -126,17 +130,25 @@ class World:
             self.rules.lost(UnavailableError("cut"), final=False, now=self.now)
 
     def do_final(self, a: int, b: int) -> None:
-        """End the stream in a way that would end the next one too."""
+        """End the stream in a way that would end the next one too, if the same were said there."""
         if self.stream is None:
             return
         live = self.live
         creating = [followed for followed in live if followed.state.phase is Phase.CREATING]
-        hit = live if self.refused_before or not creating else creating
-        for followed in hit:
+        self.stream = None
+        self.rules.lost(EtcdError("refused"), final=True, now=self.now)
+        ended = [followed for followed in live if not followed.live]
+        if self.refused_before:
+            assert ended == live, "the RPC is refused whatever is asked for: all are to hear of it"
+        elif ended:
+            assert ended == creating, "it was not alone in being created"
+            assert len(ended) == 1, "several ended for what one did"
+            assert ended[0].is_suspect, "it was not tried alone before"
+        for followed in ended:
             followed.ends.add(EtcdError)
-        self.stream, self.refused_before = None, True
-        self.rules.lost(EtcdError("no such RPC"), final=True, now=self.now)
-        assert [followed for followed in live if not followed.live] == hit
+        for followed in creating:
+            followed.is_suspect = True
+        self.refused_before = True
 
     def do_idle(self, a: int, b: int) -> None:
         """Take down a stream that nobody wants any more, which is no loss."""
@@ -158,9 +170,14 @@ class World:
         if request.WhichOneof("request_union") == "create_request":
             watch_id = request.create_request.watch_id
             creating = [f for f in self.followed if f.state.phase is Phase.CREATING]
-            (followed,) = (f for f in creating if f.state.watch_id == watch_id)
-            self.by_id[watch_id] = followed
-            followed.creation_sent()
+            if self.refused_before:
+                assert not creating, "more than a probe, though the RPC may be refused"
+            else:
+                (followed,) = (f for f in creating if f.state.watch_id == watch_id)
+                self.by_id[watch_id] = followed
+                followed.creation_sent()
+                suspects = [f for f in creating if f.is_suspect]
+                assert not suspects or len(creating) == 1, "a suspect that is not alone"
         self.stream.requests.append(request)
         return True
 
@@ -168,6 +185,8 @@ class World:
         if self.stream is not None:
             for _ in range(1 + a % 6):
                 self.stream.serve(late_writes=b % 4)
+            if self.stream.is_poisoned:
+                self.do_final(0, 0)
 
     def do_refuse(self, a: int, b: int) -> None:
         if self.stream is not None:
@@ -195,7 +214,8 @@ class World:
         # Over the wire and back, as it really comes.
         response = rpc_pb2.WatchResponse.FromString(response.SerializeToString())
         for watch_id in self.stream.refused:
-            self.by_id[watch_id].ends.add(PermissionDeniedError)
+            if watch_id in self.by_id:  # not a probe
+                self.by_id[watch_id].ends.add(PermissionDeniedError)
         watcher = self.stream.created.get(response.watch_id)
         if watcher is not None:
             followed = self.by_id[watcher.asked_id]
@@ -203,6 +223,7 @@ class World:
             followed.bytes_received += response.ByteSize() + overhead
             if response.created and not response.canceled:
                 followed.creation_answered(watcher, response.header.revision)
+                followed.is_suspect = False
         self.shown = max(self.shown, response.header.revision)
         self.refused_before = False
         received(self.rules, response, self.now)
@@ -225,7 +246,9 @@ class World:
         elif self.rules.suspicion is not None:
             self.read = self.rules.suspicion, self.store.revision
         elif self.rules.wants_version and self.stream is not None:
-            self.rules.checked_version(trusted=self.stream.version is not Version.OLD)
+            self.rules.checked_version(
+                self.stream.revision, trusted=self.stream.version is not Version.OLD
+            )
         else:
             self.asked = False
 
@@ -236,7 +259,7 @@ class World:
         return live[a % len(live)] if live else None
 
     def do_add(self, a: int, b: int) -> None:
-        key = (None, *KEYS)[a % 4]
+        key = POISON if a % 16 == 15 else (None, *KEYS)[a % 4]
         start = None if b % 3 == 0 else max(1, self.store.revision - 3 + b % 8)
         filters = ((), (), (0,), (1,))[(a + b) % 4]
         followed = Followed(self.store, key, start, filters)
@@ -245,13 +268,17 @@ class World:
 
     def do_cancel(self, a: int, b: int) -> None:
         if followed := self._pick(a):
-            followed.ends.add(type(None))
-            self.rules.cancel(followed.state)
-            assert self.rules.take(followed.state) == (None, False)
+            self.cancel(followed)
+
+    def cancel(self, followed: Followed) -> None:
+        followed.ends.add(type(None))
+        self.rules.cancel(followed.state)
+        assert self.rules.take(followed.state) == (None, False)
 
     def do_ask_progress(self, a: int, b: int) -> None:
         if followed := self._pick(a):
-            self.rules.ask_progress(followed.state)
+            revision = 0 if self.stream is None else self.stream.revision
+            self.rules.ask_progress(followed.state, revision)
 
     def do_take(self, a: int, b: int) -> None:
         full = [f for f in self.followed if f.state.inbox]
@@ -292,6 +319,9 @@ class World:
             busy |= self.stream.requests[-1].WhichOneof("request_union") != "progress_request"
         while self.stream is not None and self.stream.serve():
             pass
+        if self.stream is not None and self.stream.is_poisoned:
+            self.do_final(0, 0)
+            return True
         while self.receive(choice):
             busy = True
         self.do_answer(0, 0)
@@ -299,13 +329,14 @@ class World:
 
     def settle(self, choice: int) -> None:
         """Let everything arrive that is to arrive."""
-        self.do_open(0, choice)
-        assert self.stream is not None
-        self.stream.lag = 0
-        while any((followed.start or 0) > self.store.revision for followed in self.live):
+        # Or the store stays behind what some wait for.
+        while choice & 16 and any((f.start or 0) > self.store.revision for f in self.live):
             self.do_write(4, 1)
         quiet = 0
         for _ in range(500):
+            self.do_open(0, choice)
+            assert self.stream is not None
+            self.stream.lag = 0
             self.now += 0.1
             for followed in self.followed:
                 self.take_all(followed)
@@ -328,10 +359,11 @@ class World:
             self.take_all(followed)
             if followed.live:
                 assert state.phase is Phase.OPEN, "a watch that nobody ended is open in the end"
+                assert followed.wanted.key != POISON, "it never hears why it is not created"
                 assert followed.taken == followed.expected(self.store.revision)
                 assert known.pop(followed) == state.watch_id
-                tells = stream.tells_progress and stream.version is not Version.OLD
-                assert not (tells and state.progress_asked), "progress is told in the end"
+                if stream.version is not Version.OLD and not stream.is_proxy:
+                    assert state not in self.rules._asking, "progress is told in the end"
                 continue
             assert followed.taken == followed.expected(followed.bookmark)
             if isinstance(state.error, CompactedError):

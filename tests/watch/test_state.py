@@ -9,7 +9,6 @@ from aioetcd.errors import (
     ClientClosedError,
     ClusterMismatchError,
     CompactedError,
-    EtcdError,
     InvalidRequestError,
     PermissionDeniedError,
     UnavailableError,
@@ -18,60 +17,7 @@ from aioetcd.watch import _state
 from aioetcd.watch._rules import PROGRESS_INTERVAL, Suspicion, WatchRules
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
 from tests.answers import received
-from tests.watch.model import message
-
-
-def opened(*starts: int | None) -> tuple[WatchRules, list[WatchState]]:
-    """Make rules with a stream that lets us choose the ids, and a watch being created a start."""
-    rules = WatchRules(lambda: None)
-    states = [WatchState(WatchSpec(b"k"), start, lambda: None) for start in starts]
-    for state in states:
-        rules.add(state)
-    rules.opened("here", 0)
-    rules._own_ids = True  # as the answer to an earlier creation would have shown
-    while rules.next_request(0) is not None:
-        pass
-    return rules, states
-
-
-def sent(rules: WatchRules) -> list[rpc_pb2.WatchRequest]:
-    """Give all that is to be sent."""
-    requests = []
-    while (request := rules.next_request(0)) is not None:
-        requests.append(request)
-    return requests
-
-
-def header(revision: int, cluster_id: int = 7) -> rpc_pb2.ResponseHeader:
-    return rpc_pb2.ResponseHeader(cluster_id=cluster_id, revision=revision)
-
-
-def created(state: WatchState, revision: int = 10) -> rpc_pb2.WatchResponse:
-    return rpc_pb2.WatchResponse(header=header(revision), watch_id=state.watch_id, created=True)
-
-
-def refused(watch_id: int, reason: str = "etcdserver: permission denied") -> rpc_pb2.WatchResponse:
-    return rpc_pb2.WatchResponse(
-        header=header(10), watch_id=watch_id, created=True, canceled=True, cancel_reason=reason
-    )
-
-
-def events(
-    state: WatchState, *revisions: int, fragment: bool = False, header_revision: int = 50
-) -> rpc_pb2.WatchResponse:
-    return rpc_pb2.WatchResponse(
-        header=header(header_revision),
-        watch_id=state.watch_id,
-        events=[message(0, b"k", revision) for revision in revisions],
-        fragment=fragment,
-    )
-
-
-def taken(rules: WatchRules, state: WatchState) -> list[int]:
-    revisions = []
-    while (batch := rules.take(state)[0]) is not None:
-        revisions += [event.kv.mod_revision for event in batch.events]
-    return revisions
+from tests.watch.scripted import created, events, header, opened, refused, sent, taken
 
 
 def test_ids_are_ours_and_from_1() -> None:
@@ -451,47 +397,12 @@ def test_closing_ends_everything_at_once() -> None:
     assert isinstance(state.error, ClientClosedError)
 
 
-def test_a_final_failure_ends_what_was_being_created() -> None:
-    """A creation that the server ends the whole stream for is not repeated; the others are."""
-    rules, (healthy,) = opened(1)
-    received(rules, created(healthy), 0)
-    guilty = WatchState(WatchSpec(b"large"), 1, lambda: None)
-    rules.add(guilty)
-    sent(rules)
-    refusal = EtcdError("too large")
-    refusal.__cause__ = reason = OSError("the reason")
-    rules.lost(refusal, final=True, now=0)
-    assert guilty.phase is Phase.ENDED
-    assert guilty.error is not None
-    assert guilty.error.__cause__ is reason
-    rules.opened("again", 1)
-    assert [request.create_request.key for request in sent(rules)] == [b"k"]
-
-
-def test_a_final_failure_that_comes_again_ends_everything() -> None:
-    """An error that the next stream meets too, without any answer between, is not tried again."""
-    rules, states = opened(1, 1)
-    late = WatchState(WatchSpec(b"k"), 1, lambda: None)
-    rules.add(late)
-    rules.lost(EtcdError("no such RPC"), final=True, now=0)
-    assert [state.phase for state in states] == [Phase.ENDED] * 2
-    assert late.phase is Phase.WAITING
-    others = [WatchState(WatchSpec(b"k"), 1, lambda: None) for _ in range(3)]
-    for state in others:
-        rules.add(state)
-    rules.opened("again", 1)
-    sent(rules)
-    rules.lost(EtcdError("no such RPC"), final=True, now=2)
-    assert [state.phase for state in (late, *others)] == [Phase.ENDED] * 4
-    assert not rules.wanted
-
-
 def test_a_bookmark_that_was_asked_for_before_a_watch_began_is_not_its_own() -> None:
     """The answer may overtake the old events of a watch that was created after the question."""
     rules, (asking,) = opened(1)
     received(rules, created(asking), 0)
-    rules.checked_version(trusted=True)
-    rules.ask_progress(asking)
+    rules.checked_version(10, trusted=True)
+    rules.ask_progress(asking, 10)
     assert len(sent(rules)) == 1
     late = WatchState(WatchSpec(b"k"), 5, lambda: None)
     rules.add(late)
@@ -503,7 +414,7 @@ def test_a_bookmark_that_was_asked_for_before_a_watch_began_is_not_its_own() -> 
     received(rules, events(late, 6, 20, header_revision=20), 0)
     assert taken(rules, late) == [6, 20]
     # One that was asked for later is, and one from beyond the creation too.
-    rules.ask_progress(asking)
+    rules.ask_progress(asking, 10)
     assert rules.next_request(9) is not None
     received(rules, rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 9)
     assert late.next_revision == 21
@@ -513,10 +424,10 @@ def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:
     """Servers leave it unanswered while any watch of the stream lags."""
     rules, (state,) = opened(1)
     received(rules, created(state), 0)
-    rules.ask_progress(state)
+    rules.ask_progress(state, 10)
     assert rules.wants_version
     assert rules.next_request(0) is None, "not before the server is known to answer truly"
-    rules.checked_version(trusted=True)
+    rules.checked_version(10, trusted=True)
     request = rules.next_request(0)
     assert request is not None
     assert request.WhichOneof("request_union") == "progress_request"

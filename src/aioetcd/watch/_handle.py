@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
+from typing import Generic, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -14,19 +17,27 @@ from aioetcd.types import Batch, Event
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
 from aioetcd.watch._stream import WatchStream
 
+T = TypeVar("T")
+
 
 class Watch:
     """A watch on a key or a range; ``client.watch(...)`` makes it.
 
     ``async for event in watch`` delivers each event once, in order of revision, across reconnects.
-    It ends when the watch is closed, and raises the error that ended it otherwise; what had
-    arrived before is delivered first.
+    It ends when the watch is closed meanwhile, and raises the error that ended it otherwise; what
+    had arrived before is delivered first.
 
     With ``async with`` the watch exists at the server when the block is entered and is cancelled
     there when it is left; inside, loops may be left and entered again without losing anything.
-    Without it, the loop itself does both.
+    Without it, the loop itself does both. ``await anext(watch)`` begins a watch too, which then
+    lives until it is closed or nobody holds it any more.
 
-    Several tasks may use one watch; each event goes to one of them.
+    Waiting for the next event may be cancelled, `asyncio.wait_for` included: nothing is lost, and
+    the next wait goes on. Several tasks may use one watch; each event goes to one of them, and a
+    loop of its own ends a watch only with the last of them.
+
+    A watch that was closed or left does not begin again: using it raises `RuntimeError`. A new one
+    from `revision` + 1 goes on where it stood.
     """
 
     def __init__(
@@ -39,10 +50,16 @@ class Watch:
     ) -> None:
         self._stream = stream
         self._timeout = timeout
-        self._state = WatchState(spec, start_revision, self._notify)
-        self._changed = anyio.Event()
-        self._started = False
-        self._entered = False
+        # The state is the stream's for as long as the watch lives, this object only the user's:
+        # nothing leads from there to here, so that it is gone when the user drops it.
+        self._bell = _Bell()
+        self._state = WatchState(spec, start_revision, self._bell.ring)
+        self._loop: asyncio.AbstractEventLoop | None = None  # there once it has begun
+        self._created_by = 0.0
+        self._closed = False
+        # What keeps it open: each block, and each loop. And whether it needs nothing of that.
+        self._holders = 0
+        self._keeps_itself = False
         # The rest of the batch that a loop over events is in the middle of.
         self._rest: deque[Event] = deque()
         self._revision = None if start_revision is None else start_revision - 1
@@ -50,6 +67,11 @@ class Watch:
     def __repr__(self) -> str:
         """Show the key and where it stands."""
         return f"<Watch {self._state.spec.key!r} {self._state.phase.value}>"
+
+    def __del__(self) -> None:
+        """Cancel a watch that nobody can use any more."""
+        if self._loop is not None and not self._closed:
+            _end_soon(self._loop, self._stream, self._state)
 
     @property
     def revision(self) -> int:
@@ -72,9 +94,15 @@ class Watch:
             DeadlineExceededError: No answer within the timeout.
             NoEndpointError: No endpoint could be reached within it.
             EtcdError: The server refused it, by cause.
+            RuntimeError: It was closed or left before.
         """
-        await self._open()
-        self._entered = True
+        self._check_usable()
+        self._holders += 1
+        try:
+            await self._open()
+        except BaseException:
+            self._release()
+            raise
         return self
 
     async def __aexit__(
@@ -88,55 +116,47 @@ class Watch:
 
     def __aiter__(self) -> AsyncIterator[Event]:
         """Iterate over the events."""
-        return self._events()
+        self._check_usable()
+        return _Loop(self, self._next_event)
 
-    async def _events(self) -> AsyncIterator[Event]:
-        try:
-            await self._open()
-            rest = self._rest
-            while True:
-                while rest:
-                    yield rest.popleft()
-                batch = await self._next()
-                if batch is None:
-                    return
-                rest.extend(batch.events)
-                self._revision = batch.revision
-        finally:
-            if not self._entered:
-                self._close()
+    async def __anext__(self) -> Event:
+        """Wait for the next event.
 
-    async def batches(self) -> AsyncIterator[Batch]:
+        Raises:
+            StopAsyncIteration: The watch was closed meanwhile.
+            RuntimeError: It was closed or left before.
+            EtcdError: What ended it, by cause.
+        """
+        self._check_usable()
+        self._keeps_itself = True
+        return await self._next_event()
+
+    def batches(self) -> AsyncIterator[Batch]:
         """Iterate over batches: all events of one or more whole revisions at a time.
 
         A batch without events is a bookmark: everything up to its revision was handed over.
+
+        Raises:
+            RuntimeError: The watch was closed or left before.
         """
-        try:
-            await self._open()
-            while True:
-                if self._rest:  # a loop over events was left in the middle
-                    events = tuple(self._rest)
-                    self._rest.clear()
-                    yield Batch(events, events[-1].mod_revision)
-                batch = await self._next()
-                if batch is None:
-                    return
-                self._revision = batch.revision
-                yield batch
-        finally:
-            if not self._entered:
-                self._close()
+        self._check_usable()
+        return _Loop(self, self._next_batch)
 
     async def request_progress(self) -> None:
         """Ask the server for a bookmark, which arrives as a batch without events.
 
         It returns when the question is on its way. The answer comes when the server has sent
-        everything up to it to all watches of this client, and not while one of them lags.
+        everything up to it to all watches of this client: usually at once, within a second where
+        some of them start beyond the store, and not while one of them lags. A watch that itself
+        starts beyond the store is told the revision before its start.
 
         Raises:
             UnsupportedByServerError: Servers before 3.4.25 and 3.5.8 answer too early.
             EtcdError: The server's version could not be read, by cause.
+            RuntimeError: The watch was closed or left before.
         """
+        self._check_usable()
+        self._keeps_itself = True
         await self._open()
         await self._stream.request_progress(self._state)
 
@@ -145,14 +165,31 @@ class Watch:
         self._close()
         await checkpoint()
 
-    def _notify(self) -> None:
-        self._changed.set()
+    def _check_usable(self) -> None:
+        if self._closed and self._state.error is None:
+            again = f", start_revision={self.revision + 1}" if self.revision else ""
+            raise RuntimeError(
+                "this watch was closed, or its loop or block was left: make a new one, "
+                f"client.watch({self._state.spec.key!r}, ...{again}), or stay in one block "
+                "(async with) to leave and enter loops"
+            )
 
     def _close(self) -> None:
         self._revision = self.revision  # without the rest, which nobody takes any more
         self._rest.clear()
+        self._closed = True
         if self._state.phase is not Phase.ENDED:
             self._stream.cancel(self._state)
+
+    def _release(self) -> None:
+        """Let go of it; the last one closes it."""
+        self._holders -= 1
+        if self._holders or self._keeps_itself or self._loop is None or self._closed:
+            return
+        self._revision = self.revision
+        self._rest.clear()
+        self._closed = True
+        _end_soon(self._loop, self._stream, self._state)
 
     def _fail(self, error: EtcdError) -> EtcdError:
         """End it with an error of our own, which every loop over it raises from now on."""
@@ -161,40 +198,53 @@ class Watch:
         return error
 
     async def _open(self) -> None:
-        opens = not self._started
-        if opens:
-            if self._state.phase is not Phase.ENDED:  # closed before it began
-                try:
-                    self._stream.add(self._state)
-                except ClientClosedError as error:
-                    self._fail(error)
-                    raise
-            self._started = True
-        # Those who come meanwhile wait with the one who opens it.
-        with anyio.move_on_after(self._timeout if opens else None) as scope:
+        """Wait until it is created: whoever comes first begins it, whoever comes waits."""
+        if self._loop is None and not self._closed:
             try:
-                while self._state.created_revision is None:
-                    if self._state.phase is Phase.ENDED:
-                        break
-                    await self._wait()
-            except BaseException:
-                if opens:
-                    self._close()
+                self._stream.add(self._state)
+            except ClientClosedError as error:
+                self._fail(error)
                 raise
-        if scope.cancelled_caught:
+            self._loop = asyncio.get_running_loop()
+            self._created_by = anyio.current_time() + (
+                float("inf") if self._timeout is None else self._timeout
+            )
+        state = self._state
+        with anyio.CancelScope(deadline=self._created_by):
+            while state.created_revision is None and state.phase is not Phase.ENDED:
+                await self._bell.wait()
+        if state.created_revision is None and state.phase is not Phase.ENDED:
             endpoints = self._stream.transport.endpoints
             if endpoints.current is None:
                 raise self._fail(endpoints.unreachable())
             raise self._fail(
-                DeadlineExceededError(
-                    f"the watch was not created within {self._timeout:g} s", timeout=self._timeout
-                )
+                DeadlineExceededError("the watch was not created", timeout=self._timeout)
             )
-        if self._state.created_revision is None and self._state.error is not None:
-            raise self._state.error
+        if state.created_revision is None and state.error is not None:
+            raise state.error
 
-    async def _next(self) -> Batch | None:
-        """Wait for the next batch; None where the watch was closed."""
+    async def _next_event(self) -> Event:
+        if self._state.created_revision is None:
+            await self._open()
+        while not self._rest:
+            batch = await self._take()
+            self._rest.extend(batch.events)
+            self._revision = batch.revision
+        return self._rest.popleft()
+
+    async def _next_batch(self) -> Batch:
+        if self._state.created_revision is None:
+            await self._open()
+        if self._rest:  # a loop over events was left in the middle
+            events = tuple(self._rest)
+            self._rest.clear()
+            return Batch(events, events[-1].mod_revision)
+        batch = await self._take()
+        self._revision = batch.revision
+        return batch
+
+    async def _take(self) -> Batch:
+        """Wait for the next batch. There is no await between taking it and handing it over."""
         await checkpoint()
         while True:
             batch, has_request = self._stream.rules.take(self._state)
@@ -205,10 +255,47 @@ class Watch:
             if self._state.phase is Phase.ENDED:
                 if self._state.error is not None:
                     raise self._state.error
-                return None
-            await self._wait()
+                raise StopAsyncIteration
+            await self._bell.wait()
 
-    async def _wait(self) -> None:
+
+class _Loop(AsyncIterator[T], Generic[T]):
+    """A loop over a watch, which keeps the watch open until it is dropped.
+
+    Not a generator: one that is cancelled while it waits has ended.
+    """
+
+    def __init__(self, watch: Watch, take: Callable[[], Awaitable[T]]) -> None:
+        self._watch = watch
+        self._take = take
+        watch._holders += 1
+
+    def __del__(self) -> None:
+        self._watch._release()
+
+    async def __anext__(self) -> T:
+        try:
+            return await self._take()
+        finally:
+            del self  # the traceback of an exception would keep the loop, and so the watch
+
+
+class _Bell:
+    """Wakes all who wait for something to have changed."""
+
+    def __init__(self) -> None:
+        self._changed = anyio.Event()
+
+    def ring(self) -> None:
+        self._changed.set()
+
+    async def wait(self) -> None:
         if self._changed.is_set():
             self._changed = anyio.Event()
         await self._changed.wait()
+
+
+def _end_soon(loop: asyncio.AbstractEventLoop, stream: WatchStream, state: WatchState) -> None:
+    """End a watch when an object goes: at any moment and in any thread, so not at once."""
+    with suppress(RuntimeError):  # the loop is closed, and so is all that ran in it
+        loop.call_soon_threadsafe(stream.cancel, state)

@@ -7,6 +7,23 @@ What holds at any moment, for the watches of a stream:
   grpc-proxy gives its own. There each creation waits for the answer to the one before.
 - The answer to a request for progress is no watch's own: it may overtake the events of a watch that
   was created after the request. Such a watch does not take it for a bookmark.
+- A server answers no such request while a watch of the stream starts beyond its store. While
+  somebody asks, such a watch is created from a revision that the server has shown; what that
+  brings from below the watch's floor is dropped.
+
+A stream that ends for good (another one would, if the same were said on it) ends the watch that is
+the cause, and no other:
+
+- Whoever was being created then is a suspect, until an answer to its creation clears it. So is one
+  that is large, from the beginning: servers end the stream for what is larger than they take.
+  Suspects are created after all others, with no other creation in flight: when the stream ends for
+  good then, the one is the cause, and ends with the error.
+- The next stream begins with a probe: a creation of nobody's, which every server answers, and at
+  once. Nothing else is sent before. If that stream ends for good without an answer, what was asked
+  for is not the cause: the RPC itself is refused, and every watch ends with the error.
+- A watch that was given up is not sent again. Until it is answered it keeps its place among those
+  being created, so that its failure makes them suspects at the most.
+- Any other such end (nothing was being created, or nobody who is left) ends nobody.
 """
 
 from __future__ import annotations
@@ -20,12 +37,17 @@ from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd._transport.failures import error_from_reason
 from aioetcd.errors import ClusterMismatchError, CompactedError, EtcdError
 from aioetcd.types import Batch
-from aioetcd.watch._state import Answer, Phase, WatchState
+from aioetcd.watch._state import Answer, Phase, WatchSpec, WatchState
 
 # What an event takes in memory beside its bytes in the answer.
 _EVENT_OVERHEAD = 128
-# A request for progress goes unanswered while a watch of the stream lags: so it is repeated.
-PROGRESS_INTERVAL = 0.5
+# A request for progress goes unanswered while a watch of the stream lags: so it is repeated. One
+# that was just created from the past takes the server up to 0.1 s.
+PROGRESS_INTERVAL = 0.25
+# Servers take requests of 2 MiB, unless they are told to take more.
+_LARGE = 2**20
+# An empty range: servers and proxies refuse it, with an answer, whoever asks.
+_PROBE = WatchSpec(b"b", range_end=b"a")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +89,12 @@ class WatchRules:
         self._own_ids: bool | None = None
         # Whether the last stream ended for good, and nothing was answered since.
         self._refused_before = False
+        # Those of whom one may have been the reason.
+        self._suspects: set[WatchState] = set()
+        # The highest revision that this stream's server has shown.
+        self._shown = 0
+        # Those whose consumers wait for a bookmark.
+        self._asking: set[WatchState] = set()
         # The requests for progress on this stream, and the answers to them: at most one each.
         self._asked = 0
         self._told = 0
@@ -90,6 +118,9 @@ class WatchRules:
         state.floor = state.next_revision or 0
         self._watches.add(state)
         self._to_create[state] = None
+        if len(state.spec.key) + len(state.spec.range_end or b"") > _LARGE:
+            # Alone as well because grpc.aio hides why the stream ended when a write fails with it.
+            self._suspects.add(state)
 
     def cancel(self, state: WatchState) -> None:
         """End a watch because the user did."""
@@ -112,9 +143,10 @@ class WatchRules:
             return batch, True
         return batch, False
 
-    def ask_progress(self, state: WatchState) -> None:
-        """Ask the server how far this watch is, until it answers."""
-        state.progress_asked = True
+    def ask_progress(self, state: WatchState, revision: int) -> None:
+        """Ask the server, whose store is at `revision`, how far a watch is, until it answers."""
+        self._asking.add(state)
+        self._shown = max(self._shown, revision)
         self._progress_at = 0.0
         if self.progress_trusted is None:
             self._ask()
@@ -126,11 +158,12 @@ class WatchRules:
 
     @property
     def _progress_wanted(self) -> bool:
-        return any(state.progress_asked for state in self._open.values())
+        return any(state.phase is Phase.OPEN for state in self._asking)
 
-    def checked_version(self, *, trusted: bool) -> None:
-        """The server's version is known."""
+    def checked_version(self, revision: int, *, trusted: bool) -> None:
+        """The server's version is known, and the revision of its store."""
         self.progress_trusted = trusted
+        self._shown = max(self._shown, revision)
 
     def checked_revision(self, suspicion: Suspicion, revision: int) -> None:
         """A linearizable read has told the store's revision."""
@@ -173,36 +206,67 @@ class WatchRules:
         self._fresh = True
         self._own_ids = None
         self._asked = self._told = 0
+        self._shown = 0
 
     def next_request(self, now: float) -> rpc_pb2.WatchRequest | None:
         """Give what to send next."""
         if self._to_cancel:
             cancel = rpc_pb2.WatchCancelRequest(watch_id=self._to_cancel.popleft())
             return rpc_pb2.WatchRequest(cancel_request=cancel)
-        # With a refusal that may belong to any of several, no further ones: they would keep it
-        # from ever being settled.
-        if self._to_create and not self._refusals and (self._own_ids or not self._creating):
-            state = next(iter(self._to_create))
+        if self._refused_before:
+            if self._creating:
+                return None
+            return self._create(WatchState(_PROBE, None, lambda: None, phase=Phase.ENDED))
+        state = next(iter(self._to_create), None)
+        if state is not None and self._may_create(state):
             del self._to_create[state]
-            self._last_id += 1
-            state.watch_id = self._last_id
             state.phase = Phase.CREATING
-            if state.next_revision is not None:
-                # A member that lags behind a resumed watch may send what is older (etcd before
-                # 3.4.38, 3.5.22 and 3.6.2).
-                state.floor = state.next_revision
-            state.asked_before = self._asked
-            self._creating[state.watch_id] = state
-            return state.spec.to_message(state.watch_id, state.next_revision)
+            return self._create(state)
         if self.progress_trusted and now >= self._progress_at and self._progress_wanted:
+            if self._rewind():
+                return self.next_request(now)
             self._progress_at = now + PROGRESS_INTERVAL
             self._asked += 1
             return rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
         return None
 
+    def _may_create(self, state: WatchState) -> bool:
+        if self._refusals:
+            # They may belong to any of several, and further ones would keep them from ever being
+            # settled.
+            return False
+        if not self._creating:
+            return True
+        on_trial = next(iter(self._creating.values())) in self._suspects
+        return bool(self._own_ids) and not on_trial and state not in self._suspects
+
+    def _create(self, state: WatchState) -> rpc_pb2.WatchRequest:
+        self._last_id += 1
+        state.watch_id = self._last_id
+        start = state.next_revision
+        if start is not None:
+            # A member that lags behind a resumed watch may send what is older (etcd before
+            # 3.4.38, 3.5.22 and 3.6.2), and any does when it starts earlier than it needs.
+            state.floor = start
+            if self.progress_trusted and self._asking:
+                start = min(start, self._shown)
+        state.start_revision = start or 0
+        state.asked_before = self._asked
+        self._creating[state.watch_id] = state
+        return state.spec.to_message(state.watch_id, start)
+
+    def _rewind(self) -> bool:
+        """Have those created again that keep the server from telling progress, if there are any."""
+        ahead = [state for state in self._open.values() if state.start_revision > self._shown]
+        for state in ahead:
+            self._leave(state, Phase.WAITING)
+            self._to_create[state] = None
+        return bool(ahead)
+
     def received(self, response: rpc_pb2.WatchResponse, size: int, now: float) -> bool:
         """An answer came."""
         self._refused_before = False
+        self._shown = max(self._shown, response.header.revision)
         cluster_id = response.header.cluster_id
         if cluster_id and cluster_id != self._cluster_id:
             if self._cluster_id:
@@ -225,10 +289,15 @@ class WatchRules:
         if response.watch_id == -1:
             self._told += 1
             revision = response.header.revision
+            again = False
             for state in self._open.values():
                 if self._told > state.asked_before or revision > state.opened_revision:
                     self._progress(state, revision)
-            return False
+                else:
+                    again |= state in self._asking
+            if again:  # the server answers, and this may be what was asked for before it began
+                self._progress_at = 0.0
+            return again
         watching = self._open.get(response.watch_id)
         if watching is None:
             return False  # it was cancelled, and this was on its way
@@ -243,20 +312,31 @@ class WatchRules:
     def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
         """The stream ended: all that was on it waits for the next one."""
         if final:
-            # What was being created is the reason, or (the second time) whatever is asked for.
-            creating = [state for state in self._creating.values() if state in self._watches]
-            self._end_all(error, None if self._refused_before else creating)
+            self._blame(error)
             self._refused_before = True
         self._leave_stream()
 
+    def _blame(self, error: EtcdError) -> None:
+        """End whoever is the reason that the stream ended for good."""
+        if self._refused_before:
+            self._end_all(error)
+            return
+        creating = [state for state in self._creating.values() if state in self._watches]
+        if len(self._creating) == 1 and self._suspects.issuperset(creating):
+            for state in creating:
+                self._end(state, error)
+        else:
+            self._suspects.update(creating)
+
     def _leave_stream(self) -> None:
-        # The oldest first, before those that were never sent.
         on_stream = [*self._open.values(), *self._creating.values()]
         waiting = [state for state in on_stream if state in self._watches]
         for state in waiting:
             state.phase = Phase.WAITING
             state.drop_partial()
-        self._to_create = dict.fromkeys([*waiting, *self._to_create])
+        # The oldest first, before those that were never sent; suspects last.
+        order = sorted([*waiting, *self._to_create], key=self._suspects.__contains__)
+        self._to_create = dict.fromkeys(order)
         self._creating.clear()
         self._open.clear()
         self._refusals.clear()
@@ -286,6 +366,7 @@ class WatchRules:
             self._to_cancel.append(response.watch_id)
             self._settle_refusals()
             return
+        self._suspects.discard(state)
         state.watch_id = response.watch_id
         state.phase = Phase.OPEN
         self._open[state.watch_id] = state
@@ -303,7 +384,7 @@ class WatchRules:
             self._ask()
         self._fresh = False
         self.highest_revision = max(self.highest_revision, revision)
-        if state.progress_asked and self.progress_trusted is None:
+        if state in self._asking and self.progress_trusted is None:
             self._ask()
         state.notify()
         self._settle_refusals()
@@ -330,6 +411,12 @@ class WatchRules:
 
     def _canceled(self, state: WatchState, response: rpc_pb2.WatchResponse) -> None:
         del self._open[state.watch_id]
+        if 0 < response.compact_revision <= (state.next_revision or 0):
+            # It was created from earlier than it needs, and what it needs is there.
+            state.drop_partial()
+            state.phase = Phase.WAITING
+            self._to_create[state] = None
+            return
         if response.compact_revision:
             error: EtcdError = CompactedError(
                 f"the history from revision {state.next_revision} on was compacted up to "
@@ -344,7 +431,7 @@ class WatchRules:
 
     def _events(self, state: WatchState, response: rpc_pb2.WatchResponse, size: int) -> bool:
         if state.is_full:
-            self._pause(state)
+            self._leave(state, Phase.PAUSED)
             return True
         events: Sequence[kv_pb2.Event] = response.events
         size += state.partial_bytes + len(events) * _EVENT_OVERHEAD
@@ -374,17 +461,20 @@ class WatchRules:
             state.partial_bytes = size
         return False
 
-    def _pause(self, state: WatchState) -> None:
+    def _leave(self, state: WatchState, phase: Phase) -> None:
+        """Cancel a watch at the server, to create it again later."""
         del self._open[state.watch_id]
         self._to_cancel.append(state.watch_id)
         state.drop_partial()
-        state.phase = Phase.PAUSED
+        state.phase = phase
 
     def _progress(self, state: WatchState, revision: int) -> None:
+        if state in self._asking:  # a watch that starts beyond that has nothing before it
+            revision = max(revision, state.floor - 1)
         if state.partial or state.next_revision is None or revision < state.next_revision - 1:
             return
         state.next_revision = state.floor = revision + 1
-        state.progress_asked = False
+        self._asking.discard(state)
         # One bookmark says all that the ones before it said.
         if state.inbox and not state.inbox[-1].events:
             state.inbox.pop()
@@ -398,6 +488,8 @@ class WatchRules:
             del self._open[state.watch_id]
             self._to_cancel.append(state.watch_id)
         self._watches.discard(state)
+        self._suspects.discard(state)
+        self._asking.discard(state)
         self._to_create.pop(state, None)
         if self.suspicion is not None and self.suspicion.state is state:
             # The question is about the server: any other may ask it.
@@ -408,8 +500,8 @@ class WatchRules:
         state.drop_partial()
         state.notify()
 
-    def _end_all(self, error: EtcdError, these: list[WatchState] | None = None) -> None:
-        for state in these or list(self._watches):
+    def _end_all(self, error: EtcdError) -> None:
+        for state in list(self._watches):
             self._end(state, copy(error))
 
 

@@ -5,7 +5,8 @@ What holds at any moment:
 - All its events below ``floor`` went into its inbox, each once and in order of revision; none
   from ``floor`` on did. A batch in the inbox holds whole revisions.
 - ``next_revision`` is where it starts when it is created (again) at a server: ``floor``, once
-  anything was received; before that what the user asked for, or None for "from now on".
+  anything was received; before that what the user asked for, or None for "from now on". The
+  server may be asked to start earlier: what then comes from below ``floor`` is dropped.
 - It has an id on the stream only while it is being created or open there.
 """
 
@@ -36,7 +37,7 @@ class WatchSpec:
     range_end: bytes | None = None
     prev_kv: bool = False
     progress_notify: bool = False
-    fragment: bool = True
+    fragment: bool = False
     filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = ()
 
     def to_message(self, watch_id: int, start_revision: int | None) -> rpc_pb2.WatchRequest:
@@ -113,6 +114,7 @@ class WatchState:
         created_revision: The store's revision when it was first created, or None before that.
         error: Why it ended; None where the user ended it.
         watch_id: Its id on the stream.
+        start_revision: What the server was asked to start with; 0 for "from now on".
         opened_revision: The store's revision when it was last created.
         asked_before: The requests for progress that the stream had seen by then.
         partial: Events of a revision that may have more to come.
@@ -120,7 +122,6 @@ class WatchState:
         inbox: What the consumer has still to take.
         inbox_events: The events in it.
         inbox_bytes: The bytes in it.
-        progress_asked: Whether the consumer waits for a bookmark.
     """
 
     spec: WatchSpec
@@ -131,6 +132,7 @@ class WatchState:
     created_revision: int | None = None
     error: EtcdError | None = None
     watch_id: int = 0
+    start_revision: int = 0
     opened_revision: int = 0
     asked_before: int = 0
     partial: list[kv_pb2.Event] = field(default_factory=list)
@@ -138,7 +140,6 @@ class WatchState:
     inbox: deque[Answer] = field(default_factory=deque)
     inbox_events: int = 0
     inbox_bytes: int = 0
-    progress_asked: bool = False
 
     @property
     def is_full(self) -> bool:

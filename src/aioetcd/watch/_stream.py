@@ -63,7 +63,7 @@ class WatchStream:
                 server_version=response.version,
                 needs="3.5.8",
             )
-        self.rules.ask_progress(state)
+        self.rules.ask_progress(state, response.header.revision)
         self.shared.poke()
 
     def _ask(self) -> None:
@@ -90,7 +90,10 @@ class WatchStream:
                             STATUS, rpc_pb2.StatusRequest(), connection=connection
                         )
                         if connection is self.shared.connection:
-                            self.rules.checked_version(trusted=tells_progress_truly(status.version))
+                            self.rules.checked_version(
+                                status.header.revision,
+                                trusted=tells_progress_truly(status.version),
+                            )
                 except ClientClosedError:
                     return
                 except EtcdError as error:

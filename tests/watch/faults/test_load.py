@@ -14,7 +14,15 @@ from aioetcd.testing.history import Delivery
 from aioetcd.watch import Watch
 from aioetcd.watch._state import INBOX_BYTES
 from tests.watch.faults.scenes import now, progress_every, put, read_until, unreachable
-from tests.watch.following import WATCHERS, following, revisions, take, until, until_metric
+from tests.watch.following import (
+    WATCHERS,
+    following,
+    revisions,
+    take,
+    takes_at_most,
+    until,
+    until_metric,
+)
 
 
 async def test_w13_an_idle_watch_and_a_compaction(rng: random.Random) -> None:
@@ -68,8 +76,8 @@ async def test_w15_a_slow_consumer(own_server: EtcdServer) -> None:
     async with (
         Client(own_server.endpoint) as client,
         Client(own_server.endpoint) as direct,
-        client.watch("k", prefix=True) as slow,
-        client.watch("k", prefix=True) as fast,
+        client.watch("k", prefix=True, fragment=True) as slow,
+        client.watch("k", prefix=True, fragment=True) as fast,
     ):
         first = await now(direct) + 1
         last = first + txns - 1
@@ -195,3 +203,35 @@ async def test_w17_a_thousand_watches_come_and_go_in_cuts(
         last = await put(direct, "w17/0", "last")
         assert revisions(await take(watch, 1)) == [last]
         await until_metric(server, WATCHERS, 1)
+
+
+async def test_z12_a_txn_of_very_many_keys() -> None:
+    """All others on the stream are told of what is theirs at once, though one gets a flood."""
+    keys, each = 120_000, 10_000
+    async with (
+        EtcdServer(args=[f"--max-txn-ops={each}"]) as server,
+        Client(server.endpoint) as client,
+        Client(server.endpoint) as direct,
+    ):
+        for first in range(0, keys, each):
+            await direct.kv.txn(
+                success=[Op.put(f"k{number:06}", "") for number in range(first, first + each)]
+            )
+        async with (
+            client.watch("k", prefix=True) as flooded,
+            client.watch("other") as other,
+            client.watch("another", require_leader=False) as apart,
+        ):
+            deleted = await direct.kv.delete("k", prefix=True)
+            assert deleted.deleted == keys
+            with takes_at_most(1):
+                for watch, key in ((other, "other"), (apart, "another")):
+                    last = await put(direct, key)
+                    assert revisions(await take(watch, 1)) == [last]
+            got = 0
+            with anyio.fail_after(20):
+                async for batch in flooded.batches():
+                    assert batch.revision == deleted.header.revision
+                    got += len(batch.events)
+                    if got == keys:
+                        break

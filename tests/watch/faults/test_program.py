@@ -70,6 +70,7 @@ async def test_p4_closing_the_client_in_a_fault(own_server: EtcdServer, fault: s
         client = Client(proxy.endpoint)
         async with following() as followed, Client(own_server.endpoint) as direct:
             value = "v" * 1_000_000
+            last = 0
             for number in range(4):
                 last = await put(direct, f"p4/{number}", value)
             await followed.add_all_kinds(client, "p4/")
@@ -96,8 +97,11 @@ async def test_p4_closing_the_client_in_a_fault(own_server: EtcdServer, fault: s
                     proxy.blackhole(server_to_client=False)
                 case "held in a fragment":
                     held = proxy.hold_after(1_500_000)
-                    await followed.add(client, "p4/", name="held", prefix=True, start_revision=1)
+                    follower = await followed.add(
+                        client, "p4/", name="held", prefix=True, start_revision=1, fragment=True
+                    )
                     await held.wait()
+                    assert follower.revision < last, "nothing is held"
                 case "paused":
                     await own_server.pause()
                 case "killed":
@@ -123,7 +127,6 @@ async def test_p4_closing_the_client_in_a_fault(own_server: EtcdServer, fault: s
             if own_server.is_paused:
                 await own_server.resume()
             await proxy.heal()
-        assert last
 
 
 async def test_p5_an_error_in_a_consumer(

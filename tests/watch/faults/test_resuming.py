@@ -146,7 +146,9 @@ async def test_w5_cut_between_fragments(
         *((EventType.DELETE, f"w5/{n}d", b"", "old d") for n in numbers),
     ]
     history.sort(key=lambda event: event[1])  # which is the order of the operations, too
-    ways: list[dict[str, Any]] = [{}, {"prev_kv": True}, {"only": EventType.PUT}]
+    ways: list[dict[str, Any]] = [
+        {"fragment": True, **way} for way in ({}, {"prev_kv": True}, {"only": EventType.PUT})
+    ]
     cut_in_a_txn = [0] * len(ways)
 
     async def read(watch: Watch, batches: list[Batch]) -> None:
