@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 import anyio
@@ -26,8 +26,8 @@ from aioetcd._transport.transport import Transport
 from aioetcd.concurrency._tenure import LATE, Seat, Tenure
 from aioetcd.errors import ClientClosedError, CompactedError, EtcdError, LockNotAcquiredError
 from aioetcd.kv import KV
-from aioetcd.txn import Compare, Op
-from aioetcd.types import EventType, GetResponse, KeyValue, SortOrder, SortTarget
+from aioetcd.txn import AnyOp, Compare, Op
+from aioetcd.types import EventType, GetResponse, KeyValue, SortOrder, SortTarget, TxnResponse
 from aioetcd.watch import Watcher
 
 logger = logging.getLogger("aioetcd.concurrency")
@@ -98,13 +98,10 @@ class Turn:
         """Take a place if nobody has one. Give the first key of the queue if it is another's."""
         if self._tenure.seat(self.key).is_taken and (first := await self.first()) is not None:
             return first
-        await self._sit_down()
-        self._maybe_put = True
-        result = await self._kv.txn(
-            compare=[Compare.create_revision(self._prefix, prefix=True) == 0],
-            success=[self._put()],
-            failure=[self._get_first()],
-            idempotent=True,
+        result = await self._put_own(
+            Compare.create_revision(self._prefix, prefix=True) == 0,
+            then=(),
+            otherwise=(self._get_first(),),
         )
         if result.succeeded:
             self._begin(result.header.revision)
@@ -123,13 +120,10 @@ class Turn:
         Raises:
             LockNotAcquiredError: What is before it is no key of a queue.
         """
-        await self._sit_down()
-        self._maybe_put = True
-        result = await self._kv.txn(
-            compare=[Compare.create_revision(self.key) == 0],
-            success=[self._put(), self._get_first()],
-            failure=[Op.get(self.key), self._get_first()],
-            idempotent=True,
+        result = await self._put_own(
+            Compare.create_revision(self.key) == 0,
+            then=(self._get_first(),),
+            otherwise=(Op.get(self.key), self._get_first()),
         )
         own, first = result.responses
         if isinstance(own, GetResponse):
@@ -209,19 +203,27 @@ class Turn:
             left = max(deadline - monotonic(), 0.001)
             await self._transport.last_unary(IDEMPOTENT_TXN, op.request, left)
 
-    async def _sit_down(self) -> None:
-        """Wait until nobody else on this lease has the key."""
+    async def _put_own(
+        self, if_: Compare, *, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
+    ) -> TxnResponse:
+        """Put the key if something holds, as soon as nobody else on this lease has it."""
         seat = self._tenure.seat(self.key)
         await seat.take()
         self._seat = seat
         if seat.is_dirty:  # nobody knows whether the one before has deleted it
             await self._kv.delete(self.key)
             seat.is_dirty = False
+        put = Op.put(self.key, self._value, lease=self._tenure.lease_id)
+        self._maybe_put = True
+        try:
+            return await self._kv.txn(
+                compare=[if_], success=[put, *then], failure=otherwise, idempotent=True
+            )
+        except EtcdError as error:
+            self._maybe_put = error.maybe_applied
+            raise
 
-    def _put(self) -> Op:  # type: ignore[type-arg]
-        return Op.put(self.key, self._value, lease=self._tenure.lease_id)
-
-    def _get_first(self) -> Op:  # type: ignore[type-arg]
+    def _get_first(self) -> AnyOp:
         return Op.get(
             self._prefix,
             prefix=True,
