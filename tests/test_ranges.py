@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from aioetcd.ranges import (
     INT64_MAX,
+    INT64_MIN,
     check_int,
+    check_lease_id,
     check_seconds,
     encode,
     encode_key,
@@ -165,6 +167,28 @@ def test_check_int_refuses(number: int, error: type[Exception], text: str) -> No
     """A number out of its limits, or no int, is refused with the argument and the limit."""
     with pytest.raises(error, match=f"^{text}$"):
         check_int("limit", number, 1)
+
+
+@pytest.mark.parametrize("lease_id", [INT64_MIN, -1, 1, INT64_MAX])
+def test_check_lease_id(lease_id: int) -> None:
+    """A lease may have any id that etcd's numbers allow, a negative one too."""
+    assert check_lease_id("lease_id", lease_id) == lease_id
+
+
+@pytest.mark.parametrize(
+    ("lease_id", "error", "text"),
+    [
+        (0, ValueError, "lease_id must not be 0, which is no lease: pass the id of one"),
+        (-(2**63) - 1, ValueError, f"lease_id must be at least {-(2**63)}, not {-(2**63) - 1}"),
+        (2**63, ValueError, f"lease_id must be at most {2**63 - 1}, not {2**63}"),
+        (True, TypeError, "lease_id must be an int, not bool"),
+        (None, TypeError, "lease_id must be an int, not NoneType"),
+    ],
+)
+def test_check_lease_id_refuses(lease_id: int, error: type[Exception], text: str) -> None:
+    """What is no lease's id is refused, naming the argument; for 0 it says what to pass."""
+    with pytest.raises(error, match=f"^{text}$"):
+        check_lease_id("lease_id", lease_id)
 
 
 def test_check_seconds() -> None:

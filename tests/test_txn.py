@@ -11,7 +11,7 @@ from aioetcd import Compare, Op, SortOrder, SortTarget
 from aioetcd._proto import rpc_pb2
 from aioetcd.txn import Target
 
-INT64_MAX = 2**63 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 RangeRequest = rpc_pb2.RangeRequest
 
@@ -69,6 +69,7 @@ def test_sort(target: SortTarget, order: SortOrder) -> None:
         ({"value": ""}, {}),
         ({"value": "v", "lease": 7}, {"value": b"v", "lease": 7}),
         ({"value": "v", "lease": INT64_MAX}, {"value": b"v", "lease": INT64_MAX}),
+        ({"value": "v", "lease": INT64_MIN}, {"value": b"v", "lease": INT64_MIN}),
         ({"value": "v", "prev_kv": True}, {"value": b"v", "prev_kv": True}),
         ({"ignore_value": True}, {"ignore_value": True}),
         ({"ignore_value": True, "lease": 7}, {"ignore_value": True, "lease": 7}),
@@ -172,7 +173,7 @@ def test_get_refuses(
         (("k", ""), {"ignore_value": True}, ValueError, "value"),
         (("k", "v"), {"ignore_lease": True, "lease": 7}, ValueError, "lease"),
         (("k", "v"), {"lease": 0}, ValueError, "lease"),
-        (("k", "v"), {"lease": -1}, ValueError, "lease"),
+        (("k", "v"), {"lease": -(2**63) - 1}, ValueError, "lease"),
         (("k", "v"), {"lease": 2**63}, ValueError, "lease"),
         (("k", "v"), {"lease": "7"}, TypeError, "lease"),
         (("k", "v"), {"lease": True}, TypeError, "lease"),
@@ -204,6 +205,7 @@ TARGETS: list[tuple[Callable[..., Target], str, int, Any, Any]] = [
     (Compare.value, "value", rpc_pb2.Compare.VALUE, b"\xff", b"\xff"),
     (Compare.value, "value", rpc_pb2.Compare.VALUE, b"", b""),
     (Compare.lease, "lease", rpc_pb2.Compare.LEASE, 7, 7),
+    (Compare.lease, "lease", rpc_pb2.Compare.LEASE, INT64_MIN, INT64_MIN),
 ]
 OPERATORS: list[tuple[Callable[[Any, Any], Any], int]] = [
     (lambda target, operand: target == operand, rpc_pb2.Compare.EQUAL),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-INT64_MAX = 2**63 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 # Thirty years: gRPC takes a deadline beyond the year 2262 for one that has passed.
 _FOREVER = 1e9
@@ -93,6 +93,18 @@ def check_int(name: str, number: int, minimum: int, maximum: int = INT64_MAX) ->
     if number > maximum:
         raise ValueError(f"{name} must be at most {maximum}, not {number}")
     return number
+
+
+def check_lease_id(name: str, lease_id: int) -> int:
+    """Give a lease's id back if it may be one; clients may choose negative ones.
+
+    Raises:
+        TypeError: It is not an int (a bool is not one).
+        ValueError: It is 0, which means no lease, or no int64.
+    """
+    if check_int(name, lease_id, INT64_MIN) == 0:
+        raise ValueError(f"{name} must not be 0, which is no lease: pass the id of one")
+    return lease_id
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:

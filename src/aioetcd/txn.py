@@ -10,7 +10,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from aioetcd._proto import rpc_pb2
-from aioetcd.ranges import INT64_MAX, check_int, encode, encode_key, key_range
+from aioetcd.ranges import (
+    INT64_MAX,
+    INT64_MIN,
+    check_int,
+    check_lease_id,
+    encode,
+    encode_key,
+    key_range,
+)
 from aioetcd.types import SortOrder, SortTarget
 
 _Message = TypeVar(
@@ -147,7 +155,7 @@ class Op(Generic[_Message]):
                 raise ValueError("lease must be left out with ignore_lease: the old one stays")
             request.ignore_lease = True
         elif lease is not None:
-            request.lease = check_int("lease", lease, 1)
+            request.lease = check_lease_id("lease", lease)
         if prev_kv:
             request.prev_kv = True
         return Op(request, is_read=False)
@@ -298,7 +306,8 @@ class Target:
         if self._field == "value":
             options["value"] = encode("value", operand)  # type: ignore[arg-type]  # it checks
         else:
-            options[self._field] = check_int(self._field, operand, 0, INT64_MAX)  # type: ignore[arg-type]
+            least = INT64_MIN if self._field == "lease" else 0
+            options[self._field] = check_int(self._field, operand, least, INT64_MAX)  # type: ignore[arg-type]
         if self._range_end is not None:
             options["range_end"] = self._range_end
         return Compare(

@@ -21,7 +21,7 @@ from aioetcd.config import DEFAULT, Default
 from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError
 from aioetcd.lease._handle import KeepAlive
 from aioetcd.lease._state import LeaseRules
-from aioetcd.ranges import INT64_MAX, check_int
+from aioetcd.ranges import INT64_MAX, check_int, check_lease_id
 from aioetcd.types import (
     Lease,
     LeaseList,
@@ -119,7 +119,7 @@ class LeaseService:
         if lease_id is None:
             lease_id = new_lease_id()
         else:
-            check_int("lease_id", lease_id, 1)
+            check_lease_id("lease_id", lease_id)
         deadline = _deadline(self._transport.resolve_timeout(timeout))
         # Before the request: the server's clock for it starts later.
         sent_at = monotonic()
@@ -163,7 +163,7 @@ class LeaseService:
             LeaseNotFoundError: There is no such lease.
             EtcdError: By cause.
         """
-        request = rpc_pb2.LeaseRevokeRequest(ID=check_int("lease_id", lease_id, 1))
+        request = rpc_pb2.LeaseRevokeRequest(ID=check_lease_id("lease_id", lease_id))
         deadline = _deadline(self._transport.resolve_timeout(timeout))
         try:
             response = await self._transport.unary(LEASE_REVOKE, request, timeout)
@@ -202,7 +202,7 @@ class LeaseService:
             LeaseNotFoundError: There is no such lease. (The RPC itself answers with a time of -1.)
             EtcdError: By cause.
         """
-        request = rpc_pb2.LeaseTimeToLiveRequest(ID=check_int("lease_id", lease_id, 1), keys=keys)
+        request = rpc_pb2.LeaseTimeToLiveRequest(ID=check_lease_id("lease_id", lease_id), keys=keys)
         response = await self._transport.unary(LEASE_TIME_TO_LIVE, request, timeout)
         if response.TTL < 0:
             raise LeaseNotFoundError(f"lease {lease_id:x} is not known to the server")
@@ -242,7 +242,7 @@ class LeaseService:
             self._transport,
             self.streams,
             self.rules,
-            check_int("lease_id", lease_id, 1),
+            check_lease_id("lease_id", lease_id),
             timeout=self._transport.resolve_timeout(timeout),
         )
 
@@ -277,4 +277,4 @@ class LeaseService:
             LeaseLostError: The lease is gone: it was revoked, or its time is over.
             EtcdError: By cause.
         """
-        return await self.keep_alive(lease_id, timeout=timeout).once()
+        return await self.keep_alive(lease_id, timeout=timeout)._once()
