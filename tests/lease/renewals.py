@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import pytest
 
-from aioetcd import KeepAlive
+from aioetcd import KeepAlive, LeaseRenewal
 from aioetcd.testing import EtcdServer
 
 UNKNOWN = 0x7EAD
@@ -25,6 +26,17 @@ async def keep_alive_metrics(server: EtcdServer) -> tuple[float, float, float]:
         elif name.startswith("grpc_server_msg_received_total"):
             received += value
     return started, ended, received
+
+
+async def renewed_for(keep_alive: KeepAlive, seconds: float) -> list[LeaseRenewal]:
+    """Give the renewals of so long a time, and the first one after it; then leave the loop."""
+    end = monotonic() + seconds
+    renewals = []
+    async for renewal in keep_alive:
+        renewals.append(renewal)
+        if monotonic() > end:
+            return renewals
+    pytest.fail("it has ended by itself")
 
 
 async def follow(

@@ -120,6 +120,11 @@ class LeaseWitness:
         """Give a lease the key by which the store shows that it is gone."""
         await self._client.kv.put(f"lease/{lease_id}", "", lease=lease_id)
 
+    async def revoke(self, lease_id: int) -> None:
+        """Revoke a lease, which is no loss; its owner does not keep it any more."""
+        self.recorder.add(LeaseSignal(lease_id, "revoked", time.monotonic_ns()))
+        await self._client.lease.revoke(lease_id)
+
     def keep(self, lease_id: int) -> KeepAlive:
         """Make a keep-alive; when it tells the loss is written down at the very moment."""
         return self._client.lease._keep(lease_id, lambda error: self.told(lease_id, error))
@@ -224,8 +229,7 @@ async def kept_lease(
     async with witness.keep(lease.id) as keep_alive:
         yield lease.id, keep_alive
     if lease.id not in witness.errors:
-        witness.recorder.add(LeaseSignal(lease.id, "revoked", time.monotonic_ns()))
-        await client.lease.revoke(lease.id)
+        await witness.revoke(lease.id)
 
 
 async def wait_renewed_for(

@@ -79,7 +79,7 @@ async def test_l11_grant_never_answered(
             async with faulty.client.session(ttl=2):
                 pytest.fail("it was granted")
         assert caught.value.maybe_applied
-        assert "could not be revoked" in caplog.text
+        await eventually(lambda: "could not be revoked" in caplog.text)
         assert faulty.proxy.bytes_swallowed > 0
         await eventually(faulty.no_leases)
 
@@ -128,7 +128,7 @@ async def test_l14_no_space() -> None:
         for _ in range(3):
             with pytest.raises(NoSpaceError) as caught:
                 await client.lease.grant(5)
-            assert not caught.value.maybe_applied
+            assert caught.value.maybe_applied
         assert client.stats().retries == retries
         await wait_renewed_for(witness, lease_id, 2.2)
         assert witness.nothing_lost

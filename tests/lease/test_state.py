@@ -476,8 +476,43 @@ def test_a_refusal_ends_only_what_has_no_deadline() -> None:
     assert error.__cause__ is refusal, "it says why it was not renewed"
 
 
+# Silence: 12 s to live, so that half of it is 6 s; 0.6 of what is left is taken of a silence.
+
+
+def silent_at(scene: Scene) -> float:
+    """Follow the ticks that the rules want, and give when they say that it is silent for too long.
+
+    Nothing is answered, and nothing is sent any more.
+    """
+    while (at := scene.lane.next_tick()) is not None:
+        if scene.lane.tick(at):
+            return at
+    raise AssertionError("the lease is lost, and nobody called it silent")
+
+
+@pytest.mark.parametrize(
+    ("ttl", "kept_at", "too_long"),
+    [
+        pytest.param(12, 0.0, 6.0, id="half of its time"),
+        pytest.param(12, 4.0, 4.0 + 0.6 * 8, id="the greater part of what is left"),
+        pytest.param(12, 11.0, 11.8, id="what a slow link needs"),
+        pytest.param(2, 0.0, 1.0, id="short, half of its time"),
+        pytest.param(2, 0.8, 1.6, id="short, what a slow link needs"),
+        pytest.param(1, 0.0, 0.5, id="shortest, never more than half"),
+    ],
+)
+def test_a_stream_that_never_answers_is_left(ttl: int, kept_at: float, too_long: float) -> None:
+    """The first answer of a stream may be waited for as long as the lease can afford."""
+    scene = Scene()
+    scene.granted(1, ttl)
+    kept = scene.keep(1, kept_at)
+    assert scene.sent(kept_at) == [1]
+    assert silent_at(scene) == pytest.approx(too_long + 0.05)
+    assert not kept.errors
+
+
 def test_a_stream_that_falls_silent_is_left() -> None:
-    """Half of a time to live without the answers that are due is too long."""
+    """The silence counts from the first renewal that it has not answered."""
     scene = Scene()
     scene.granted(1, 12)
     scene.keep(1, 0.0)
@@ -485,19 +520,98 @@ def test_a_stream_that_falls_silent_is_left() -> None:
     received(scene.lane, answer(1, 12), 0.1)
     assert not scene.lane.tick(4.0), "nothing is asked, so silence is right"
     assert scene.sent(4.0) == [1]
-    assert not scene.lane.tick(9.9)
-    assert scene.lane.next_tick() == 10.0
-    assert scene.lane.tick(10.0)
-    scene.lane.lost(UnavailableError("left"), final=False, now=10.0)
-    scene.lane.opened("other", 10.1)
-    assert not scene.lane.tick(10.2)
-    assert scene.sent(10.2) == [1]
-    received(scene.lane, answer(1, 12), 10.3)
-    assert scene.rules.deadline(1) == 22.2
+    assert scene.sent(8.0) == [1], "it is asked again, and as silent as before"
+    assert silent_at(scene) == pytest.approx(4 + 0.6 * 8 + 0.05)
+    scene.lane.lost(UnavailableError("left"), final=False, now=9.0)
+    scene.lane.opened("other", 9.1)
+    assert not scene.lane.tick(9.2)
+    assert scene.sent(9.2) == [1]
+    received(scene.lane, answer(1, 12), 9.3)
+    assert scene.rules.deadline(1) == 21.2
+
+
+def test_each_stream_has_its_own_patience() -> None:
+    """What the stream before was silent for is not held against the new one."""
+    scene = Scene()
+    scene.granted(1, 12)
+    scene.keep(1, 0.0)
+    at, silences = 0.0, []
+    while at < 11:
+        assert scene.sent(at) == [1]
+        left_at = silent_at(scene)
+        silences.append(left_at - at)
+        scene.lane.lost(UnavailableError("left"), final=False, now=left_at)
+        at = left_at + 0.1
+        scene.lane.opened("other", at)
+    assert len(silences) == 3
+    assert silences == pytest.approx([6.05, 0.6 * 5.85 + 0.05, 0.6 * 2.19 + 0.05])
+    assert min(silences) > 0.8
+
+
+def test_the_most_urgent_lease_decides() -> None:
+    """One lease that cannot wait any longer is enough, whoever else could."""
+    scene = Scene()
+    for lease_id, ttl in ((1, 60), (2, 4), (3, 600)):
+        scene.granted(lease_id, ttl)
+        scene.keep(lease_id, 1.0)
+    assert sorted(scene.sent(1.0)) == [1, 2, 3]
+    assert silent_at(scene) == pytest.approx(1 + 0.6 * 3 + 0.05)
+
+
+def test_what_nobody_keeps_any_more_makes_nobody_impatient() -> None:
+    """An unanswered renewal whose keeper has left is no reason to leave the stream."""
+    scene = Scene()
+    scene.granted(1, 2)
+    scene.granted(2, 60)
+    left = scene.keep(1, 0.0)
+    scene.keep(2, 0.0)
+    assert sorted(scene.sent(0.0)) == [1, 2]
+    scene.rules.remove(left.keeper, 0.5)
+    assert silent_at(scene) == pytest.approx(30.05)
+
+
+def test_a_lease_of_unknown_deadline_is_asked_for_elsewhere_too() -> None:
+    """A foreign lease is taken for one of 3 s until it has answered."""
+    scene = Scene()
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    assert silent_at(scene) == pytest.approx(1.55)
+
+
+def test_silence_is_believed_at_the_second_look() -> None:
+    """After this process was held up, an answer that lay there unread is still read."""
+    scene = Scene()
+    scene.granted(1, 12)
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    assert not scene.lane.tick(9.0), "far too late, and so the first look"
+    assert scene.lane.next_tick() == 9.05
+    received(scene.lane, answer(1, 12), 9.01)
+    assert not scene.lane.tick(9.05)
+    assert scene.sent(9.05) == [1]
+    assert not scene.lane.tick(10.0), "it has answered: that look does not count any more"
+    assert silent_at(scene) == pytest.approx(9.05 + 0.6 * 2.95 + 0.05)
+
+
+def test_where_there_is_no_other_endpoint_the_silence_costs_nothing() -> None:
+    """A stream that is too silent, and yet not left, wants no tick for that again and again."""
+    scene = Scene()
+    scene.granted(1, 12)
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    at = silent_at(scene)
+    times = []
+    while (tick := scene.lane.next_tick()) is not None:
+        times.append(tick)
+        assert scene.lane.tick(tick) == (tick < 12)
+        assert len(scene.sent(tick)) <= 1
+    assert at < times[0]
+    assert times[-1] == 12
+    assert len(times) <= 3
 
 
 def test_slow_answers_are_no_silence() -> None:
-    """Answers that take longer than half of the time to live come one after the other."""
+    """Answers that take more than a third of the time to live come one after the other."""
     scene = Scene()
     scene.granted(1, 12)
     scene.keep(1, 0.0)
@@ -505,8 +619,11 @@ def test_slow_answers_are_no_silence() -> None:
         assert scene.sent(at) == [1]
         assert not scene.lane.tick(at)
     for at in (8.0, 12.0, 16.0, 20.0):
-        assert not scene.lane.tick(at - 0.1)
-        received(scene.lane, answer(1, 12), at - 0.1)
+        for tick in (at - 3.1, at - 3.05, at - 3):
+            assert not scene.lane.tick(tick)
+        received(scene.lane, answer(1, 12), at - 3)
+        for tick in (at - 0.1, at - 0.05, at):
+            assert not scene.lane.tick(tick)
         assert scene.sent(at) == [1]
 
 

@@ -34,16 +34,31 @@ ASSUMED_TTL = 3.0
 # The shortest pause between two renewals, as a part of the time to live; and the first one.
 SOONEST = 0.9 / 3
 SOONEST_FIRST = 0.3 / 3
+# How long a stream may owe an answer: a part of what is left of the lease, at least what a slow
+# link needs, and at most half of the time to live; and how long a second look takes.
+SHARE = 0.6
+SLOW_LINK = 0.8
+SECOND_LOOK = 0.05
 UNKNOWN_ID = 999
 
 
 @dataclass
 class Link:
-    """A lane of the rules, the stream that it has now, and when that renewed each lease last."""
+    """A lane of the rules, and its stream now.
+
+    Attributes:
+        lane: The lane.
+        stream: The stream; None for none.
+        last_sent: When the stream renewed each lease last.
+        answered_at: When the stream answered last.
+        looked_at: The first tick after which the silence had lasted too long; None before it.
+    """
 
     lane: Lane
     stream: ServerStream | None = None
     last_sent: dict[int, float] = field(default_factory=dict)
+    answered_at: float = 0.0
+    looked_at: float | None = None
 
 
 class Machine(RuleBasedStateMachine):
@@ -177,6 +192,7 @@ class Machine(RuleBasedStateMachine):
 
     def _open(self, link: Link) -> None:
         link.stream = ServerStream(self.server)
+        link.answered_at, link.looked_at = 0.0, None
         link.lane.opened("e", self.now)
         link.last_sent.clear()
         sent = self._send(link)
@@ -237,6 +253,7 @@ class Machine(RuleBasedStateMachine):
         keepers = [kept for kept in self.kept if kept.keeper.lease_id == lease_id]
         before = [len(kept.ttls) for kept in keepers]
         received(link.lane, response, self.now)
+        link.answered_at, link.looked_at = self.now, None
         told = [len(kept.ttls) > count for kept, count in zip(keepers, before, strict=True)]
         if known is not None and known <= self.now:
             assert not any(told)
@@ -292,11 +309,49 @@ class Machine(RuleBasedStateMachine):
                 assert at is not None
                 assert self.now < at <= min(deadlines)
             assert at is None or at > self.now
+            too_long_at = self._too_long_at(link)
+            if too_long_at is not None and link.looked_at is not None:
+                too_long_at = link.looked_at + SECOND_LOOK
+            if too_long_at is not None and too_long_at > self.now:
+                assert at is not None
+                assert at <= too_long_at
 
     def _tick(self) -> None:
+        """Time has passed; a stream is silent for too long when that is seen twice."""
         for link in self.links:
-            link.lane.tick(self.now)
-        self._settle()
+            too_silent = link.lane.tick(self.now)
+            self._settle()
+            too_long_at = self._too_long_at(link)
+            if link.stream is None:
+                continue
+            if too_long_at is None or self.now < too_long_at:
+                link.looked_at = None
+                assert not too_silent
+            elif link.looked_at is None:
+                link.looked_at = self.now
+                assert not too_silent
+            else:
+                assert too_silent == (self.now >= link.looked_at + SECOND_LOOK)
+
+    def _too_long_at(self, link: Link) -> float | None:
+        """When some lease cannot wait any longer for the answer that a stream owes it."""
+        times = []
+        owed: dict[int, float] = {}
+        if link.stream is not None:
+            waiting = [(response.ID, sent_at) for response, sent_at in link.stream.answers]
+            for lease_id, sent_at in (*waiting, *link.stream.requests):
+                owed.setdefault(lease_id, sent_at)
+        for lease_id, sent_at in owed.items():
+            if lease_id not in link.lane.kept:
+                continue
+            since = max(sent_at, link.answered_at)
+            half = self.ttls.get(lease_id, ASSUMED_TTL) / 2
+            deadline = self.deadlines.get(lease_id)
+            if deadline is None:
+                times.append(since + half)
+            else:
+                times.append(since + min(half, max(SLOW_LINK, SHARE * (deadline - since))))
+        return min(times, default=None)
 
     @precondition(lambda self: any(link.stream is not None for link in self.links))
     @rule(ticks=st.integers(1, 6), answering=st.booleans())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 
@@ -19,6 +22,8 @@ from aioetcd.types import LeaseRenewal, ResponseHeader
 
 logger = logging.getLogger("aioetcd.lease")
 
+_HOW = "with client.lease.keep_alive()"
+
 _Request = rpc_pb2.LeaseKeepAliveRequest
 _Response = rpc_pb2.LeaseKeepAliveResponse
 
@@ -26,13 +31,17 @@ _Response = rpc_pb2.LeaseKeepAliveResponse
 class KeepAlive:
     """Keeps a lease alive in the background; ``client.lease.keep_alive(...)`` makes it.
 
-    ``async for renewal in keep_alive`` gives the answered renewals. The lease is renewed whether
-    or not the loop keeps pace; a slow one sees the latest. Leaving the loop, or the block with
-    ``async with``, stops the renewing; the lease itself then lives until its time is over.
+    ``async for renewal in keep_alive`` gives the answered renewals, ``await anext(keep_alive)`` the
+    next one. The lease is renewed whether or not anybody keeps pace; a slow one sees the latest.
+    Waiting may be cancelled, as by `asyncio.wait_for`: the renewal is the next one given then.
+
+    Leaving the loop, or the block with ``async with``, stops the renewing at once; so does
+    `aclose`, which ends the loops that are running, and so does dropping the object. The lease
+    itself then lives until its time is over. What was stopped is not begun again: make another one.
 
     The loop ends by raising when the lease is gone: `LeaseExpiredError` when it could not be
     renewed in time, `LeaseLostError` when somebody revoked it, `LeaseNotFoundError` when there
-    was no such lease.
+    was no such lease. It is raised again for whoever asks again.
     """
 
     def __init__(
@@ -50,19 +59,38 @@ class KeepAlive:
         self._rules = rules
         self._timeout = timeout
         self._on_lost = on_lost
-        self._keeper = Keeper(lease_id, self._notify)
-        self._waiting: anyio.Event | None = None
+        self._news: anyio.Event | None = None
         self._lane: Lane | None = None
-        self._started = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # since it was started
         self._entered = False
+        self._stopped = False
+        # The rules must not be what keeps this alive: that it is dropped would go unnoticed.
+        this = weakref.WeakMethod(self._notify)
+
+        def notify() -> None:
+            if (alive := this()) is not None:
+                alive()
+
+        self._keeper = Keeper(lease_id, notify)
 
     def __repr__(self) -> str:
         """Show the lease."""
         return f"<KeepAlive {self._keeper.lease_id:x}>"
 
+    def __del__(self) -> None:
+        """Stop renewing."""
+        self._drop()
+
     async def __aenter__(self) -> KeepAlive:
-        """Start renewing."""
+        """Start renewing.
+
+        Raises:
+            RuntimeError: It was entered or stopped before.
+            EtcdError: It was lost before, with that error.
+        """
         await checkpoint()  # before it: nobody leaves a block that was not entered
+        if self._entered and not self._stopped:
+            raise RuntimeError(f"{self!r} is entered already: make another one, {_HOW}")
         self._start()
         self._entered = True
         return self
@@ -77,40 +105,30 @@ class KeepAlive:
         self._stop()
 
     def __aiter__(self) -> AsyncIterator[LeaseRenewal]:
-        """Iterate over the answered renewals."""
-        return self._renewals()
+        """Iterate over the answered renewals; the first one starts renewing.
 
-    async def _renewals(self) -> AsyncIterator[LeaseRenewal]:
-        try:
-            self._start()
-            while True:
-                renewal = await self._next()
-                if renewal is None:
-                    return
-                yield renewal
-        finally:
-            if not self._entered:
-                self._stop()
+        Raises:
+            RuntimeError: It was stopped before.
+        """
+        self._check_not_stopped()
+        return _Renewals(self)
+
+    async def __anext__(self) -> LeaseRenewal:
+        """Wait for the next answered renewal; the first one starts renewing.
+
+        Raises:
+            RuntimeError: It was stopped before.
+            StopAsyncIteration: It is stopped.
+            EtcdError: The lease is lost, by cause; or it is a foreign one that did not answer in
+                time, which stops the renewing.
+        """
+        self._check_not_stopped()
+        return await self._next()
 
     async def aclose(self) -> None:
         """Stop renewing; loops over it end. It may be called from any task, and twice."""
         self._stop()
         await checkpoint()
-
-    async def once(self) -> LeaseRenewal:
-        """Wait for the answer to a renewal that is sent now, then stop."""
-        self._keeper.not_before = monotonic()
-        renewal = None
-        try:
-            self._start()
-            with anyio.move_on_after(self._timeout) as scope:
-                renewal = await self._next()
-        finally:
-            self._stop()
-        if scope.cancelled_caught:
-            raise self._no_answer()
-        assert renewal is not None  # only `aclose` ends it without an error
-        return renewal
 
     @property
     def expires_in(self) -> float | None:
@@ -124,62 +142,96 @@ class KeepAlive:
         deadline = self._rules.deadline(self._keeper.lease_id)
         return None if deadline is None else max(0.0, deadline - monotonic())
 
+    # For the library.
+
+    async def _once(self) -> LeaseRenewal:
+        """Wait for the answer to a renewal that is sent now, then stop."""
+        self._keeper.not_before = monotonic()
+        renewal = None
+        try:
+            with anyio.move_on_after(self._timeout):
+                renewal = await self._next()
+        finally:
+            self._stop()
+        if renewal is None:
+            raise self._no_answer()
+        return renewal
+
     def _check(self) -> None:
         """Look at the deadline now: the event loop may have been blocked beyond it."""
         self._rules.expire(monotonic())
-
-    def _notify(self) -> None:
-        if self._waiting is not None:
-            self._waiting.set()
-            self._waiting = None
-        if self._keeper.error is not None and self._on_lost is not None:
-            try:
-                self._on_lost(self._keeper.error)
-            except Exception:  # a bug of ours: others are still to be told
-                logger.exception("telling the loss of lease %x failed", self._keeper.lease_id)
 
     def _start(self) -> None:
         """Begin to renew now.
 
         Raises:
             ClientClosedError: The client was closed.
-            RuntimeError: This is not the client's event loop, or there is none.
+            RuntimeError: This is not the client's event loop, or there is none; or the renewing
+                was stopped before.
+            EtcdError: The lease was lost before, with that error.
         """
-        if not self._started:
+        if self._keeper.error is not None:
+            raise self._keeper.error
+        self._check_not_stopped()
+        if self._loop is None:
             self._transport.check_usable()
-            self._started = True
-            if not self._keeper.ended:
-                self._lane = self._rules.add(self._keeper, monotonic())
-                self._streams[self._lane].poke()
+            self._loop = asyncio.get_running_loop()
+            self._lane = self._rules.add(self._keeper, monotonic())
+            self._streams[self._lane].poke()
 
     def _stop(self) -> None:
         """Stop renewing at once; nothing is told any more. It may be called again."""
+        self._stopped = True
         self._on_lost = None
         if self._lane is not None:
             self._rules.remove(self._keeper, monotonic())
             self._streams[self._lane].poke()
-        self._keeper.ended = True
 
-    async def _next(self) -> LeaseRenewal | None:
-        await checkpoint()
+    def _drop(self) -> None:
+        """Stop renewing where nobody is left who could; perhaps in another thread."""
+        self._on_lost = None
+        if self._lane is not None and self._loop is not None and not self._stopped:
+            self._stopped = True
+            self._rules.dropped(self._keeper, monotonic())
+            with suppress(RuntimeError):  # the loop is closed: nothing is renewed any more
+                self._loop.call_soon_threadsafe(self._streams[self._lane].poke)
+
+    def _check_not_stopped(self) -> None:
+        if self._stopped and self._keeper.error is None:
+            raise RuntimeError(f"{self!r} was stopped: make another one, {_HOW}")
+
+    def _notify(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+        if self._keeper.error is not None and self._on_lost is not None:
+            try:
+                self._on_lost(self._keeper.error)
+            except Exception:  # a bug of ours: others are still to be told
+                logger.exception("telling the loss of lease %x failed", self._keeper.lease_id)
+
+    async def _next(self) -> LeaseRenewal:
+        await checkpoint()  # before it: what is cancelled already starts nothing
         keeper = self._keeper
         while True:
             self._check()  # before a buffered answer is believed
+            # Taking it and giving it is one step: a cancellation comes before it, or not at all.
             if (response := keeper.renewal) is not None:
                 keeper.renewal = None
                 header = ResponseHeader.from_message(response.header)
                 return LeaseRenewal(header, response.ID, response.TTL)
             if keeper.error is not None:
                 raise keeper.error
-            if keeper.ended:
-                return None
+            if self._stopped:
+                raise StopAsyncIteration
+            self._start()
             # Of a lease that is not ours the deadline is unknown until the first answer.
             unknown = self._rules.deadline(keeper.lease_id) is None
+            if self._news is None:
+                self._news = anyio.Event()
             with anyio.move_on_after(self._timeout if unknown else None) as scope:
-                if self._waiting is None:
-                    self._waiting = anyio.Event()
-                await self._waiting.wait()
-            if scope.cancelled_caught:
+                await self._news.wait()
+            if scope.cancelled_caught and keeper.renewal is None and keeper.error is None:
                 self._stop()
                 raise self._no_answer()
 
@@ -188,6 +240,31 @@ class KeepAlive:
         if endpoints.current is None:
             return endpoints.unreachable()
         return DeadlineExceededError(
-            f"no answer to a renewal of lease {self._keeper.lease_id:x} within {self._timeout:g} s",
-            timeout=self._timeout,
+            f"no answer to a renewal of lease {self._keeper.lease_id:x}", timeout=self._timeout
         )
+
+
+class _Renewals:
+    """A loop over a `KeepAlive`, which makes it.
+
+    A loop that was left is dropped, by whatever it was left. That stops the renewing, unless there
+    is a block for it.
+    """
+
+    def __init__(self, keep_alive: KeepAlive) -> None:
+        self._keep_alive = keep_alive
+
+    def __aiter__(self) -> _Renewals:
+        """Give itself."""
+        return self
+
+    def __anext__(self) -> Awaitable[LeaseRenewal]:
+        """Wait for the next answered renewal."""
+        # No coroutine of its own: its frame would keep this alive for as long as somebody keeps the
+        # exception that left the loop, as a task does.
+        return self._keep_alive._next()
+
+    def __del__(self) -> None:
+        """Stop renewing."""
+        if not self._keep_alive._entered:
+            self._keep_alive._drop()

@@ -8,8 +8,12 @@ What holds at any moment, for each lease that is kept alive:
 - A renewal is due a third of the time to live after the one before, answered or not, so that
   several are in flight when answers are slow; a stream answers in order.
 - A kept lease is renewed on one stream only (`Lane`).
-- A stream that was answering and then is silent for half of a time to live is left for another
-  endpoint, if there is one: gRPC itself would take longer to find a member that was stopped.
+- A stream is left for another endpoint, if there is one, when it owes an answer for as long as a
+  lease that waits for it can afford: half of its time to live, or the greater part of what was
+  left of it when the silence began, so that it can still be renewed elsewhere. Whether the stream
+  has answered before does not matter: gRPC itself would take longer to find a member that was
+  stopped. Each answer and each new stream begin the silence anew, so that slow answers are none.
+  It is never shorter than a slow link needs, so that silent members do not take turns in a hurry.
 """
 
 from __future__ import annotations
@@ -34,6 +38,15 @@ _BURST = 0.5
 # quarters of the CPU.
 _LANES = 16
 _LANE_SIZE = 500
+# Of what is left of a lease, a silent stream is given so much. The rest is for finding another
+# endpoint, perhaps past one that does not answer either.
+_SHARE = 0.6
+# And at least so long, if that is not more than half of the time to live: the answer may have to
+# come over a slow link.
+_SLOW_LINK = 0.8
+# A silence is believed when it is seen twice, so long apart: this process may have been held up,
+# and the answer lie there unread.
+_SECOND_LOOK = 0.05
 
 _jitter = random.Random()  # spreads leases that were granted together
 
@@ -96,6 +109,8 @@ class LeaseRules:
         self._deadlines: list[tuple[float, int]] = []
         # The keepers of lost leases who do not know it yet.
         self._untold: deque[Keeper] = deque()
+        # Those who are gone without a word.
+        self._dropped: deque[tuple[Keeper, float]] = deque()
 
     def granted(self, lease_id: int, ttl: int, sent_at: float, now: float) -> None:
         """Remember a grant."""
@@ -131,8 +146,17 @@ class LeaseRules:
                 self._remember(kept.lease_id, kept.ttl, kept.deadline, now)
         keeper.notify()
 
+    def dropped(self, keeper: Keeper, now: float) -> None:
+        """A keeper is gone without a word: `remove` it at the next opportunity.
+
+        The interpreter may find that out in another thread, or in the middle of one of these
+        functions, in which nothing may change.
+        """
+        self._dropped.append((keeper, now))
+
     def expire(self, now: float) -> None:
         """Lose every lease whose deadline has passed."""
+        self.sweep()
         while (kept := self._soonest(now)) is not None:
             error = LeaseExpiredError(
                 f"lease {kept.lease_id:x} could not be renewed within its {kept.ttl:g} s: the "
@@ -163,6 +187,7 @@ class LeaseRules:
 
     def soonest(self, until: float = math.inf) -> float | None:
         """Give the soonest deadline of those that are kept alive; None for none up to `until`."""
+        self.sweep()
         kept = self._soonest(until)
         return None if kept is None else kept.deadline
 
@@ -174,9 +199,15 @@ class LeaseRules:
 
     def __len__(self) -> int:
         """Give how many leases are kept alive."""
+        self.sweep()
         return len(self._kept)
 
     # For the lanes.
+
+    def sweep(self) -> None:
+        """Remove the keepers that were dropped."""
+        while self._dropped:
+            self.remove(*self._dropped.popleft())
 
     def expire_at(self, deadline: float, kept: _Kept) -> None:
         """A lease has its first deadline, or one before that which it had."""
@@ -260,14 +291,14 @@ class Lane:
         self._times: list[float] = []
         self._entries = 0
         self._ticked = 0.0
-        # How long this stream may be silent, and until when; only one that has answered before.
-        self._patience = math.inf
-        self._silent_until = math.inf
-        self._answered = False
+        self._answered_at = -math.inf
+        # When the silence was seen to last too long.
+        self._doubted_at = math.inf
 
     @property
     def wanted(self) -> bool:
         """Whether any lease is kept alive here."""
+        self._rules.sweep()
         return bool(self.kept)
 
     def opened(self, endpoint: str, now: float) -> None:
@@ -276,8 +307,8 @@ class Lane:
             if kept.lease_id in self._in_flight or kept.next_renewal < now:
                 kept.next_renewal = now
         self._in_flight.clear()
-        self._patience = self._silent_until = math.inf
-        self._answered = False
+        self._answered_at = -math.inf
+        self._doubted_at = math.inf
         self._plan()
 
     def next_request(self, now: float) -> rpc_pb2.LeaseKeepAliveRequest | None:
@@ -293,9 +324,6 @@ class Lane:
                     kept.last_sent = now
                     self._in_flight.setdefault(kept.lease_id, []).append(now)
                     self.renew_at(kept, _next_renewal(now, kept.ttl, first=first))
-                    self._patience = min(self._patience, kept.ttl / 2)
-                    if self._answered and self._silent_until == math.inf:
-                        self._silent_until = now + self._patience
                     return rpc_pb2.LeaseKeepAliveRequest(ID=kept.lease_id)
             heapq.heappop(self._times)
             del self._due[at]
@@ -313,8 +341,8 @@ class Lane:
         if not sent:
             del self._in_flight[lease_id]
         self.failure = None
-        self._answered = True
-        self._silent_until = now + self._patience if self._in_flight else math.inf
+        self._answered_at = now
+        self._doubted_at = math.inf
         kept = self.kept.get(lease_id)
         if kept is None:
             return False  # nobody cares for it any more
@@ -352,7 +380,8 @@ class Lane:
     def next_tick(self) -> float | None:
         """Give when a renewal is due, a deadline passes, or the silence has lasted too long."""
         # What was due at the last tick needs no other: it goes out as soon as it can be sent.
-        times = (self._times[0] if self._times else math.inf, self._silent_until)
+        due = self._times[0] if self._times else math.inf
+        times = (due, self._too_long_at(), self._doubted_at + _SECOND_LOOK)
         at = min((time for time in times if time > self._ticked), default=math.inf)
         at = self._rules.soonest(at) or at
         return None if at == math.inf else at
@@ -361,7 +390,21 @@ class Lane:
         """Lose what is past its deadline; True for a stream that is silent for too long."""
         self._ticked = now
         self._rules.expire(now)
-        return self._silent_until <= now
+        if now < self._too_long_at():
+            self._doubted_at = math.inf
+            return False
+        self._doubted_at = min(self._doubted_at, now)
+        return now >= self._doubted_at + _SECOND_LOOK
+
+    def _too_long_at(self) -> float:
+        """Give when the silence will have lasted too long; never, where no answer is owed."""
+        at = math.inf
+        for lease_id, sent in self._in_flight.items():
+            kept = self.kept.get(lease_id)
+            if kept is not None:
+                since = max(sent[0], self._answered_at)
+                at = min(at, since + _patience(kept, since))
+        return at
 
     def renew_at(self, kept: _Kept, at: float) -> None:
         """Let a lease of this lane be due then."""
@@ -385,6 +428,14 @@ class Lane:
             heapq.heappush(self._times, kept.next_renewal)
         due.append(kept)
         self._entries += 1
+
+
+def _patience(kept: _Kept, since: float) -> float:
+    """Give how long a silence that began then may last, for this lease's sake."""
+    half = kept.ttl / 2
+    if kept.deadline is None:
+        return half
+    return min(half, max(_SLOW_LINK, _SHARE * (kept.deadline - since)))
 
 
 def _urgency(kept: _Kept) -> float:

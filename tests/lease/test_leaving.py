@@ -1,0 +1,142 @@
+"""Leaving a keep-alive, by whatever and whenever: nothing is renewed any more."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pytest
+
+from aioetcd import Client, KeepAlive
+from aioetcd.testing import EtcdServer
+from tests.lease.faults import eventually
+from tests.lease.renewals import keep_alive_metrics
+
+WORKERS = 50
+ROUNDS = 8
+
+
+@dataclass
+class Use:
+    """One use of a keep-alive, which says how far it came.
+
+    Attributes:
+        keep_alive: What is used.
+        reached: The phases that were begun.
+    """
+
+    keep_alive: KeepAlive
+    reached: list[str] = field(default_factory=list)
+
+    async def block(self) -> None:
+        """Enter a block, loop in it, and stay in it."""
+        self.reached.append("entering")
+        async with self.keep_alive:
+            self.reached.append("iterating")
+            async for _ in self.keep_alive:
+                break
+            self.reached.append("in the block")
+            await asyncio.sleep(60)
+
+    async def loop(self) -> None:
+        """Loop without a block."""
+        self.reached.append("iterating")
+        async for _ in self.keep_alive:
+            self.reached.append("in the loop")
+            await asyncio.sleep(60)
+
+    async def one_by_one(self) -> None:
+        """Take one renewal after the other with a timeout, and close it at the end."""
+        try:
+            while True:
+                self.reached.append("taking one")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.002):
+                        await anext(self.keep_alive)
+        finally:
+            await self.keep_alive.aclose()
+
+
+async def moment(rng: random.Random) -> None:
+    """Let some time pass, mostly no more than a few turns of the loop."""
+    if rng.random() < 0.3:
+        await asyncio.sleep(0.02 * rng.random())
+    for _ in range(rng.randrange(12)):
+        await asyncio.sleep(0)
+
+
+async def natively(use: Coroutine[None, None, None], rng: random.Random) -> None:
+    """Cancel the task, and soon once more: who is in a hurry does not wait for the clean-up."""
+    task = asyncio.create_task(use)
+    for _ in range(2):
+        await moment(rng)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def by_timeout(use: Coroutine[None, None, None], rng: random.Random) -> None:
+    """Let `asyncio.timeout` run out."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(rng.choice([0, 0.002, 0.02]) * rng.random()):
+            await use
+
+    with pytest.raises(TimeoutError):
+        await limited()
+
+
+async def by_task_group(use: Coroutine[None, None, None], rng: random.Random) -> None:
+    """Abort the TaskGroup that it runs in."""
+
+    async def group() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(use)
+            await moment(rng)
+            raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await group()
+    assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("cancel", [natively, by_timeout, by_task_group])
+async def test_z1_keep_alive_left_at_any_moment(
+    client: Client,
+    server: EtcdServer,
+    rng: random.Random,
+    cancel: Callable[[Coroutine[None, None, None], random.Random], Awaitable[None]],
+) -> None:
+    """Cancelled at any moment of its use, a keep-alive renews nothing in the next line."""
+    leases = [(await client.lease.grant(600)).id for _ in range(WORKERS)]
+    last: Counter[str] = Counter()
+    started, ended, _ = await keep_alive_metrics(server)
+
+    async def work(lease_id: int) -> None:
+        for number in range(ROUNDS):
+            use = Use(client.lease.keep_alive(lease_id))
+            how = [use.block, use.loop, use.one_by_one][(number + lease_id) % 3]
+            await cancel(how(), rng)
+            assert 0 <= client.stats().leases < WORKERS
+            assert lease_id not in client.lease.rules._kept
+            last[use.reached[-1] if use.reached else "nothing"] += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for lease_id in leases:
+            tasks.create_task(work(lease_id))
+    assert client.stats().leases == 0
+    assert sum(last.values()) == WORKERS * ROUNDS
+    # It came everywhere.
+    assert {*last} >= {"entering", "iterating", "in the block", "in the loop", "taking one"}
+
+    async def all_streams_ended() -> bool:
+        now_started, now_ended, _ = await keep_alive_metrics(server)
+        return now_started - started == now_ended - ended > 0
+
+    await eventually(all_streams_ended)
+    for lease_id in leases:
+        await client.lease.revoke(lease_id)
