@@ -12,6 +12,7 @@ What holds at any moment:
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ from aioetcd.errors import EtcdError
 
 if TYPE_CHECKING:
     from typing import Self
+
+logger = logging.getLogger("aioetcd.concurrency")
 
 # Whoever gave up entering is to be told so soon: it waits so long for what is left to be done.
 _IMPATIENCE = 0.4
@@ -112,5 +115,13 @@ class Hold(ABC):
         if not self._left:
             self._left = True
             self._tidying = self._let_go()
-        if self._tidying is not None:
-            await self._supervisor.wait_tidied(self._tidying, patience)
+        if self._tidying is None:
+            return
+        await self._supervisor.wait_tidied(self._tidying, min(patience, self._tenure.bound))
+        if not self._tidying.done():
+            logger.warning(
+                "a %s on lease %x was left, but no server has answered to that yet: it goes on in "
+                "the background",
+                self._kind,
+                self.lease_id,
+            )

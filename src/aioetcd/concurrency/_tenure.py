@@ -23,14 +23,9 @@ LATE = 0.1
 
 
 class Seat:
-    """A key that only one of those who stand on a lease has at a time.
-
-    Attributes:
-        is_dirty: Whether the one before may have left the key behind.
-    """
+    """A key that only one of those who stand on a lease has at a time."""
 
     def __init__(self, seats: dict[bytes, Seat], key: bytes) -> None:
-        self.is_dirty = False
         self._seats = seats
         self._key = key
         self._lock = asyncio.Lock()
@@ -58,7 +53,7 @@ class Seat:
 
     def _forget(self) -> None:
         self._users -= 1
-        if not self._users and not self.is_dirty:
+        if not self._users:
             del self._seats[self._key]
 
 
@@ -92,7 +87,7 @@ class Tenure:
 
     @property
     def bound(self) -> float:
-        """How long it is worth to try to end what depends on the lease."""
+        """How long anybody waits for the end of what depends on the lease."""
         timeout = self._transport.timeout
         return self._ttl if timeout is None else min(timeout, self._ttl)
 

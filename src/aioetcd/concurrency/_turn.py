@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from time import monotonic
 
 import anyio
 
+from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.methods import IDEMPOTENT_TXN
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency._tenure import LATE, Seat, Tenure
@@ -177,31 +179,42 @@ class Turn:
             seat.leave()
             return None
 
-        def give_up(why: str) -> None:
-            seat.is_dirty = True
-            logger.warning(
-                "the key %r could not be deleted, others wait for the end of its lease: %s",
-                self.key,
-                why,
-            )
-
         task = self._transport.supervisor.tidy(
-            self._delete,
-            f"aioetcd delete {self.key!r}",
-            seconds=self._tenure.bound,
-            give_up=give_up,
+            self._delete, f"aioetcd delete {self.key!r}", seconds=math.inf, give_up=self._warn
         )
+        # Not before it is gone: the next one would take it for its own.
         task.add_done_callback(lambda _: seat.leave())
         return task
 
     async def _delete(self, seconds: float) -> None:
+        """Delete the key, however long that takes: its lease is renewed for others meanwhile."""
         deadline = monotonic() + seconds
         is_known = self._revision is not None
         op = Op.txn(compare=[self.is_owner()] if is_known else (), success=[Op.delete(self.key)])
-        for pause in (0.0,) if is_known else (0.0, LATE):
-            await anyio.sleep(pause)
+        backoff = Backoff(LATE, 5.0)
+        is_deleted = False
+        while self._tenure.is_held:
             left = max(deadline - monotonic(), 0.001)
-            await self._transport.last_unary(IDEMPOTENT_TXN, op.request, left)
+            try:
+                await self._transport.last_unary(
+                    IDEMPOTENT_TXN, op.request, min(left, self._tenure.bound)
+                )
+            except EtcdError as error:
+                if monotonic() >= deadline:
+                    raise
+                self._warn(str(error))
+            else:
+                if is_known or is_deleted:
+                    return
+                is_deleted = True  # what has put it may still be on its way
+            await anyio.sleep(backoff.next_delay())
+
+    def _warn(self, why: str) -> None:
+        logger.warning(
+            "the key %r could not be deleted, others wait for that or for the end of its lease: %s",
+            self.key,
+            why,
+        )
 
     async def _put_own(
         self, if_: Compare, *, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
@@ -210,9 +223,6 @@ class Turn:
         seat = self._tenure.seat(self.key)
         await seat.take()
         self._seat = seat
-        if seat.is_dirty:  # nobody knows whether the one before has deleted it
-            await self._kv.delete(self.key)
-            seat.is_dirty = False
         put = Op.put(self.key, self._value, lease=self._tenure.lease_id)
         self._maybe_put = True
         try:

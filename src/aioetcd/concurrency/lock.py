@@ -173,13 +173,10 @@ class Lock(Hold):
                         f"the lock {self._name!r} is held with the key {holder.key!r}",
                         holder=holder,
                     )
+                self._acquired = True
             self._acquiring = None
-        self._tenure.check()  # the event loop may have been blocked
-        if self._guard.error is not None:
-            raise self._guard.error
         if timer.cancelled_caught:
             raise await self._too_late()
-        self._acquired = True
 
     async def _too_late(self) -> EtcdError:
         """Say why the turn did not come in time: somebody has the lock, or nobody can be asked."""
