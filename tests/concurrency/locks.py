@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
+from typing import TypeAlias
 
 import anyio
 import pytest
@@ -14,6 +16,24 @@ from aioetcd import Client, Lock, Op
 from tests.lease.faults import eventually
 
 NAME = "/locks/nightly"
+
+Locks: TypeAlias = Callable[..., Lock]
+
+on_either_lease = pytest.mark.parametrize("shared", [False, True], ids=["own-lease", "session"])
+"""For tests of what is true with a lease of its own as on a session's."""
+
+
+@asynccontextmanager
+async def locks_of(client: Client, shared: bool, *, ttl: int = 60) -> AsyncIterator[Locks]:
+    """Give what makes locks: each with a lease of its own, or all on one session's.
+
+    A loss of the session is for its locks to tell.
+    """
+    if not shared:
+        yield partial(client.lock, ttl=ttl)
+        return
+    async with client.session(ttl=ttl, on_lost="ignore") as session:
+        yield partial(client.lock, session=session)
 
 
 async def queue(client: Client, name: str = NAME) -> list[bytes]:

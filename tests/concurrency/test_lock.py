@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import random
-import time
-from contextlib import AsyncExitStack
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import pytest
-from anyio.lowlevel import checkpoint
 
 from aioetcd import (
     Client,
     ClientClosedError,
-    LeaseExpiredError,
     LeaseLostError,
     Lock,
     LockLostError,
@@ -32,29 +28,9 @@ from tests.concurrency.locks import (
     wait_for_queue,
     watches_created,
 )
-from tests.lease.faults import Faulty, eventually
+from tests.lease.faults import eventually
 
-# Exclusion and order.
-
-
-@pytest.mark.parametrize("clients", [1, 4])
-async def test_never_two_inside(client: Client, server: EtcdServer, clients: int) -> None:
-    """Of twenty tasks that lock ten times each, all are served, one at a time and in order."""
-    room = Room()
-
-    async def worker(own: Client) -> None:
-        for _ in range(10):
-            async with own.lock(NAME, ttl=60) as lock, room.entered(lock):
-                await checkpoint()
-
-    async with AsyncExitStack() as stack:
-        others = [Client(server.endpoint) for _ in range(clients - 1)]
-        own = [client, *[await stack.enter_async_context(other) for other in others]]
-        async with anyio.create_task_group() as tasks:
-            for number in range(20):
-                tasks.start_soon(worker, own[number % clients])
-    room.check(200)
-    assert await queue(client) == []
+# Order.
 
 
 async def test_served_in_the_order_of_coming(client: Client) -> None:
@@ -240,21 +216,6 @@ async def test_not_blocking(client: Client) -> None:
         pass
 
 
-async def test_timeout(client: Client) -> None:
-    """Who waits for too long gets an error in time, and leaves the queue."""
-    async with client.lock(NAME, ttl=60) as lock:
-        before = monotonic()
-        with pytest.raises(LockTimeoutError, match=NAME) as caught:
-            await client.lock(NAME, timeout=0.3).__aenter__()
-        assert 0.3 <= monotonic() - before < 0.7
-        assert isinstance(caught.value, TimeoutError)
-        assert caught.value.timeout == 0.3
-        assert await queue(client) == [lock.key]
-        assert (await client.lease.leases()).ids == (lock.lease_id,)
-    async with client.lock(NAME, timeout=5):
-        pass
-
-
 async def test_timeout_is_for_the_waiting_only(client: Client) -> None:
     """A lock that was acquired in time is held for as long as the block takes."""
     async with client.lock(NAME, ttl=60, timeout=0.3) as lock:
@@ -263,203 +224,7 @@ async def test_timeout_is_for_the_waiting_only(client: Client) -> None:
         assert await is_owner(client, lock)
 
 
-async def test_cancelled_at_any_moment_leaves_nothing(client: Client) -> None:
-    """200 acquisitions cancelled at random moments leave neither a key nor a lease."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201
-    chance = random.Random(seed)
-    outcomes: dict[str, int] = {}
-    took = 0.0
-
-    async def measure(name: str) -> None:
-        nonlocal took
-        for _ in range(5):
-            began = monotonic()
-            async with client.lock(name, ttl=600):
-                took = max(took, monotonic() - began)
-
-    async def cancel(name: str, held_by: bytes | None) -> None:
-        for _ in range(20):
-            lock = client.lock(name, ttl=600)
-            entered = False
-            # How long each step takes depends on the machine.
-            with anyio.move_on_after(took * 10 ** chance.uniform(-2, 0.7)):
-                async with lock:
-                    entered = True
-                    await anyio.sleep_forever()
-            queued = lock._turn._revision is not None
-            outcome = "held" if entered else "queued" if queued else "before"
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
-            assert await queue(client, name) == ([] if held_by is None else [held_by])
-            assert lock.lease_id not in (await client.lease.leases()).ids
-
-    async with client.lock("/locks/held", ttl=600) as held:
-        for what, arguments in ((measure, ()), (cancel, (None,))):
-            async with anyio.create_task_group() as tasks:
-                for number in range(7):
-                    tasks.start_soon(what, f"/locks/{number}", *arguments)
-        for _ in range(3):  # behind a holder
-            await cancel("/locks/held", held.key)
-        assert await is_owner(client, held)
-        assert (await client.lease.leases()).ids == (held.lease_id,)
-    assert sum(outcomes.values()) == 200
-    # The moments were spread over all of it.
-    assert set(outcomes) == {"before", "queued", "held"}
-    assert min(outcomes.values()) >= 5
-
-
-# Losing.
-
-
-@pytest.mark.parametrize("how", ["lease revoked", "key deleted", "all keys deleted"])
-async def test_taken_away_from_the_holder(client: Client, server: EtcdServer, how: str) -> None:
-    """A holder whose lease or key somebody takes away is cancelled at once, and told why."""
-    lock = client.lock(NAME, ttl=600)
-    async with Client(server.endpoint) as other:
-
-        async def take_away() -> None:
-            assert await is_owner(other, lock)
-            if how == "lease revoked":
-                await other.lease.revoke(lock.lease_id)
-            else:
-                await other.kv.delete(lock.key if how == "key deleted" else "", prefix=True)
-
-        with anyio.fail_after(2), pytest.raises(LockLostError, match=NAME) as caught:
-            await body(lock, take_away)
-        assert lock.is_lost
-        assert not await is_owner(other, lock)
-        assert await lock.wait_lost() is caught.value
-        assert (await other.lease.leases()).ids == ()
-
-
-@pytest.mark.parametrize("how", ["lease revoked", "key deleted"])
-async def test_taken_away_from_a_waiter(client: Client, how: str) -> None:
-    """A waiter whose lease or key is taken away does not wait any longer."""
-
-    async def take_away(key: bytes) -> None:
-        if how == "lease revoked":
-            await client.lease.revoke(int(key.rpartition(b"/")[2], 16))
-        else:
-            await client.kv.delete(key)
-
-    lost = 0.0
-    async with client.lock(NAME, ttl=600) as held:
-
-        async def wait() -> None:
-            nonlocal lost
-            with pytest.raises(LockLostError, match=NAME):
-                await client.lock(NAME, ttl=600).__aenter__()
-            lost = monotonic()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wait)
-            await wait_for_queue(client, 2)
-            taken = monotonic()
-            await take_away((await queue(client))[1])
-        assert lost - taken < 1
-        assert await queue(client) == [held.key]
-        assert (await client.lease.leases()).ids == (held.lease_id,)
-        assert await is_owner(client, held)
-
-
-async def test_holder_cut_off(faulty: Faulty) -> None:
-    """A holder that is cut off is cancelled before the next one has the lock, and only then."""
-    lock = faulty.client.lock(NAME, ttl=1)
-    room = Room()
-
-    async def cut_off() -> None:
-        # A renewal reaches the server so much later than it was sent, which is what counts.
-        faulty.proxy.delay(0.15)
-        seen = []
-        for _ in range(3):
-            seen.append(faulty.client.lease.rules.deadline(lock.lease_id))
-            await eventually(lambda: faulty.client.lease.rules.deadline(lock.lease_id) not in seen)
-        faulty.proxy.blackhole()
-
-    async def hold() -> None:
-        async with lock, room.entered(lock):
-            await cut_off()
-            await anyio.sleep(10)
-
-    async def wait() -> None:
-        async with faulty.oracle.lock(NAME, ttl=60) as second, room.entered(second):
-            assert await is_owner(faulty.oracle, second)
-            assert not await is_owner(faulty.oracle, lock)
-
-    async def lose() -> None:
-        with pytest.raises(LockLostError) as caught:
-            await hold()
-        assert isinstance(caught.value.__cause__, LeaseLostError)
-        assert caught.value.__cause__.reason == "expired"
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lose)
-        await wait_for_queue(faulty.oracle, 1)
-        tasks.start_soon(wait)
-    room.check(2)
-
-
-@pytest.mark.parametrize("on_lost", ["cancel", "ignore"])
-async def test_a_body_that_blocks_the_loop_to_its_end(
-    faulty: Faulty, on_lost: Literal["cancel", "ignore"]
-) -> None:
-    """A block that ends before the loop had a turn after the lock's time is over raises the loss.
-
-    And what the lock guards at the server does not happen, though nobody asked.
-    """
-    async with Client(faulty.server.endpoint) as client:  # a proxy would be blocked as well
-        lock = client.lock(NAME, ttl=1, on_lost=on_lost)
-
-        async def hold() -> None:
-            async with lock:
-                seen = client.lease.rules.deadline(lock.lease_id)
-                await eventually(
-                    lambda: client.lease.rules.deadline(lock.lease_id) not in (None, seen)
-                )
-                time.sleep(2.5)  # noqa: ASYNC251  # its time, and the server's half a second
-
-        if on_lost == "ignore":
-            await hold()
-        else:
-            with pytest.raises(LockLostError) as caught:
-                await hold()
-            assert isinstance(caught.value.__cause__, LeaseExpiredError)
-        assert lock.is_lost
-        assert not await is_owner(client, lock)
-        async with client.lock(NAME, blocking=False):
-            pass
-
-
-async def test_waiter_cut_off(faulty: Faulty) -> None:
-    """A waiter whose lease runs out does not wait any longer, and never has the lock."""
-    async with faulty.oracle.lock(NAME, ttl=60) as held:
-        began = 0.0
-
-        async def cut_off() -> None:
-            nonlocal began
-            await wait_for_queue(faulty.oracle, 2)
-            faulty.proxy.blackhole()
-            began = monotonic()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(cut_off)
-            with pytest.raises(LockLostError):
-                await faulty.client.lock(NAME, ttl=1).__aenter__()
-        assert monotonic() - began < 1.3
-        await wait_for_queue(faulty.oracle, 1)
-        assert await is_owner(faulty.oracle, held)
-
-
-async def test_ignoring_the_loss(client: Client) -> None:
-    """With on_lost="ignore" the body goes on; `wait_lost` and `is_lost` tell."""
-    async with client.lock(NAME, ttl=600, on_lost="ignore") as lock:
-        await client.kv.delete(lock.key)
-        with anyio.fail_after(2):
-            error = await lock.wait_lost()
-        assert isinstance(error, LockLostError)
-        assert lock.is_lost
-        await checkpoint()
-    assert (await client.lease.leases()).ids == ()
+# Leaving.
 
 
 async def test_an_exception_of_the_body_leaves_as_itself(client: Client) -> None:

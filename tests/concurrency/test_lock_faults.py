@@ -14,7 +14,17 @@ import pytest
 
 from aioetcd import Client, LockLostError, LockNotAcquiredError, LockTimeoutError, NoEndpointError
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
-from tests.concurrency.locks import NAME, body, is_owner, queue, wait_for_queue, watches_created
+from tests.concurrency.locks import (
+    NAME,
+    Locks,
+    body,
+    is_owner,
+    locks_of,
+    on_either_lease,
+    queue,
+    wait_for_queue,
+    watches_created,
+)
 from tests.lease.faults import Faulty, eventually, faulty_client
 
 # Faults that a lock lives through.
@@ -132,15 +142,27 @@ async def test_not_blocking_through_cuts(faulty: Faulty) -> None:
     assert fired >= 15
 
 
-async def test_leaving_while_cut_off(quick_server: EtcdServer) -> None:
-    """Leaving takes the time to live at the most; then the next one has the lock."""
-    async with faulty_client(quick_server) as faulty:
-        async with faulty.client.lock(NAME, ttl=1):
-            faulty.proxy.blackhole()
-            before = monotonic()
+@on_either_lease
+async def test_x10_released_while_cut_off(
+    quick_server: EtcdServer, caplog: pytest.LogCaptureFixture, shared: bool
+) -> None:
+    """Releasing takes the time to live at the most, and says so; then the next one has the lock."""
+    await quick_server.clear()
+    async with (
+        faulty_client(quick_server) as faulty,
+        locks_of(faulty.client, shared, ttl=1) as make,
+    ):
+        lock = make(NAME)
+        await lock.acquire()
+        faulty.proxy.blackhole()
+        before = monotonic()
+        await lock.release()
         assert monotonic() - before < 1.3
+        assert faulty.proxy.bytes_swallowed > 0
+        assert f"{lock.lease_id:x}" in caplog.text
+        assert await queue(faulty.oracle) == [lock.key]
         async with faulty.oracle.lock(NAME, ttl=60, timeout=3):
-            pass
+            assert monotonic() - before < 3
 
 
 async def test_entering_without_a_server(quick_server: EtcdServer) -> None:
@@ -224,10 +246,11 @@ async def etcdctl_lock(server: EtcdServer) -> AsyncIterator[Etcdctl]:
             tasks.cancel_scope.cancel()
 
 
-async def test_etcdctl_waits_for_us(client: Client, server: EtcdServer) -> None:
+@on_either_lease
+async def test_etcdctl_waits_for_us(client: Client, server: EtcdServer, shared: bool) -> None:
     """`etcdctl lock` waits while we hold the lock, and has it when we leave."""
-    async with etcdctl_lock(server) as etcdctl:
-        async with client.lock(NAME, ttl=60) as lock:
+    async with etcdctl_lock(server) as etcdctl, locks_of(client, shared) as make:
+        async with make(NAME) as lock:
             await etcdctl.start()
             await wait_for_queue(client, 2)
             waiting = (await queue(client))[1]
@@ -239,25 +262,26 @@ async def test_etcdctl_waits_for_us(client: Client, server: EtcdServer) -> None:
         assert await queue(client) == []
 
 
-async def test_we_wait_for_etcdctl(client: Client, server: EtcdServer) -> None:
+@on_either_lease
+async def test_we_wait_for_etcdctl(client: Client, server: EtcdServer, shared: bool) -> None:
     """While `etcdctl lock` holds it we see who has it, wait, and have it when it ends."""
     acquired = anyio.Event()
 
-    async def wait() -> None:
-        async with client.lock(NAME, ttl=60) as lock:
+    async def wait(make: Locks) -> None:
+        async with make(NAME) as lock:
             assert await is_owner(client, lock)
             acquired.set()
 
-    async with etcdctl_lock(server) as etcdctl:
+    async with etcdctl_lock(server) as etcdctl, locks_of(client, shared) as make:
         await etcdctl.start()
         await eventually(lambda: etcdctl.key is not None)
         with pytest.raises(LockNotAcquiredError) as caught:
-            await client.lock(NAME, blocking=False).__aenter__()
+            await make(NAME, blocking=False).acquire()
         assert caught.value.holder.key == etcdctl.key
         with pytest.raises(LockTimeoutError):
-            await client.lock(NAME, timeout=0.1).__aenter__()
+            await make(NAME, timeout=0.1).acquire()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wait)
+            tasks.start_soon(wait, make)
             await wait_for_queue(client, 2)
             assert not acquired.is_set()
             await etcdctl.release()

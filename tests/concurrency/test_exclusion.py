@@ -1,0 +1,343 @@
+"""A lock has one holder at a time, whatever happens to the network and the server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+
+from aioetcd import Client, EtcdError, Lock, LockLostError, Op
+from aioetcd.concurrency._turn import Turn
+from aioetcd.testing import EtcdServer, FaultProxy, Recorder
+from aioetcd.testing.checkers import assert_clean, check_fencing, check_lock_holds
+from aioetcd.testing.history import GuardedTxn, LockHold
+from tests.concurrency.locks import (
+    NAME,
+    Locks,
+    is_owner,
+    locks_of,
+    on_either_lease,
+    queue,
+    wait_for_queue,
+)
+from tests.lease.faults import Faulty, eventually
+
+# X1: ten holders, in any weather.
+
+HOLDERS = 10
+
+
+class Counter:
+    """What a lock protects: a number at the server, and the history of who added to it."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self.added = 0
+
+    async def add(self, client: Client, lock: Lock, holder: str) -> None:
+        """Hold the lock for as long as it takes to add one, surely once."""
+        async with lock:
+            acquired_ns = time.monotonic_ns()
+            try:
+                await self._add(client, lock)
+            finally:
+                now = time.monotonic_ns()
+                self.recorder.add(LockHold(NAME, holder, lock.revision, acquired_ns, now))
+
+    async def _add(self, client: Client, lock: Lock) -> None:
+        number, _ = await self._read(client)
+        while await self._read(client) != (number + 1, lock.revision):
+            # While the lock is held a second put of the same changes nothing.
+            value = f"{number + 1} {lock.revision}"
+            try:
+                result = await client.kv.txn(
+                    compare=[lock.is_owner()], success=[Op.put("counter", value)]
+                )
+            except EtcdError:
+                continue
+            assert result.succeeded
+            self.recorder.add(GuardedTxn(NAME, lock.revision, result.header.revision))
+        self.added += 1
+
+    async def _read(self, client: Client) -> tuple[int, int]:
+        number, _, token = ((await client.kv.get("counter")).value or b"0 0").partition(b" ")
+        return int(number), int(token)
+
+    async def check(self, client: Client) -> None:
+        """Nobody was in anybody's way, and the number is right."""
+        assert (await self._read(client))[0] == self.added
+        holds = self.recorder.of(LockHold)
+        assert len(holds) == self.added
+        assert_clean([*check_lock_holds(holds), *check_fencing(self.recorder.of(GuardedTxn))])
+
+
+Weather = Callable[[EtcdServer, FaultProxy, random.Random, Callable[[], bool]], Awaitable[int]]
+
+
+async def calm(
+    server: EtcdServer, proxy: FaultProxy, rng: random.Random, over: Callable[[], bool]
+) -> int:
+    """Nothing happens."""
+    return 0
+
+
+async def cuts(
+    server: EtcdServer, proxy: FaultProxy, rng: random.Random, over: Callable[[], bool]
+) -> int:
+    """All connections are cut, again and again."""
+    happened = 0
+    while not over():
+        await anyio.sleep(rng.uniform(0.05, 0.25))
+        happened += proxy.cut() > 0
+    return happened
+
+
+async def kills(
+    server: EtcdServer, proxy: FaultProxy, rng: random.Random, over: Callable[[], bool]
+) -> int:
+    """The server crashes and comes back with its data, three times."""
+    # These versions may tell a single member's last write before it is safe (#14370).
+    writes_through = not (3, 5, 0) <= server.version_info < (3, 5, 5)
+    happened = 0
+    while not over() and happened < 3:
+        await anyio.sleep(rng.uniform(0.1, 0.4))
+        pid = server.pid
+        await (server.kill() if writes_through else server.stop())
+        await server.start()
+        happened += server.pid != pid
+    return happened
+
+
+@on_either_lease
+@pytest.mark.parametrize(
+    ("weather", "sections", "faults"), [(calm, 20, 0), (cuts, 6, 3), (kills, 8, 2)]
+)
+async def test_x1_ten_holders(
+    own_server: EtcdServer,
+    rng: random.Random,
+    shared: bool,
+    weather: Weather,
+    sections: int,
+    faults: int,
+) -> None:
+    """Each of ten holders has all its turns, alone, and what they count together is exact."""
+    counter = Counter()
+
+    async def hold(client: Client, make: Locks, number: int) -> None:
+        for _ in range(sections):
+            await counter.add(client, make(NAME), f"holder {number}")
+
+    async with (
+        FaultProxy(own_server.endpoint) as proxy,
+        Client(own_server.endpoint) as oracle,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await stack.enter_async_context(Client(proxy.endpoint)) for _ in range(2)]
+        locks = [await stack.enter_async_context(locks_of(each, shared)) for each in clients]
+        holding = [
+            asyncio.create_task(hold(clients[number % 2], locks[number % 2], number))
+            for number in range(HOLDERS)
+        ]
+        happened = await weather(
+            own_server, proxy, rng, lambda: all(task.done() for task in holding)
+        )
+        await asyncio.gather(*holding)
+        assert happened >= faults
+        assert counter.added == HOLDERS * sections
+        await counter.check(oracle)
+        assert await queue(oracle) == []
+
+
+# X3: the owner's loop stands still for too long.
+
+
+@on_either_lease
+async def test_x3_a_holder_whose_loop_is_blocked(quick_server: EtcdServer, shared: bool) -> None:
+    """It does not know better than the store: what the lock guards does not happen any more."""
+    await quick_server.clear()
+    holds, is_over = threading.Event(), threading.Event()
+    seen: dict[str, object] = {}
+
+    async def hold_and_block() -> None:
+        async with (
+            Client(quick_server.endpoint) as client,
+            locks_of(client, shared, ttl=1) as make,
+            make(NAME, on_lost="ignore") as lock,
+        ):
+            await client.kv.put("data", "first")
+            is_first = lock.is_owner()
+            holds.set()
+            # What this is about. Nothing is told before the loop has a turn again.
+            seen["over"] = is_over.wait(10)
+            seen["lost"] = lock.is_lost
+            late = await client.kv.txn(compare=[is_first], success=[Op.put("data", "too late")])
+            seen["succeeded"], seen["token"] = late.succeeded, lock.revision
+
+    async def hold_next() -> int:
+        async with Client(quick_server.endpoint) as client:
+            async with client.lock(NAME, ttl=60, timeout=8) as lock:
+                result = await client.kv.txn(
+                    compare=[lock.is_owner()], success=[Op.put("data", "second")]
+                )
+                assert result.succeeded
+                is_over.set()
+                await eventually(lambda: "succeeded" in seen)
+                assert (await client.kv.get("data")).value == b"second"
+                assert await is_owner(client, lock)
+            await client.kv.delete("data")
+            return lock.revision
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, lambda: asyncio.run(hold_and_block()))
+        try:
+            await eventually(holds.is_set)
+            token = await hold_next()
+        finally:
+            is_over.set()
+    assert seen == {"over": True, "lost": True, "succeeded": False, "token": seen["token"]}
+    assert isinstance(seen["token"], int)
+    assert token > seen["token"]
+
+
+# X6: the server goes and comes back while they wait.
+
+
+@on_either_lease
+async def test_x6_the_server_is_killed_while_they_wait(
+    own_server: EtcdServer, shared: bool
+) -> None:
+    """Each waiter keeps the one key that it has, and with it its place in the queue."""
+    served: list[int] = []
+
+    async def wait(number: int, make: Locks) -> None:
+        async with make(NAME) as lock:
+            served.append(number)
+            assert await is_owner(oracle, lock)
+
+    async with Client(own_server.endpoint) as oracle, AsyncExitStack() as stack:
+        first = await stack.enter_async_context(Client(own_server.endpoint))
+        held = first.lock(NAME, ttl=60)
+        await held.acquire()
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(4):
+                client = await stack.enter_async_context(Client(own_server.endpoint))
+                make = await stack.enter_async_context(locks_of(client, shared))
+                tasks.create_task(wait(number, make))
+                await wait_for_queue(oracle, number + 2)
+            before, pid = await queue(oracle), own_server.pid
+            await own_server.kill()
+            await own_server.start()
+            assert own_server.pid != pid
+            assert await queue(oracle) == before
+            assert served == []
+            await held.release()
+        assert served == [0, 1, 2, 3]
+        assert await queue(oracle) == []
+
+
+# X7: holders that have a client, and perhaps a lease, in common.
+
+
+@on_either_lease
+async def test_x7_two_tasks_of_one_client(client: Client, shared: bool) -> None:
+    """The second task waits for the first as it would for a stranger, and tries like one."""
+    order: list[str] = []
+    has_begun = asyncio.Event()
+
+    async def second(make: Locks) -> None:
+        has_begun.set()
+        async with make(NAME) as lock:
+            order.append("second")
+            assert await is_owner(client, lock)
+
+    async with locks_of(client, shared) as make, asyncio.TaskGroup() as tasks:
+        async with make(NAME) as first:
+            tasks.create_task(second(make))
+            await has_begun.wait()
+            # Longer than it takes to acquire one.
+            for _ in range(5):
+                async with make("another"):
+                    pass
+            assert order == []
+            assert (await queue(client))[0] == first.key
+            assert await is_owner(client, first)
+            order.append("first")
+        assert order == ["first"]
+    assert order == ["first", "second"]
+    assert await queue(client) == []
+
+
+# X8: who was before us goes just when we have seen it.
+
+
+@asynccontextmanager
+async def gone_once_seen(
+    oracle: Client, monkeypatch: pytest.MonkeyPatch, *, compacted: bool
+) -> AsyncIterator[list[bytes]]:
+    """Delete the first key that a waiter is about to watch, between its reading and its watch."""
+    gone: list[bytes] = []
+    wait_deleted = Turn._wait_deleted
+
+    async def deleting(turn: Turn, key: bytes, seen_at: int) -> None:
+        if not gone:
+            gone.append(key)
+            await oracle.kv.delete(key)
+            if compacted:
+                last = await oracle.kv.put("another", "write")
+                await oracle.kv.compact(last.header.revision, physical=True)
+                await oracle.kv.delete("another")
+        await wait_deleted(turn, key, seen_at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Turn, "_wait_deleted", deleting)
+        yield gone
+
+
+@on_either_lease
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_x8_the_one_before_goes_between_reading_and_watching(
+    client: Client,
+    server: EtcdServer,
+    monkeypatch: pytest.MonkeyPatch,
+    shared: bool,
+    compacted: bool,
+) -> None:
+    """A waiter watches from what it has read on: it sees what came in between, and goes on."""
+    async with Client(server.endpoint) as own, locks_of(own, shared) as make:
+        before = client.lock(NAME, ttl=60, on_lost="ignore")
+        await before.acquire()
+        async with gone_once_seen(client, monkeypatch, compacted=compacted) as gone:
+            with anyio.fail_after(3):
+                async with make(NAME) as lock:
+                    assert await is_owner(client, lock)
+        assert gone == [before.key]
+        assert isinstance(await before.wait_lost(), LockLostError)
+        await before.release()
+
+
+async def test_x8_the_one_before_goes_in_the_middle_of_the_queue(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it was not the holder who went, a waiter looks again, and waits for the next before."""
+    async with faulty.oracle.lock(NAME, ttl=60) as held:
+        between = asyncio.create_task(faulty.oracle.lock(NAME, ttl=60).acquire())
+        await wait_for_queue(faulty.oracle, 2)
+        middle = (await queue(faulty.oracle))[1]
+        async with gone_once_seen(faulty.oracle, monkeypatch, compacted=False) as gone:
+            last = asyncio.create_task(faulty.client.lock(NAME, ttl=60, timeout=5).acquire())
+            with pytest.raises(LockLostError):
+                await between
+            await eventually(lambda: gone == [middle])
+            waits = faulty.client.lock(NAME, ttl=60, timeout=0.2)
+            with pytest.raises(TimeoutError):
+                await waits.acquire()
+            assert not last.done()
+            assert await is_owner(faulty.oracle, held)
+            last.cancel()
+            await asyncio.wait({last})
