@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -12,6 +13,7 @@ import anyio
 import pytest
 
 from aioetcd import Client, EtcdError, LeaseLostError, Lock, LockLostError, Session
+from aioetcd.testing import EtcdServer
 from tests.concurrency.locks import queue
 from tests.lease.faults import eventually
 
@@ -483,3 +485,19 @@ async def test_lost_while_entering(client: Client) -> None:
             await session.__aexit__(None, None, None)
     assert session.is_lost
     await client.lease.revoke(session.lease_id)
+
+
+async def test_blocked_while_acquiring(quick_server: EtcdServer) -> None:
+    """Whoever was held up beyond the life of the lease, after the last answer, has no lock."""
+    async with Client(quick_server.endpoint) as client:
+        lock = client.lock("L", ttl=1)
+        take = lock._turn.take
+
+        async def take_and_block() -> None:
+            await take()
+            time.sleep(1.2)  # noqa: ASYNC251  # what this is about
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lock._turn, "take", take_and_block)
+            with pytest.raises(LockLostError):
+                await lock.acquire()

@@ -28,8 +28,8 @@ logger = logging.getLogger("aioetcd.transport")
 
 # Whoever leaves waits so long for what tidies up, counted from the oldest of these that has not
 # ended: of the blocks that one task leaves one after the other, only the first waits for so long.
-PATIENCE = 2.0
-_MOMENT = 0.2
+PATIENCE = 1.5
+_MOMENT = 0.1
 # So long is left to whatever tidies up when it is cancelled (the loop ends), or the client closes.
 _LAST = 1.0
 

@@ -43,7 +43,7 @@ class Lock(Hold):
     the comparisons of each txn that the lock protects, or give ``lock.revision``, which grows from
     holder to holder, to what you write to.
 
-    Leaving waits up to 2 s until the key is gone from the server. That goes on without whoever does
+    Leaving waits up to 1.5 s until the key is gone from the server. That goes on without whoever does
     not wait for it: whose task is cancelled meanwhile, or whose servers do not answer. When it
     fails for good, a warning is logged, and the next one enters when the lease has ended.
 
