@@ -148,6 +148,7 @@ def test_a_watch_that_was_given_up_ends_nobody() -> None:
     rules.cancel(given_up)
     refuse_stream(rules)
     assert (given_up.error, beside.error, healthy.error) == (None, None, None)
+    assert rules._suspects == {beside}, "nobody waits for the other one any more"
     answer_probe(rules)
     assert create_all(rules, [healthy, beside]) == [[b"k"], [b"beside"]]
     assert healthy.phase is beside.phase is Phase.OPEN

@@ -57,6 +57,29 @@ def test_a_proxy_that_gives_ids_of_its_own() -> None:
     assert [request.cancel_request.watch_id for request in sent(rules)] == [1]
 
 
+def test_cancels_of_a_stream_are_not_sent_on_the_next_one() -> None:
+    """A proxy's ids begin anew with each stream: an old cancel would hit who has that id now."""
+    rules = WatchRules(lambda: None)
+    states = [WatchState(WatchSpec(b"k"), 1, lambda: None) for _ in range(2)]
+    for state in states:
+        rules.add(state)
+
+    def begin() -> None:
+        rules.opened("proxy", 0)
+        for proxy_id in range(2):
+            assert len(sent(rules)) == (proxy_id < len(rules._watches))
+            response = rpc_pb2.WatchResponse(header=header(10), watch_id=proxy_id, created=True)
+            if rules._creating:
+                received(rules, response, 0)
+
+    begin()
+    rules.cancel(states[0])  # its id was 0
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    begin()
+    assert (states[1].phase, states[1].watch_id) == (Phase.OPEN, 0)
+    assert sent(rules) == []
+
+
 def test_what_an_idle_stream_left_unanswered_is_no_burden_to_the_next() -> None:
     """A stream that nobody wanted any more is not lost; what it had not answered never comes."""
     rules, (given_up, refusal) = opened(1, 1)
@@ -355,6 +378,24 @@ def test_large_values_fill_an_inbox_too() -> None:
     received(rules, events(state, 3), 0)
     assert state.phase is Phase.PAUSED
     assert len(state.inbox) == 1
+
+
+def test_a_watch_paused_by_bytes_goes_on_at_half_of_them() -> None:
+    """Not before, and not only when all are taken, whatever the number of its events is."""
+    rules, (state,) = opened(1)
+    received(rules, created(state), 0)
+    for revision in range(2, 7):
+        response = events(state, revision)
+        response.events[0].kv.value = bytes(_state.INBOX_BYTES // 4)
+        received(rules, response, 0)
+    assert state.phase is Phase.PAUSED
+    goes_on = []
+    while state.inbox:
+        held = len(state.inbox)
+        goes_on += [held] if rules.take(state)[1] else []
+    # Each takes a little more than a quarter: with one left, it is half or less.
+    assert goes_on == [2]
+    assert state.phase is Phase.WAITING
 
 
 def test_the_fragments_of_one_revision_count_together() -> None:

@@ -216,6 +216,30 @@ async def test_z17_two_loops_without_a_block(client: Client, server: EtcdServer)
         watch.batches()
 
 
+async def test_z17_an_error_that_is_kept_does_not_keep_the_loop(
+    client: Client, server: EtcdServer
+) -> None:
+    """A loop that was cancelled has ended its watch, whoever holds the exception's traceback."""
+    kept: list[BaseException] = []
+    watch = client.watch("k")
+
+    async def loop() -> None:
+        try:
+            async for _ in watch:
+                pass
+        except asyncio.CancelledError as error:
+            kept.append(error)
+
+    task = asyncio.create_task(loop())
+    await until_metric(server, WATCHERS, 1)
+    task.cancel()
+    await task
+    assert len(kept) == 1
+    with pytest.raises(RuntimeError, match="make a new one"):
+        aiter(watch)
+    await until_metric(server, WATCHERS, 0)
+
+
 async def test_z17_a_block_left_is_not_entered_again(client: Client) -> None:
     """Neither the block nor a loop in it looks like an empty one; a new watch goes on."""
     async with client.watch("k") as watch:

@@ -322,7 +322,7 @@ class WatchRules:
             self._end_all(error)
             return
         creating = [state for state in self._creating.values() if state in self._watches]
-        if len(self._creating) == 1 and self._suspects.issuperset(creating):
+        if self._suspects.issuperset(creating):  # one, which is alone, or nobody
             for state in creating:
                 self._end(state, error)
         else:
