@@ -165,6 +165,28 @@ async def test_x10_released_while_cut_off(
             assert monotonic() - before < 3
 
 
+async def test_x10_released_while_cut_off_for_a_while(quick_server: EtcdServer) -> None:
+    """A session that lives on does not keep what was left: it goes when the server is back."""
+    await quick_server.clear()
+    async with (
+        faulty_client(quick_server, timeout=0.5) as faulty,
+        faulty.client.session(ttl=60) as session,
+    ):
+        lock = faulty.client.lock(NAME, session=session)
+        await lock.acquire()
+        faulty.proxy.blackhole()
+        before = monotonic()
+        await lock.release()
+        assert 0.4 < monotonic() - before < 1  # longer than the client tries anything else
+        assert faulty.proxy.bytes_swallowed > 0
+        assert await queue(faulty.oracle) == [lock.key]
+        await faulty.proxy.heal()
+        async with faulty.oracle.lock(NAME, ttl=60, timeout=4):
+            assert not session.is_lost
+        async with faulty.client.lock(NAME, session=session, timeout=1) as again:
+            assert again.revision > lock.revision
+
+
 async def test_entering_without_a_server(quick_server: EtcdServer) -> None:
     """Without a reachable endpoint, acquiring fails at the client's timeout."""
     async with FaultProxy(quick_server.endpoint) as proxy:

@@ -10,8 +10,9 @@ import anyio
 
 from aioetcd import Client, EtcdError
 from aioetcd.testing import EtcdCluster, FaultProxy
+from tests.stress.hosts import end_host
 from tests.stress.plan import EVERYWHERE, Fault
-from tests.stress.traffic import Run
+from tests.stress.shared import Party, Run
 
 BUSY = 1000
 """Bytes in a fifth of a second, which one client's reads and writes exceed and pings do not."""
@@ -25,7 +26,7 @@ class Faults:
         run: Slow consumers, and the report.
         control: A client past the proxies.
         known: Gives the revision up to which the oracle has the history, which may be compacted.
-        paused: Counts the watches that are paused at the servers.
+        parties: The clients.
 
     Attributes:
         done: How often each kind of fault had an effect, and how often none.
@@ -39,7 +40,7 @@ class Faults:
         control: Client,
         *,
         known: Callable[[], int],
-        paused: Callable[[], int],
+        parties: Sequence[Party],
     ) -> None:
         self.done: Counter[str] = Counter()
         self.compact_revision = 0
@@ -47,7 +48,7 @@ class Faults:
         self._run = run
         self._control = control
         self._known = known
-        self._paused = paused
+        self._parties = parties
 
     async def play(self, faults: Iterable[Fault]) -> None:
         """Do all faults of one lane, each at its time or as soon as the one before is over."""
@@ -215,9 +216,23 @@ class Faults:
         self._run.consuming = anyio.Event()
         try:
             await anyio.sleep(fault.seconds)
-            return await _shows(lambda: self._paused() > 0, within=15)
+            return await _shows(
+                lambda: any(party.client.stats().paused_watches for party in self._parties),
+                within=15,
+            )
         finally:
             self._run.consuming.set()
+
+    async def _cancel_host(self, fault: Fault) -> bool:
+        return await self._end_host(fault, all_tasks=False)
+
+    async def _cancel_all_tasks(self, fault: Fault) -> bool:
+        return await self._end_host(fault, all_tasks=True)
+
+    async def _end_host(self, fault: Fault, *, all_tasks: bool) -> bool:
+        place = fault.amount * len(self._parties)
+        party = self._parties[int(place)]
+        return await end_host(self._run, party, all_tasks=all_tasks, at_once=place % 1 < 0.5)
 
 
 async def _heal(proxies: Iterable[FaultProxy]) -> None:

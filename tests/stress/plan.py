@@ -21,10 +21,13 @@ LANES = {
         "slow_link": 2,
         "slow_consumer": 3,
     },
+    "clients": {"cancel_host": 2, "cancel_all_tasks": 2},
 }
 """Faults by what they hit, with their weights: one of each lane may be under way at a time."""
 
-INSTANT = {"cut", "close", "move_leader", "compact"}
+PAUSES = {"clients": (2.0, 8.0)}
+"""The seconds from one fault to the next of a lane, where they are not 0.5 to 3."""
+INSTANT = {"cut", "close", "move_leader", "compact", *LANES["clients"]}
 EVERYWHERE = 3
 """Stands for all members in place of one's index."""
 
@@ -38,7 +41,7 @@ class Fault:
         lane: What it hits.
         kind: What it is.
         member: Whom it hits; `EVERYWHERE` (in the network) hits the ways to all of them. So does
-            one that would hit a way on which nothing is sent.
+            one that would hit a way on which nothing is sent. Which client is hit, `amount` says.
         seconds: How long it lasts.
         amount: How much of it, between 0 and 1, where that has a meaning.
     """
@@ -72,5 +75,5 @@ def plan(seed: int, seconds: float, *, without: Collection[str] = ()) -> list[Fa
             if lane == "network" and chance.random() < 0.5:  # clients may have left a member
                 member = EVERYWHERE
             faults.append(Fault(at, lane, kind, member, lasts, chance.random()))
-            at += lasts + chance.uniform(0.5, 3)
+            at += lasts + chance.uniform(*PAUSES.get(lane, (0.5, 3.0)))
     return sorted(faults, key=lambda fault: fault.at)

@@ -10,8 +10,9 @@ from itertools import pairwise
 import pytest
 
 from aioetcd.testing.history import LeaseSignal
+from tests.stress.checks import TRAFFIC, check_harness, revoked_early, server_bugs
 from tests.stress.plan import LANES, plan
-from tests.stress.run import TRAFFIC, Lateness, check_harness, revoked_early, server_bugs
+from tests.stress.shared import Lateness
 
 
 def test_a_seed_decides_the_plan() -> None:

@@ -1,0 +1,91 @@
+"""What must have been in a run, and what is the server's fault."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from aioetcd.testing.checkers import Violation
+from aioetcd.testing.history import LeaseSignal
+from tests.stress.plan import Fault
+
+# Faults that a server below this version does not survive by its own fault.
+SERVER_BUGS = {
+    "kill": ((3, 5, 6), "loses or differs in what it acknowledged (etcd #13766, #14370)"),
+    "pause": ((3, 6, 9), "reads old data and revokes leases by an old clock (#20418, #15247)"),
+    "compact": ((3, 5, 18), "loses watch events at a compaction (#17610, #19179)"),
+}
+TRAFFIC = (
+    "ok writes",
+    "watch events",
+    "sessions",
+    "locks",
+    "guarded txns",
+    "locks on a session",
+    "locks without a block",
+    "left in another order",
+    "cancelled while acquiring",
+    "cancelled while leaving",
+    "users of clients that ended",
+)
+"""What every run must have had, as it is counted in `Run.counts`."""
+
+BACKPORTED = {"pause": ((3, 5, 28), (3, 6, 0))}
+
+
+def server_bugs(version: tuple[int, ...]) -> dict[str, str]:
+    """Give the faults to leave out for an etcd, with the reasons."""
+    left_out = {}
+    for kind, (fixed, reason) in SERVER_BUGS.items():
+        low, high = BACKPORTED.get(kind, (fixed, fixed))
+        if version < fixed and not low <= version < high:
+            left_out[kind] = reason
+    return left_out
+
+
+def check_harness(
+    planned: Iterable[Fault], done: Counter[str], happened: Counter[str]
+) -> list[Violation]:
+    """Faults and traffic were there: without them all checks pass, and nothing was shown.
+
+    A single fault may meet a moment in which it changes nothing (a leader moved in an election); a
+    kind that was planned twice and more may not, nor half of all kinds.
+
+    Args:
+        planned: The plan.
+        done: How often each kind of fault had an effect.
+        happened: What the actors counted.
+    """
+    missing = [f"no {what}" for what in TRAFFIC if not happened[what]]
+    kinds = Counter(fault.kind for fault in planned)
+    idle = {kind: count for kind, count in sorted(kinds.items()) if not done[kind]}
+    missing += [
+        f"not one of {count} {kind} had an effect"
+        for kind, count in idle.items()
+        if count > 1 or 2 * len(idle) > len(kinds)
+    ]
+    if not kinds:
+        missing.append("no fault was planned")
+    return [Violation("harness", text) for text in missing]
+
+
+def revoked_early(signals: Iterable[LeaseSignal], gone_ns: Mapping[int, int]) -> set[int]:
+    """Leases that the store dropped before the time was over that its own answers had granted.
+
+    A leader that stood still may, before it knows of its successor, revoke what it takes for
+    expired, and its successor carries that out although it has renewed the lease meanwhile. The
+    owner can only learn it afterwards, as any revocation; no later than at its deadline all the
+    same.
+
+    Args:
+        signals: Those of all leases.
+        gone_ns: When the oracle saw the key of a lease go that nobody revoked.
+    """
+    return {
+        signal.lease_id
+        for signal in signals
+        if signal.kind == "answered"
+        and signal.sent_ns is not None
+        and signal.ttl is not None
+        and signal.at_ns <= gone_ns.get(signal.lease_id, 0) < signal.sent_ns + signal.ttl * 1e9
+    }
