@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import grpc
 import grpc.aio
+
+# So long gRPC may take to be done with a call that has ended: it asks nobody for that.
+_DONE = 1.0
+
+# gRPC's words for a write that failed, which say nothing of the stream.
+_OF_A_WRITE = "Internal error from Core"
 
 
 class ChannelClosedError(Exception):
@@ -36,6 +44,9 @@ class Calls:
         # By gRPC's own task, which ends when its core is done with the call.
         self._unary: dict[asyncio.Task[Any], tuple[Any, asyncio.Future[bool]]] = {}
         self._streams: dict[asyncio.Task[Any], Any] = {}
+        self._ends: weakref.WeakKeyDictionary[Any, grpc.aio.AioRpcError] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def __len__(self) -> int:
         """Give how many unary calls there are."""
@@ -101,6 +112,7 @@ class Calls:
         # for the core to end the call, and nothing else tells of it.
         loop.call_soon(lambda: before.update(asyncio.all_tasks(loop)))
         call = begin()
+        call.add_done_callback(self._note)
         loop.call_soon(self._begun, call, before, loop)
         return call
 
@@ -111,16 +123,35 @@ class Calls:
             self._streams[task] = call
             task.add_done_callback(self._streams.pop)
 
+    def _note(self, call: Any) -> None:
+        code, details = _now(call.code()), _now(call.details())
+        if details != _OF_A_WRITE:
+            nothing = grpc.aio.Metadata()
+            self._ends[call] = grpc.aio.AioRpcError(code, nothing, nothing, details=details)
+
+    async def end(self, call: Any, failure: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
+        """Give why a stream is at its end; None where the server has just ended it.
+
+        Args:
+            call: The stream.
+            failure: What reading it has raised. Where the server has ended it in the midst of a
+                write, that is not the server's reason, which may come before or after.
+        """
+        for task in [task for task, each in self._streams.items() if each is call]:
+            await asyncio.wait({task}, timeout=_DONE)
+        end = self._ends.get(call, failure)
+        return None if end.code() is grpc.StatusCode.OK else end
+
     def close(self) -> None:
         """End all unary calls; whoever waits for one is told at once."""
         for call, over in list(self._unary.values()):
             self._cancel(call)
             _tell(over, False)
 
-    async def wait_done(self, seconds: float) -> None:
+    async def wait_done(self) -> None:
         """Wait until gRPC is done with all calls, which were cancelled."""
         if tasks := {*self._unary, *self._streams}:
-            await asyncio.wait(tasks, timeout=seconds)
+            await asyncio.wait(tasks, timeout=_DONE)
 
     def abandon(self) -> None:
         """Have nothing reach gRPC any more, whoever cancels what: it has no threads here."""
@@ -129,6 +160,15 @@ class Calls:
         for call in (*(call for call, _ in self._unary.values()), *self._streams.values()):
             call._cancel = _nothing
             call.write = _write_nothing
+
+
+def _now(answer: Coroutine[Any, Any, Any]) -> Any:
+    """Give what gRPC knows already."""
+    try:
+        answer.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise RuntimeError("gRPC tells that a call is over, and not how")
 
 
 def _nothing(_: str) -> bool:

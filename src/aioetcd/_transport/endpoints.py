@@ -21,6 +21,7 @@ from aioetcd._proto import health_pb2, health_pb2_grpc
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.call import Calls, ChannelClosedError
 from aioetcd._transport.failures import status_of
+from aioetcd._transport.group import Group
 from aioetcd._transport.methods import Bidi, Unary
 from aioetcd._transport.supervisor import Supervisor
 from aioetcd.config import Endpoint
@@ -32,8 +33,6 @@ logger = logging.getLogger("aioetcd.transport")
 CONNECT_TIMEOUT = 3.0
 # The next endpoint is tried when the one before has not answered for so long.
 HEAD_START = 0.3
-# So long gRPC may take to be done with calls that were cancelled: it asks nobody.
-_DONE = 1.0
 
 
 class Connection:
@@ -118,7 +117,7 @@ class Connection:
         self._calls.clear()
         if channel is not None:
             await channel.close()
-        await self.calls.wait_done(_DONE)
+        await self.calls.wait_done()
 
 
 class Endpoints:
@@ -207,7 +206,7 @@ class Endpoints:
             self._found.set()
 
     async def _try_all(self) -> None:
-        async with anyio.create_task_group() as group:
+        async with Group() as group:
 
             async def try_one(connection: Connection, done: anyio.Event) -> None:
                 if await connection.probe() and self.current is None:
@@ -222,7 +221,7 @@ class Endpoints:
 
             for connection in list(self._connections):
                 done = anyio.Event()
-                group.start_soon(try_one, connection, done)
+                group.start(try_one(connection, done), f"aioetcd try of {connection.endpoint.name}")
                 with anyio.move_on_after(HEAD_START):
                     await done.wait()
 

@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.endpoints import Connection
 from aioetcd._transport.failures import Rule, error_from_status, rule_for, status_of
+from aioetcd._transport.group import Group
 from aioetcd._transport.methods import Bidi, Request, Response
 from aioetcd._transport.transport import Transport
 from aioetcd.errors import ClientClosedError, EtcdError
@@ -116,8 +117,8 @@ class SharedStream(Generic[Request, Response]):
     async def _run(self) -> None:
         while self._rules.wanted:  # again: somebody came while the last stream was taken down
             try:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(self._converse)
+                async with Group() as group:
+                    group.start(self._converse(), f"aioetcd {self._method.name} reader")
                     while await self._keep_time():
                         pass
                     group.cancel_scope.cancel()
@@ -159,12 +160,15 @@ class SharedStream(Generic[Request, Response]):
             try:
                 with anyio.CancelScope() as on_call:
                     self._on_call = on_call
-                    async with anyio.create_task_group() as group:
-                        group.start_soon(self._write, call)
+                    async with Group() as group:
+                        group.start(self._write(call), f"aioetcd {self._method.name} writer")
                         failure = await self._read(call, name)
+                        if failure is not None:
+                            failure = await connection.calls.end(call, failure)
                         group.cancel_scope.cancel()
             finally:
                 call.cancel()
+                del call
                 self.connection = self._on_call = None
             if on_call.cancelled_caught:
                 rule, error = self._failure("UNAVAILABLE", "no answers for too long", name)

@@ -1,0 +1,78 @@
+"""Programs of tests' own, each in a process of its own, as a user would run one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+# What each program begins with.
+PREAMBLE = """
+import asyncio, contextlib, gc, logging, os, sys, time, warnings, weakref
+import aioetcd
+from aioetcd import Client
+
+ENDPOINT, LOOP, *ARGUMENTS = sys.argv[1:]
+
+def new_loop():
+    if LOOP == "uvloop":
+        import uvloop
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+def run(main):
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(main)
+
+def say(*words):
+    print(*words, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended.
+
+    Attributes:
+        code: Its exit code.
+        out: The lines that it wrote.
+        err: What it wrote to stderr.
+        seconds: How long it took.
+    """
+
+    code: int
+    out: list[str]
+    err: str
+    seconds: float
+
+
+def run_program(
+    program: str,
+    endpoint: str,
+    *arguments: str,
+    loop: str = "asyncio",
+    options: tuple[str, ...] = (),
+    within: float = 20.0,
+) -> Ended:
+    """Run a program, which finds the arguments in `ENDPOINT`, `LOOP` and `ARGUMENTS`.
+
+    Args:
+        program: Its source, after `PREAMBLE`.
+        endpoint: The server.
+        arguments: What else it is to know.
+        loop: What its function `run` runs on.
+        options: The interpreter's.
+        within: Seconds after which it hangs.
+    """
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *options, "-c", PREAMBLE + program, endpoint, loop, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=within,
+        check=False,
+    )
+    seconds = time.monotonic() - began
+    return Ended(done.returncode, done.stdout.splitlines(), done.stderr, seconds)
