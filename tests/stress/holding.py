@@ -36,6 +36,8 @@ async def holder(run: Run, party: Party, name: str) -> None:
     while not run.stopping:
         client = party.client
         session = client.session(ttl=chance.choice((1, 2, 3)))
+        # Without a body nobody uses the lease: whatever becomes of it, nobody must be told.
+        unused = LeaseSignal(session.lease_id, "revoked", time.monotonic_ns())
         end: LeaseSignal | None = None
         try:
             async with session:
@@ -57,8 +59,6 @@ async def holder(run: Run, party: Party, name: str) -> None:
         else:
             run.counts["sessions"] += 1
         finally:
-            # Without a body nobody used the lease: whatever becomes of it, nobody must be told.
-            unused = LeaseSignal(session.lease_id, "revoked", time.monotonic_ns())
             run.recorder.add(end or unused)
 
 

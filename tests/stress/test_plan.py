@@ -5,12 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from aioetcd.testing.history import LeaseSignal
-from tests.stress.checks import TRAFFIC, check_harness, revoked_early, server_bugs
+from aioetcd.testing.checkers import Violation
+from aioetcd.testing.history import Delivery, EventKind, EventRecord, KeyValueRecord, LeaseSignal
+from tests.stress.checks import (
+    TRAFFIC,
+    check_harness,
+    excuse_missing,
+    revoked_early,
+    server_bugs,
+)
 from tests.stress.plan import LANES, plan
 from tests.stress.shared import Lateness
 
@@ -81,6 +89,18 @@ def test_what_the_server_revokes_early_is_told_from_what_ran_out() -> None:
     assert revoked_early([renewed], {1: 8 * second}) == set()
     assert revoked_early([renewed], {1: 4 * second}) == set(), "it was answered afterwards"
     assert revoked_early([renewed], {2: 7 * second}) == set()
+
+
+def test_few_events_may_lack_the_key_before() -> None:
+    """What the server forgot at the beginning of a watch is excused: not much, and nothing else."""
+    before = KeyValueRecord(b"k", b"v", 1, 1, 1)
+    put = EventRecord(EventKind.PUT, KeyValueRecord(b"k", b"w", 1, 2, 2))
+    missing = Violation("watch prev_kv", "missing", (put,))
+    wrong = Violation("watch prev_kv", "wrong", (replace(put, prev_kv=before),))
+    other = Violation("watch filter", "other", (put,))
+    many = [Delivery("w", 1, 2, (put,) * 100)]
+    assert excuse_missing([missing, wrong, other], many) == ([wrong, other], 1)
+    assert excuse_missing([missing] * 3, many) == ([missing] * 3, 0)
 
 
 def test_lateness_counts_only_where_it_was() -> None:
