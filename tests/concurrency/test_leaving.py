@@ -60,7 +60,7 @@ async def hold_shared(client: Client, name: str, moment: Moment) -> None:
 
 async def watch(client: Client, name: str, moment: Moment) -> None:
     moment.where = "entering"
-    async with client.watch(name, prefix=True, start_revision=1) as watching:
+    async with client.watch("watched", start_revision=1) as watching:
         moment.where = "inside"
         async for _ in watching:
             break
@@ -190,11 +190,11 @@ async def _discard(work: Awaitable[None]) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("hold", [hold_lock, hold_session, hold_shared])
+@pytest.mark.parametrize("hold", [hold_lock, hold_session, hold_shared, watch])
 def test_z1_cancelled_at_any_moment(
     server: EtcdServer, rng: random.Random, hold: Held, loop: str
 ) -> None:
-    """Cancelled 600 times in three ways, mostly while leaving: no key, lease or renewal stays."""
+    """Cancelled 600 times in three ways, mostly while leaving: no key, lease, renewal or watch."""
     seen: Counter[str] = Counter()
 
     async def main() -> None:
@@ -205,7 +205,8 @@ def test_z1_cancelled_at_any_moment(
 
     run_on(loop, main())
     assert seen["entering"] + seen["inside"] > 50
-    assert seen["leaving"] > 200
+    if hold is not watch:  # which is left in one step
+        assert seen["leaving"] > 200
 
 
 async def test_z1_cancelled_again_and_again(client: Client) -> None:
