@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import glob
+import math
 import os
 import threading
 import weakref
+from pathlib import Path
+from time import monotonic, sleep
 from typing import Protocol
 
 _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
+# How the names of its core's threads begin.
+_CORE = ("grpc", "event_engine", "lifeguard")
+# Some milliseconds after a channel was closed they are gone.
+_PATIENCE = 1.0
 
 
 class _Inherited(Protocol):
@@ -16,6 +25,8 @@ class _Inherited(Protocol):
 
 
 _open: weakref.WeakSet[_Inherited] = weakref.WeakSet()
+_was_opened = False
+_closed_at = -math.inf  # the last one
 _is_in_use = False
 _was_in_use = False
 
@@ -41,24 +52,40 @@ def opened(transport: _Inherited) -> None:
     Raises:
         RuntimeError: This process was forked while its parent used gRPC.
     """
+    global _was_opened  # noqa: PLW0603  # a fact about the process
     if _was_in_use:
         raise RuntimeError(
             "this process was forked while a client was open, and gRPC does not survive that: fork "
             "before the first client is opened or after all are closed, or start the process with "
             "multiprocessing's 'spawn' or 'forkserver'"
         )
+    _was_opened = True
     _open.add(transport)
 
 
 def closed(transport: _Inherited) -> None:
     """A transport does not use gRPC any more."""
+    global _closed_at  # noqa: PLW0603
     _open.discard(transport)
+    _closed_at = monotonic()
+
+
+def _has_threads() -> bool:
+    """Whether there are threads of gRPC: also where somebody else holds a call or a channel."""
+    if any("_poll_wrapper" in thread.name for thread in threading.enumerate()):
+        return True
+    for task in glob.iglob("/proc/self/task/*/comm"):  # on Linux; its core's are not Python's
+        with contextlib.suppress(OSError):  # it has just ended
+            if Path(task).read_text().startswith(_CORE):
+                return True
+    return False
 
 
 def _before() -> None:
-    global _is_in_use  # noqa: PLW0603  # a fact about the process
-    # The thread of grpc.aio is also there while somebody holds a call or a channel of it.
-    _is_in_use = bool(_open) or any("_poll_wrapper" in t.name for t in threading.enumerate())
+    global _is_in_use  # noqa: PLW0603
+    while not _open and monotonic() < _closed_at + _PATIENCE and _has_threads():
+        sleep(0.001)  # they were told to end, and are about to
+    _is_in_use = _was_opened and (bool(_open) or _has_threads())
 
 
 def _after_in_child() -> None:

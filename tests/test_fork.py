@@ -1,0 +1,241 @@
+"""A process that forks: what the child can do, and that the parent goes on unharmed."""
+
+from __future__ import annotations
+
+import sys
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aioetcd import Client
+from aioetcd.testing import EtcdServer
+from tests.lease.faults import eventually
+from tests.loops import LOOPS
+from tests.programs import Ended, run_program
+
+pytestmark = pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="there is no fork")
+
+# Python itself warns where gRPC's threads are there, from 3.12 on.
+QUIET = ("-W", "ignore:This process:DeprecationWarning")
+
+HELPERS = """
+import multiprocessing, signal
+from concurrent.futures import ProcessPoolExecutor
+
+FORK = multiprocessing.get_context("fork")
+
+async def use(key):
+    async with Client(ENDPOINT, timeout=5) as client, client.watch(key) as watch:
+        await client.kv.put(key, "v")
+        async for event in watch:
+            return event.kv.value.decode()
+
+def child_use():
+    say("child", run(use("child")))
+
+def use_in_pool(key):
+    return run(use(key))
+
+def refused():
+    # What the child is told by a client of its own, and by the parent's.
+    try:
+        run(use("child"))
+    except RuntimeError as error:
+        say("new", str(error)[:46])
+    async def inherited():
+        try:
+            await client.kv.put("child", "v")
+        except aioetcd.ClientClosedError as error:
+            say("inherited", error)
+        await client.aclose()
+    run(inherited())
+
+def wait_for(pid):
+    status = None
+    for _ in range(1000):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hung"
+"""
+
+
+def fork(program: str, server: EtcdServer, *arguments: str, loop: str) -> Ended:
+    return run_program(HELPERS + program, server.endpoint, *arguments, loop=loop, options=QUIET)
+
+
+AFTER_CLOSING = """
+def os_fork():
+    pid = os.fork()
+    if pid == 0:
+        child_use()
+        sys.exit(0)
+    say("exit", wait_for(pid))
+
+def process():
+    process = FORK.Process(target=child_use)
+    process.start()
+    process.join(10)
+    say("exit", process.exitcode)
+
+def pool():
+    with ProcessPoolExecutor(2, mp_context=FORK) as pool:
+        for value in pool.map(use_in_pool, ["a", "b", "c"], timeout=10):
+            say("child", value)
+
+how = {"os": os_fork, "process": process, "pool": pool}[ARGUMENTS[1]]
+if ARGUMENTS[0] == "used":
+    say("parent", run(use("parent")))
+if ARGUMENTS[0] == "in a loop":
+    async def main():
+        say("parent", await use("parent"))
+        how()
+        say("parent", await use("parent"))
+    run(main())
+else:
+    how()
+    say("parent", run(use("parent")))
+"""
+
+
+@pytest.mark.parametrize("how", ["os", "process", "pool"])
+@pytest.mark.parametrize(
+    ("when", "loop"),
+    [  # uvloop has one running loop for the child too
+        ("unused", "asyncio"),
+        ("used", "asyncio"),
+        ("used", "uvloop"),
+        ("in a loop", "asyncio"),
+    ],
+)
+def test_z7_before_opening_and_after_closing(
+    server: EtcdServer, when: str, how: str, loop: str
+) -> None:
+    """Where no client is open, a child has clients of its own, however it was forked."""
+    ended = fork(AFTER_CLOSING, server, when, how, loop=loop)
+    assert (ended.code, ended.err) == (0, "")
+    child = ["child v"] * 3 if how == "pool" else ["child v", "exit 0"]
+    before = [] if when == "unused" else ["parent v"]
+    assert ended.out == [*before, *child, "parent v"]
+
+
+WHILE_OPEN = """
+async def open_all():
+    global client, others
+    client = Client(ENDPOINT)
+    await client.kv.put("parent", "1")
+    others = contextlib.AsyncExitStack()
+    await others.enter_async_context(client.watch("parent"))
+    session = await others.enter_async_context(client.session(ttl=60))
+    await others.enter_async_context(client.lock("L", ttl=60))
+    await client.kv.put("held", "v", lease=session.lease_id)
+
+async def close_all():
+    await client.kv.put("parent", "2")
+    say("parent", (await client.kv.get("held")).value.decode())
+    await others.aclose()
+    await client.aclose()
+
+def leave():
+    how = ARGUMENTS[1]
+    if how == "_exit":
+        os._exit(7)
+    if how == "exit":
+        sys.exit(7)
+
+loop = new_loop()
+if ARGUMENTS[0] == "in a loop":
+    async def main():
+        await open_all()
+        pid = os.fork()
+        if pid == 0:
+            if LOOP == "asyncio":  # a running uvloop is one for the child too
+                refused()
+            os._exit(7)  # nobody may go on in the copy of a loop
+        say("exit", wait_for(pid))
+        await close_all()
+    run(main())
+else:
+    loop.run_until_complete(open_all())
+    task = loop.create_task(client.kv.put("on its way", "v"))
+    loop.run_until_complete(asyncio.sleep(0))
+    pid = os.fork()
+    if pid == 0:
+        refused()
+        grandchild = os.fork()
+        if grandchild == 0:
+            refused()
+            os._exit(0)
+        say("exit", wait_for(grandchild))
+        leave()
+    else:
+        say("exit", wait_for(pid))
+        loop.run_until_complete(task)
+        loop.run_until_complete(close_all())
+        loop.close()
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    ("where", "leave"),
+    [
+        ("in a loop", "_exit"),
+        ("beside it", "_exit"),
+        ("beside it", "exit"),
+        ("beside it", "falls off"),
+    ],
+)
+async def test_z7_while_open(
+    server: EtcdServer, client: Client, where: str, leave: str, loop: str
+) -> None:
+    """The child is told so by any client, and ends in peace; the parent keeps all that it has."""
+    ended = await anyio.to_thread.run_sync(
+        lambda: fork(WHILE_OPEN, server, where, leave, loop=loop)
+    )
+    assert (ended.code, ended.err) == (0, "")
+    why = "it was opened by the parent process: open one in this process"
+    told = [
+        "new this process was forked while a client was ope",
+        f"inherited the client is closed: {why}",
+    ]
+    if where == "beside it":
+        told += [*told, "exit 0"]
+    elif loop == "uvloop":
+        told = []
+    assert ended.out == [*told, f"exit {0 if leave == 'falls off' else 7}", "parent v"]
+
+    async def is_left() -> bool:
+        return not (await client.lease.leases()).ids
+
+    await eventually(is_left, within=1)
+    assert (await client.kv.get("child")).kv is None
+
+
+IDLE = """
+async def main():
+    codes = []
+    async with Client(ENDPOINT) as client, client.watch("k"):
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(0.05)  # in which threads of gRPC's would do their work
+                os._exit(0)
+            codes.append(wait_for(pid))
+            await client.kv.get("k")
+    say(*codes)
+
+run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_z7_idle_children(server: EtcdServer, loop: str) -> None:
+    """A child that has nothing to do with gRPC lives, though the parent has a stream open."""
+    ended = fork(IDLE, server, loop=loop)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == [" ".join(["0"] * 20)]
