@@ -409,3 +409,116 @@ def test_z8_twenty_runs_are_silent(server: EtcdServer, no_etcd: str, loop: str) 
         "CancelledError ClientClosedError DeadlineExceededError LeaseNotFoundError NoEndpointError "
         "UnsupportedByServerError"
     )
+
+
+# --- nobody closes it ----------------------------------------------------------------------------
+
+UNCLOSED = """
+async def open_all():
+    client = Client(ENDPOINT)
+    await client.kv.put("k", "v")
+    watch = client.watch("k")
+    await watch.__aenter__()
+    lease = await client.lease.grant(60)
+    async for _ in client.lease.keep_alive(lease.id):
+        break
+    await client.lease.keep_alive(lease.id).__aenter__()
+    return client
+
+async def wait_for(condition):
+    for _ in range(400):
+        if condition():
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+async def dropped_in_its_loop():
+    client = await open_all()
+    seen = weakref.ref(client._transport)
+    del client
+    # Its streams and their tasks end with it.
+    say("tasks", await wait_for(lambda: len(asyncio.all_tasks()) == 1))
+    gc.collect()
+    say("collected", seen() is None)
+
+async def service_kept():
+    kv = (await open_all()).kv
+    await asyncio.sleep(0)
+    try:
+        await kv.get("k")
+    except aioetcd.ClientClosedError as error:
+        say(error)
+    say("tasks", await wait_for(lambda: len(asyncio.all_tasks()) == 1))
+
+async def service_of_nobody():
+    kv = Client(ENDPOINT).kv
+    try:
+        await kv.get("k")
+    except aioetcd.ClientClosedError as error:
+        say(error)
+
+async def kept():
+    global client
+    client = await open_all()
+
+def loop_closed(main):
+    global client
+    loop = new_loop()
+    client = loop.run_until_complete(main)
+    loop.close()
+
+if ARGUMENTS[0] == "loop closed":
+    loop_closed(open_all())
+elif ARGUMENTS[0] == "closed too late":
+    loop_closed(open_all())
+    run(client.aclose())
+    try:
+        run(client.kv.get("k"))
+    except aioetcd.ClientClosedError as error:
+        say(error)
+elif ARGUMENTS[0] == "unused":
+    Client(ENDPOINT).watch("k")
+else:
+    run({
+        "dropped in its loop": dropped_in_its_loop,
+        "service kept": service_kept,
+        "service of nobody": service_of_nobody,
+        "loop ended": kept,
+    }[ARGUMENTS[0]]())
+client = None
+gc.collect()
+"""
+
+NOBODY = "the client is closed: nobody held it any more"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    ("how", "warnings", "out"),
+    [
+        ("dropped in its loop", 1, ["tasks True", "collected True"]),
+        ("service kept", 1, [NOBODY, "tasks True"]),
+        ("service of nobody", 0, [NOBODY]),
+        ("loop ended", 1, []),
+        ("loop closed", 1, []),
+        ("closed too late", 0, ["the client is closed"]),
+        ("unused", 0, []),
+    ],
+)
+async def test_a_client_that_nobody_closes(
+    server: EtcdServer, loop: str, how: str, warnings: int, out: list[str]
+) -> None:
+    """It warns once if it was used, ends all that it has, and says nothing else."""
+    options = ("-W", "default::ResourceWarning")
+    ended = await anyio.to_thread.run_sync(
+        lambda: run_program(UNCLOSED, server.endpoint, how, loop=loop, options=options)
+    )
+    async with Client(server.endpoint) as client:  # of whose lease nobody else knows
+        for lease_id in (await client.lease.leases()).ids:
+            await client.lease.revoke(lease_id)
+    assert (ended.code, ended.out) == (0, out)
+    lines = [line for line in ended.err.splitlines() if "ResourceWarning" in line]
+    assert len(lines) == warnings
+    assert ended.err.count("a client was not closed") == warnings
+    assert "Traceback" not in ended.err
+    assert "destroyed" not in ended.err
