@@ -284,6 +284,7 @@ class WatchRules:
                 self._refused(response)
             else:
                 self._created(response)
+            self.highest_revision = max(self.highest_revision, response.header.revision)
             return True
         self.highest_revision = max(self.highest_revision, response.header.revision)
         if response.watch_id == -1:
@@ -383,7 +384,6 @@ class WatchRules:
             self.suspicion = Suspicion(state, self.highest_revision)
             self._ask()
         self._fresh = False
-        self.highest_revision = max(self.highest_revision, revision)
         if state in self._asking and self.progress_trusted is None:
             self._ask()
         state.notify()

@@ -215,7 +215,7 @@ async def test_z12_a_txn_of_very_many_keys() -> None:
     ):
         for first in range(0, keys, each):
             await direct.kv.txn(
-                success=[Op.put(f"k{number:06}", "") for number in range(first, first + each)]
+                success=[Op.put(f"k{number:019}", "") for number in range(first, first + each)]
             )
         async with (
             client.watch("k", prefix=True) as flooded,
