@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -681,6 +682,46 @@ def test_a_keeper_can_ask_for_an_answer_of_its_own() -> None:
     assert (first.ttls, once.ttls) == ([9], [])
     received(scene.lane, answer(1, 9), 0.7)
     assert (first.ttls, once.ttls) == ([9, 9], [9])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda scene: len(scene.rules) == 0,
+        lambda scene: scene.rules.soonest() is None,
+        lambda scene: not scene.lane.wanted,
+        lambda scene: scene.sent(4.0) == [],
+        lambda scene: not scene.lane.tick(4.0) and scene.lane.next_tick() is None,
+        lambda scene: not received(scene.lane, answer(1, 10), 1.0),
+    ],
+    ids=["len", "soonest", "wanted", "next_request", "tick", "received"],
+)
+def test_a_keeper_that_was_dropped(ask: Callable[[Scene], bool]) -> None:
+    """Nothing changes under anybody's hands; whoever asks next sees that it is gone."""
+    scene = Scene()
+    scene.granted(1, 10)
+    kept = scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    scene.rules.dropped(kept.keeper, 0.5)
+    assert not kept.keeper.ended
+    assert ask(scene)
+    assert kept.keeper.ended
+    assert not kept.ttls
+    assert not kept.errors
+    scene.rules.remove(kept.keeper, 0.6)
+    assert kept.notifications == 1
+    assert scene.rules.deadline(1) == 10.0
+
+
+def test_a_keeper_that_was_dropped_and_removed() -> None:
+    """Being dropped after it ended, or twice, is nothing."""
+    scene = Scene()
+    kept = [scene.keep(1, 0.0), scene.keep(1, 0.0)]
+    scene.rules.remove(kept[0].keeper, 0.1)
+    for _ in range(2):
+        scene.rules.dropped(kept[0].keeper, 0.2)
+    assert len(scene.rules) == 1
+    assert (kept[0].notifications, kept[1].notifications) == (1, 0)
 
 
 def test_revoked_by_this_client() -> None:

@@ -143,11 +143,15 @@ class Machine(RuleBasedStateMachine):
             link.last_sent.pop(lease_id, None)
 
     @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), dropped=st.booleans())
+    def remove(self, data: st.DataObject, dropped: bool) -> None:
         """Stop keeping; the keeper hears of it, and of nothing any more."""
         kept = data.draw(st.sampled_from(self.kept), label="keeper")
-        self.leases.remove(kept.keeper, self.now)
+        if dropped:
+            self.leases.dropped(kept.keeper, self.now)
+            self.leases.sweep()
+        else:
+            self.leases.remove(kept.keeper, self.now)
         self.kept.remove(kept)
         assert kept.keeper.ended
         assert not kept.errors

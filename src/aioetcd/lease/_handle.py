@@ -189,9 +189,9 @@ class KeepAlive:
 
     def _drop(self) -> None:
         """Stop renewing where nobody is left who could; perhaps in another thread."""
-        self._on_lost = None
-        if self._lane is not None and self._loop is not None and not self._stopped:
+        if self._lane is not None and self._loop is not None and not self._keeper.ended:
             self._stopped = True
+            self._on_lost = None
             self._rules.dropped(self._keeper, monotonic())
             with suppress(RuntimeError):  # the loop is closed: nothing is renewed any more
                 self._loop.call_soon_threadsafe(self._streams[self._lane].poke)
