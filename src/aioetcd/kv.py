@@ -77,7 +77,7 @@ class KV:
                 read the whole range first.
             serializable: Let the member answer from what it has, which may be old, instead of
                 asking the quorum.
-            keys_only: Leave out the values.
+            keys_only: Leave out the values; etcd from 3.7 on leaves out the leases, too.
             count_only: Only count.
             min_mod_revision: Leave out keys last changed before it.
             max_mod_revision: Leave out keys last changed after it.

@@ -172,7 +172,7 @@ class Tenure:
         return self._transport.supervisor.tidy(
             self._revoke,
             f"aioetcd revoke {self.lease_id:x}",
-            seconds=self.bound,
+            seconds=self._ttl,
             give_up=self._warn,
         )
 

@@ -244,13 +244,13 @@ class Turn:
 
     async def _before(self) -> tuple[KeyValue, int] | None:
         """Find the key just before ours, and the revision at which it was seen."""
+        # Not `keys_only`: etcd from 3.7 on answers that from its index, which knows no leases.
         found = await self._kv.get(
             self._prefix,
             prefix=True,
             sort_target=SortTarget.CREATE,
             sort_order=SortOrder.DESCEND,
             limit=1,
-            keys_only=True,
             max_create_revision=self.revision - 1,
         )
         return None if found.kv is None else (found.kv, found.header.revision)
