@@ -20,6 +20,7 @@ from aioetcd import (
     EtcdError,
     Lease,
     LeaseNotFoundError,
+    LockLostError,
     Op,
     Watch,
 )
@@ -203,6 +204,72 @@ async def test_close_is_not_cancelled_by_halves(hung: Client, proxy: FaultProxy)
     await proxy.wait_until(lambda proxy: proxy.connections_open <= 1)
 
 
+@pytest.mark.parametrize("how", ["native", "timeout", "scope"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+async def test_cancelled_closing_goes_on(proxy: FaultProxy, how: str, steps: int) -> None:
+    """Whatever cancels the waiting for it, and when, the client is closed in a moment."""
+    client = Client(proxy.endpoint)
+    await client.watch("k").__aenter__()
+    await client.kv.get("k")
+
+    async def close() -> None:
+        if how == "native":
+            await client.aclose()
+        elif how == "timeout":
+            async with asyncio.timeout(0):
+                await client.aclose()
+        else:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await client.aclose()
+
+    task = asyncio.create_task(close())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    await proxy.wait_until(lambda proxy: proxy.connections_open == 0)
+    assert (task.cancelled() or task.exception()) is not None
+    with pytest.raises(ClientClosedError):
+        await client.kv.get("k")
+    await client.aclose()
+    assert client._transport.supervisor._background() == set()
+
+
+async def test_closing_with_the_server_paused(own_server: EtcdServer) -> None:
+    """It does not wait for a server that says nothing."""
+    client = Client(own_server.endpoint, timeout=None)
+    await client.watch("k").__aenter__()
+    lease = await client.lease.grant(60)
+    await client.lease.keep_alive(lease.id).__aenter__()
+    await own_server.pause()
+    async with anyio.create_task_group() as group:
+        group.start_soon(expect_closed, client.kv.put("k", "v"), True)
+        await wait_until(lambda: in_flight(client) == 1)
+        start = time.monotonic()
+        await client.aclose()
+        assert time.monotonic() - start < 2
+    await own_server.resume()
+
+
+async def test_closed_inside_what_stands_on_it(server: EtcdServer, client: Client) -> None:
+    """Blocks of a client that is closed inside of them are told, and leave nothing behind."""
+    other = Client(server.endpoint)
+
+    async def body() -> None:
+        async with other.watch("k") as watch, other.session(on_lost="ignore"), other.lock("L"):
+            await other.aclose()
+            with pytest.raises(ClientClosedError):
+                await anext(aiter(watch))
+            await anyio.sleep(5)
+
+    with pytest.raises(LockLostError):
+        await body()
+    with anyio.fail_after(2):
+        while (await client.lease.leases()).ids:
+            await anyio.sleep(0.01)
+
+
 # --- loops ------------------------------------------------------------------------------------
 
 
@@ -281,7 +348,7 @@ sys.stdout.write("; ".join(str(each.message) for each in caught))
 def test_forgotten_client(server: EtcdServer) -> None:
     """A client whose loop ended is closed, and warns once when it goes; nothing hangs."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", FORGOTTEN, server.endpoint],
+        [sys.executable, "-W", "error", "-c", FORGOTTEN, server.endpoint],
         capture_output=True,
         text=True,
         timeout=50,
@@ -354,6 +421,87 @@ async def test_asyncio_cancel(hung: Client) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+class Caught:
+    """What a task of a user's was cancelled with, which is told only inside of it."""
+
+    args: tuple[object, ...] | None = None
+
+    async def run(self, use: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await use()
+        except asyncio.CancelledError as error:
+            self.args = error.args
+            raise
+
+
+async def cancelled_with(
+    use: Callable[[], Awaitable[object]], ready: Callable[[], bool]
+) -> tuple[object, ...] | None:
+    """Cancel `use` with a message once it is `ready`, and give what it was cancelled with."""
+    caught = Caught()
+    task = asyncio.create_task(caught.run(use))
+    await wait_until(ready)
+    task.cancel("why")
+    await asyncio.wait({task})
+    assert task.cancelled()
+    return caught.args
+
+
+@pytest.mark.parametrize("name", ["get", "put", "grant"])
+async def test_cancel_message_of_a_call(hung: Client, name: str) -> None:
+    """What a call is cancelled with comes out of it."""
+    use = every_use(hung)[name]
+    assert await cancelled_with(use, lambda: in_flight(hung) == 1) == ("why",)
+
+
+async def test_cancel_message_without_a_connection(proxy: FaultProxy) -> None:
+    """Also where it still waits for a connection."""
+    proxy.refuse()
+    async with Client(proxy.endpoint, timeout=None) as client:
+        args = await cancelled_with(lambda: client.kv.get("k"), lambda: client.stats().calls == 1)
+    assert args == ("why",)
+
+
+@pytest.mark.parametrize("what", ["watch", "batches", "renewals"])
+async def test_cancel_message_of_a_loop(client: Client, what: str) -> None:
+    """Also out of a loop over a watch, or over renewals."""
+    lease = await client.lease.grant(60)
+    begun = asyncio.Event()
+
+    async def follow() -> None:
+        if what == "renewals":
+            async for _ in client.lease.keep_alive(lease.id):
+                begun.set()
+            return
+        async with client.watch("k") as watch:
+            begun.set()
+            async for _ in watch if what == "watch" else watch.batches():
+                pass
+
+    assert await cancelled_with(follow, begun.is_set) == ("why",)
+    await client.lease.revoke(lease.id)
+
+
+@pytest.mark.parametrize("what", ["session", "lock"])
+async def test_cancel_message_of_leaving(proxy: FaultProxy, client: Client, what: str) -> None:
+    """Also out of what is being left, whose lease is revoked all the same."""
+    leaving = asyncio.Event()
+    async with Client(proxy.endpoint) as proxied:
+        manager: Any = getattr(proxied, what)(*(["L"] if what == "lock" else []), ttl=60)
+
+        async def leave() -> None:
+            async with manager:
+                proxy.hang()
+                leaving.set()
+
+        assert await cancelled_with(leave, leaving.is_set) == ("why",)
+        assert (await client.lease.leases()).ids == (manager.lease_id,)
+        await proxy.heal()
+        with anyio.fail_after(5):
+            while (await client.lease.leases()).ids:
+                await anyio.sleep(0.01)
 
 
 async def test_cancel_without_a_connection(proxy: FaultProxy) -> None:

@@ -399,9 +399,7 @@ def no_etcd() -> Iterator[str]:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_z8_twenty_runs_are_silent(server: EtcdServer, no_etcd: str, loop: str) -> None:
     """No thread, no descriptor and no line is left of any of them, whatever error is kept."""
-    ended = run_program(
-        MANY_RUNS, server.endpoint, no_etcd, loop=loop, options=("-X", "dev", "-W", "error")
-    )
+    ended = run_program(MANY_RUNS, server.endpoint, no_etcd, loop=loop, options=("-W", "error"))
     assert (ended.code, ended.err) == (0, "")
     *counts, kept = ended.out
     assert counts == ["True"] * 20

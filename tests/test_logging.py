@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from aioetcd import Client
-from aioetcd.testing import FaultProxy
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.programs import run_program
 from tests.watch.following import take, until
 
 
@@ -52,3 +53,26 @@ async def test_one_line_when_it_is_lost_and_one_when_it_is_back(
             assert "UNAVAILABLE" in lost_text or "reset" in lost_text.lower()
             assert back_text.startswith(back.format(proxy.endpoint))
             assert back_text.endswith(" s")
+
+
+UNCONFIGURED = """
+from aioetcd.testing import FaultProxy
+
+async def main():
+    async with FaultProxy(ENDPOINT) as proxy, Client(proxy.endpoint) as client:
+        async with client.watch("k") as watch:
+            proxy.cut()
+            await client.kv.get("k")  # which is sent again where it meets the cut
+            await client.kv.put("k", "v")
+            async for event in watch:
+                say(client.stats().reconnects, event.kv.value.decode())
+                break
+
+run(main())
+"""
+
+
+def test_nothing_is_written_where_nobody_asked(server: EtcdServer) -> None:
+    """A program that does not configure logging has nothing on stderr when an endpoint is lost."""
+    ended = run_program(UNCONFIGURED, server.endpoint)
+    assert (ended.code, ended.out, ended.err) == (0, ["1 v"], "")
