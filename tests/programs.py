@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 # What each program begins with.
@@ -76,3 +78,46 @@ def run_program(
     )
     seconds = time.monotonic() - began
     return Ended(done.returncode, done.stdout.splitlines(), done.stderr, seconds)
+
+
+STRANGER = """
+import grpc, grpc.aio
+
+async def refuse(request, context):
+    await context.abort(grpc.StatusCode[ARGUMENTS[0]], ARGUMENTS[1])
+
+class Refusing(grpc.GenericRpcHandler):
+    def service(self, call):
+        if call.method.startswith("/etcdserverpb.KV/") and ARGUMENTS:
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+async def main():
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([Refusing()])
+    say(server.add_insecure_port("127.0.0.1:0"))
+    await server.start()
+    await server.wait_for_termination()
+
+run(main())
+"""
+
+
+@contextmanager
+def stranger(*kv: str) -> Iterator[str]:
+    """Run a gRPC server that is no etcd, and give its endpoint.
+
+    Args:
+        kv: The code and the text with which it refuses all calls of etcd's service KV. Without
+            them it has no service at all.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + STRANGER, "", "asyncio", *kv],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()

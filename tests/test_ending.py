@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,7 +15,7 @@ from aioetcd import Client, ClientClosedError, LeaseLostError, Lock, LockLostErr
 from aioetcd.testing import EtcdServer
 from tests.lease.faults import eventually
 from tests.loops import LOOPS, run_on
-from tests.programs import PREAMBLE, run_program
+from tests.programs import run_program, stranger
 
 # --- the loop ends ------------------------------------------------------------------------------
 
@@ -370,36 +369,13 @@ for _ in range(20):
 say(*sorted({type(error).__name__ for error in kept}))
 """
 
-NO_ETCD = """
-import grpc.aio
-
-async def main():
-    server = grpc.aio.server()
-    say(server.add_insecure_port("127.0.0.1:0"))
-    await server.start()
-    await server.wait_for_termination()
-
-run(main())
-"""
-
-
-@pytest.fixture
-def no_etcd() -> Iterator[str]:
-    """A gRPC server that has no service at all, and so refuses each stream for good."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + NO_ETCD, "", "asyncio"], stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        yield f"127.0.0.1:{int(process.stdout.readline())}"
-        process.kill()
-
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it looks into /proc")
 @pytest.mark.parametrize("loop", LOOPS)
-def test_z8_twenty_runs_are_silent(server: EtcdServer, no_etcd: str, loop: str) -> None:
+def test_z8_twenty_runs_are_silent(server: EtcdServer, loop: str) -> None:
     """No thread, no descriptor and no line is left of any of them, whatever error is kept."""
-    ended = run_program(MANY_RUNS, server.endpoint, no_etcd, loop=loop, options=("-W", "error"))
+    with stranger() as no_etcd:  # which refuses each stream for good
+        ended = run_program(MANY_RUNS, server.endpoint, no_etcd, loop=loop, options=("-W", "error"))
     assert (ended.code, ended.err) == (0, "")
     *counts, kept = ended.out
     assert counts == ["True"] * 20

@@ -22,7 +22,7 @@ from aioetcd._transport.transport import Transport
 from aioetcd.config import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests._transport.weather import LARGE, SLACK, connected
+from tests._transport.weather import LARGE, SLACK, connected, wait_until
 
 # --- nobody there ------------------------------------------------------------------------------
 
@@ -145,6 +145,62 @@ async def test_silence_is_noticed(proxy: FaultProxy, server: EtcdServer) -> None
         assert time.monotonic() - start < 4
     finally:
         await transport.aclose()
+
+
+async def test_a_late_failure_moves_nobody(
+    proxy: FaultProxy, server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When a call of the connection in use before fails at last, the one in use now stays."""
+    async with connected(proxy.endpoint, server.endpoint, timeout=20) as transport:
+        kv = KV(transport)
+        value = b"v" * LARGE
+        await kv.put("k", value)
+        before = transport.endpoints.current
+        proxy.blackhole(client_to_server=False)
+        async with anyio.create_task_group() as group:
+
+            async def read() -> None:
+                assert (await kv.get("k")).value == value
+
+            group.start_soon(read)
+            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > LARGE)
+            with pytest.raises(DeadlineExceededError):
+                await kv.get("other", timeout=0.2)
+            await kv.get("other")
+            current = transport.endpoints.current
+            assert current is not before
+            assert current is not None
+            assert proxy.cut() == 1
+        assert transport.retries == 1
+        assert transport.endpoints.current is current
+        assert caplog.text.count("is lost") == 1
+
+
+async def test_nobody_waits_any_more(proxy: FaultProxy) -> None:
+    """The search for an endpoint ends with the last who waits for it, and begins with the next."""
+    proxy.refuse()
+    async with connected(proxy.endpoint) as transport:
+        kv = KV(transport)
+        for _ in range(2):
+            with pytest.raises(NoEndpointError):
+                await kv.get("k", timeout=0.2)
+            await wait_until(lambda: not transport.supervisor._tasks, within=5)
+        await proxy.accept()
+        await kv.get("k")
+
+
+async def test_a_reason_ends_with_a_good_answer(proxy: FaultProxy) -> None:
+    """An endpoint that answers again is not reported with why it did not."""
+    proxy.refuse()
+    async with connected(proxy.endpoint) as transport:
+        kv = KV(transport)
+        with pytest.raises(NoEndpointError, match="refused"):
+            await kv.get("k", timeout=0.3)
+        await proxy.accept()
+        await kv.get("k")
+        (connection,) = transport.endpoints
+        assert connection.reason is None
+        assert "refused" not in str(transport.endpoints.unreachable())
 
 
 async def test_back_soon_after_an_outage(proxy: FaultProxy) -> None:

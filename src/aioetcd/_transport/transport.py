@@ -101,6 +101,7 @@ class Transport:
             keepalive_timeout=keepalive_timeout,
         )
         self._closers: list[Callable[[EtcdError], None]] = []
+        self._ended = asyncio.Event()
 
     def check_usable(self) -> None:
         """Start with the first use; refuse a closed client and another event loop.
@@ -214,7 +215,8 @@ class Transport:
                 raise failure
             self.retries += 1
             logger.debug("%s is tried again in %.3f s: %s", method.name, delay, failure)
-            await anyio.sleep(delay)
+            with anyio.move_on_after(delay):
+                await self._ended.wait()
             if self._closed is not None:
                 raise self._closed_error(maybe_applied=uncertain)
 
@@ -304,6 +306,7 @@ class Transport:
             for closer in reversed(self._closers):
                 everybody.callback(closer, self._closed_error())
             everybody.callback(self.endpoints.close)
+            everybody.callback(self._ended.set)
 
     async def aclose(self) -> None:
         """End everything that is open with `ClientClosedError`, then close the connections.
