@@ -1,8 +1,9 @@
 """Every Python example of the README runs, and gives what it says.
 
-Three kinds of examples are told apart: a whole program has ``asyncio.run(``, a pytest file has
-``def test_``, and all others are the body of an async function that has a `client`. A comment that
-is a Python literal, at the end of an expression or of a print, is a result that is checked.
+Four kinds of examples are told apart: a whole program has ``asyncio.run(``, one that runs until
+SIGTERM names that, a pytest file has ``def test_``, and all others are the body of an async function
+that has a `client`. A comment that is a Python literal, at the end of an expression or of a print, is
+a result that is checked.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Example:
     @property
     def kind(self) -> str:
         if "asyncio.run(" in self.source:
-            return "program"
+            return "service" if "SIGTERM" in self.source else "program"
         return "pytest" if "def test_" in self.source else "body"
 
     @property
@@ -127,6 +128,31 @@ def test_program(example: Example, server: EtcdServer, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [str(result) for result in example.claims.values()]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize("example", examples("service"), ids=str)
+async def test_service(
+    example: Example, server: EtcdServer, client: Client, tmp_path: Path
+) -> None:
+    """A service that is told to end does so in order, and says so."""
+    program = tmp_path / "program.py"
+    program.write_text(example.source.replace(DEFAULT_ENDPOINT, server.endpoint))
+    first, *rest = [f"{result}\n" for result in example.claims.values()]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-W", "error", program],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == first
+        assert (await client.lease.leases()).ids
+        process.terminate()
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (0, "".join(rest), "")
+    assert not (await client.lease.leases()).ids
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("example", examples("pytest"), ids=str)
 def test_pytest_file(example: Example, pytester: pytest.Pytester) -> None:
@@ -142,6 +168,7 @@ def test_kinds() -> None:
     """There are examples of each kind, so that none of the tests above runs on nothing."""
     assert len(examples("body")) >= 6
     assert len(examples("program")) == 3
+    assert len(examples("service")) == 1
     assert len(examples("pytest")) == 1
 
 
@@ -149,9 +176,8 @@ def test_errors() -> None:
     """Every error that the README names is there."""
     names = set(re.findall(r"\b\w+Error\b", TEXT))
     assert len(names) > 10
-    assert [
-        name for name in names if not hasattr(aioetcd, name) and name not in dir(builtins)
-    ] == []
+    known = {*dir(aioetcd), *dir(builtins), "CancelledError"}  # the last is asyncio's
+    assert names - known == set()
 
 
 def test_links() -> None:
