@@ -92,6 +92,33 @@ async def test_z17_timed_out_by_wait_for(
     await keep_alive.aclose()
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_z17_cancelled_in_the_moment_of_an_answer(
+    client: Client, lease_id: int, turns: int
+) -> None:
+    """At whatever turn of the loop a waiter is cancelled after an answer, the answer is given."""
+    cancelled = 0
+    async with client.lease.keep_alive(lease_id) as keep_alive:
+        await anext(keep_alive)
+        for _ in range(10):
+            before = client.lease.rules.deadline(lease_id)
+            waiter = asyncio.ensure_future(anext(keep_alive))
+            once = asyncio.create_task(client.lease.keep_alive_once(lease_id))
+            while client.lease.rules.deadline(lease_id) == before:
+                await asyncio.sleep(0)  # so that it is seen in the very turn
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            waiter.cancel()
+            await asyncio.wait([waiter, once])
+            if waiter.cancelled():
+                cancelled += 1
+                async with asyncio.timeout(5):
+                    assert (await anext(keep_alive)).id == lease_id
+            else:
+                assert waiter.result().id == lease_id
+    assert turns > 0 or cancelled == 10
+
+
 async def test_z17_one_of_two_waiters_is_cancelled(client: Client, lease_id: int) -> None:
     """Two tasks may wait at one keep-alive; cancelling one of them leaves the other alone."""
     async with client.lease.keep_alive(lease_id) as keep_alive:
