@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from time import monotonic
 
 import anyio
@@ -32,13 +33,12 @@ async def test_x5_timeout(client: Client, shared: bool) -> None:
         before = monotonic()
         with pytest.raises(LockTimeoutError, match=NAME) as caught:
             await make(NAME, timeout=0.3).acquire()
-        assert 0.3 <= monotonic() - before < 0.7
+        assert 0.3 <= monotonic() - before < 1.3
         assert isinstance(caught.value, TimeoutError)
         assert caught.value.timeout == 0.3
         assert caught.value.holder is not None
         assert caught.value.holder.key == held.key
-        assert await queue(client) == [held.key]
-        assert set((await client.lease.leases()).ids) == leases
+        await _left(client, [held.key], leases)
         given_up, behind = make(NAME, timeout=0.3), client.lock(NAME, ttl=60)
         async with asyncio.TaskGroup() as tasks:
             giving_up = tasks.create_task(_gives_up(given_up))
@@ -46,11 +46,20 @@ async def test_x5_timeout(client: Client, shared: bool) -> None:
             waiting = tasks.create_task(behind.acquire())
             await wait_for_queue(client, 3)
             await giving_up
-            assert await queue(client) == [held.key, behind.key]
+            await _left(client, [held.key, behind.key], {*leases, behind.lease_id})
             await held.release()
             async with asyncio.timeout(2):
                 await waiting
         await behind.release()
+
+
+async def _left(client: Client, keys: list[bytes], leases: set[int]) -> None:
+    """Soon, only these keys and leases are left."""
+
+    async def are_left() -> bool:
+        return await queue(client) == keys and {*(await client.lease.leases()).ids} == leases
+
+    await eventually(are_left, within=1)
 
 
 async def _gives_up(lock: Lock) -> None:
@@ -70,6 +79,10 @@ async def test_x5_cancelled_at_any_moment(client: Client, rng: random.Random) ->
             async with client.lock(name, ttl=600):
                 took = max(took, monotonic() - began)
 
+    async def is_gone(lock: Lock, name: str, held_by: bytes | None) -> bool:
+        has_key = await queue(client, name) != ([] if held_by is None else [held_by])
+        return not has_key and lock.lease_id not in (await client.lease.leases()).ids
+
     async def cancel(name: str, held_by: bytes | None) -> None:
         for _ in range(20):
             lock = client.lock(name, ttl=600)
@@ -82,8 +95,7 @@ async def test_x5_cancelled_at_any_moment(client: Client, rng: random.Random) ->
             queued = lock._turn._revision is not None
             outcome = "held" if entered else "queued" if queued else "before"
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
-            assert await queue(client, name) == ([] if held_by is None else [held_by])
-            assert lock.lease_id not in (await client.lease.leases()).ids
+            await eventually(partial(is_gone, lock, name, held_by), within=1)
 
     async with client.lock("/locks/held", ttl=600) as held:
         for what, arguments in ((measure, ()), (cancel, (None,))):
@@ -124,9 +136,8 @@ async def test_x5_cancelled_at_every_await(
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await queue(client) == [held.key]
-            assert set((await client.lease.leases()).ids) == leases
-        assert turn > 10
+            await _left(client, [held.key], leases)
+        assert turn > waited, "none was cancelled before its key was put"
         assert await is_owner(client, held)
 
 

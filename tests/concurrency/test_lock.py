@@ -1,4 +1,4 @@
-"""Locks: exclusion, order, losing, giving up."""
+"""Locks: order, names and owners, not waiting, leaving."""
 
 from __future__ import annotations
 
