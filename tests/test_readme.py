@@ -1,9 +1,9 @@
 """Every Python example of the README runs, and gives what it says.
 
 Four kinds of examples are told apart: a whole program has ``asyncio.run(``, one that runs until
-SIGTERM names that, a pytest file has ``def test_``, and all others are the body of an async function
-that has a `client`. A comment that is a Python literal, at the end of an expression or of a print, is
-a result that is checked.
+SIGTERM names that, a pytest file has ``def test_``, and all others are the body of an async
+function that has a `client`. A comment that is a Python literal, at the end of an expression or of
+a print, is a result that is checked.
 """
 
 from __future__ import annotations

@@ -27,12 +27,6 @@ def _tell(over: asyncio.Future[bool], is_answered: bool) -> None:
         over.set_result(is_answered)
 
 
-def _status_came(over: asyncio.Future[bool], call: Any) -> None:
-    # In the midst of gRPC's task, which ends with it, but for a call that was cancelled here.
-    if not call.cancelled():
-        _tell(over, True)
-
-
 class Calls:
     """The calls of one channel with which gRPC is not done.
 
@@ -65,8 +59,8 @@ class Calls:
         over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         task = next(call.__await__())
         self._unary[task] = call, over
-        call.add_done_callback(partial(_status_came, over))
-        # Not every end has a status: whoever cancels all tasks may cancel this one before it began.
+        # Of the task and not of the call, which has no end where whoever cancels all tasks has
+        # cancelled gRPC's before its first step.
         task.add_done_callback(partial(self._done, over))
         # No frame may keep the call when an exception passes: a traceback that somebody keeps would
         # hold gRPC's thread.
