@@ -20,6 +20,10 @@ SOON = 1.0
 """So many seconds after its cancellation the owner must have left."""
 
 
+GONE = 2.0
+"""So many seconds after that nothing of it is left, where the servers answer."""
+
+
 class AbortedError(Exception):
     """Aborts a task group."""
 
@@ -109,14 +113,36 @@ async def hasty(run: Run, party: Party, name: str) -> None:
     chance = run.chance(name)
     while not run.stopping:
         client = party.client
+        given_up = run.counts["deletions given up"]
         async with failing(run, party, client):
             if chance.random() < 0.4:
                 async with client.session(ttl=chance.choice((3, LONG))) as session:
                     for _ in range(chance.randrange(1, 8)):
                         await _cancel_one(run, party, client, name, session, chance)
+                    await _check_deleted(run, client, name, session, given_up)
             else:
                 await _cancel_one(run, party, client, name, None, chance)
         await anyio.sleep(chance.uniform(0, 0.05))
+
+
+async def _check_deleted(
+    run: Run, client: Client, name: str, session: Session, given_up: int
+) -> None:
+    """The keys of a session's locks go when these are left, and not only with the session.
+
+    Unless a deletion failed since so many had been `given_up`: then it goes on more slowly.
+    """
+    keys = [f"{lock_name}/{session.lease_id:x}" for lock_name in LOCKS]
+    watch = Stopwatch(run.lateness)
+    left = keys
+    while left and watch.seconds < GONE:
+        found = [await client.kv.get(key, timeout=1) for key in left]
+        left = [key for key, answer in zip(left, found, strict=True) if answer.kv is not None]
+        await anyio.sleep(0.05)
+    run.counts["sessions without keys"] += not left
+    if left and run.counts["deletions given up"] == given_up:
+        text = f"{name}: {left} stay though their locks were left {GONE:g} s ago"
+        run.violations.append(Violation("left behind", text))
 
 
 async def _cancel_one(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 
 from aioetcd.testing.checkers import Violation
@@ -31,6 +33,11 @@ async def end_host(run: Run, party: Party, *, all_tasks: bool, at_once: bool) ->
     for task in supervisor._background() | set(supervisor._tidying if all_tasks else ()):
         if all_tasks or task is supervisor._host:
             task.cancel()
+    for _ in range(5):  # the tasks end, and their callbacks are called
+        await asyncio.sleep(0)
+    if not supervisor._ended:
+        text = f"the supervisor of {party.name} was cancelled, and its client goes on"
+        run.violations.append(Violation("told", text))
 
     async def close() -> None:
         closing = Stopwatch(run.lateness)
