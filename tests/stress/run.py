@@ -50,7 +50,15 @@ from tests.stress.checks import check_harness, excuse_missing, revoked_early, se
 from tests.stress.faults import Faults
 from tests.stress.hasty import hasty
 from tests.stress.holding import holder, locker
-from tests.stress.observing import Log, Observer, client_tasks, left_behind, resources, target
+from tests.stress.observing import (
+    Log,
+    Observer,
+    client_tasks,
+    left_behind,
+    resources,
+    revoke_late_grants,
+    target,
+)
 from tests.stress.plan import LANES, plan
 from tests.stress.shared import Actor, Party, Run
 from tests.stress.together import juggler, sharer
@@ -183,11 +191,11 @@ class Stress:
         """What a block leaves behind goes soon, though its client goes on."""
         left: list[str] = []
         with anyio.move_on_after(LEFT):
-            while True:
-                left = await left_behind(self.run, self.parties, control)
-                if not left:
-                    break
+            while left := await left_behind(self.run, self.parties, control):
                 await anyio.sleep(0.05)
+        if left:
+            await revoke_late_grants(self.run, self.parties, control)
+            left = await left_behind(self.run, self.parties, control)
         self.violations += [Violation("left behind", each) for each in left]
 
     async def _write(self, client: Client) -> int:
