@@ -84,6 +84,8 @@ STRANGER = """
 import grpc, grpc.aio
 
 async def refuse(request, context):
+    if ARGUMENTS[0] == "HANG":
+        await asyncio.Event().wait()
     await context.abort(grpc.StatusCode[ARGUMENTS[0]], ARGUMENTS[1])
 
 class Refusing(grpc.GenericRpcHandler):
@@ -107,8 +109,8 @@ def stranger(*kv: str) -> Iterator[str]:
     """Run a gRPC server that is no etcd, and give its endpoint.
 
     Args:
-        kv: The code and the text with which it refuses all calls of etcd's service KV. Without
-            them it has no service at all.
+        kv: The code and the text with which it refuses all calls of etcd's service KV, or "HANG",
+            which never answers one. Without any it has no service at all.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + STRANGER, "", "asyncio", *kv],

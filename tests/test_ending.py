@@ -385,6 +385,50 @@ def test_z8_twenty_runs_are_silent(server: EtcdServer, loop: str) -> None:
     )
 
 
+BESIDE = """
+import threading
+ready, stop = threading.Event(), threading.Event()
+
+async def go_on():
+    # Its client keeps gRPC's thread, which would come too late to the loops that have ended.
+    async with Client(ENDPOINT) as client:
+        await client.kv.get("k")
+        ready.set()
+        while not stop.is_set():
+            await client.kv.get("k")
+
+async def main():
+    async with Client(ENDPOINT) as client:
+        await client.kv.get("k")
+        calls = [asyncio.create_task(client.kv.get("k")) for _ in range(10)]
+        async with client.watch("k"):
+            pass
+        calls += [asyncio.create_task(client.kv.get("k")) for _ in range(10)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        calls[-1].cancel()
+        await client.aclose()
+        say(len(asyncio.all_tasks() - {asyncio.current_task(), *calls}))
+        await asyncio.gather(*calls, return_exceptions=True)
+
+thread = threading.Thread(target=run, args=(go_on(),))
+thread.start()
+ready.wait()
+for _ in range(30):
+    run(main())
+stop.set()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_z8_beside_another_loop(server: EtcdServer, loop: str) -> None:
+    """Closing leaves no task of gRPC's, and nothing that comes when the loop is gone."""
+    ended = run_program(BESIDE, server.endpoint, loop=loop)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == ["0"] * 30
+
+
 # --- nobody closes it ----------------------------------------------------------------------------
 
 UNCLOSED = """
@@ -441,8 +485,15 @@ def loop_closed(main):
     client = loop.run_until_complete(main)
     loop.close()
 
+async def used():
+    client = Client(ENDPOINT)
+    await client.kv.put("k", "v")
+    return client
+
 if ARGUMENTS[0] == "loop closed":
     loop_closed(open_all())
+elif ARGUMENTS[0] == "loop closed on little":
+    loop_closed(used())
 elif ARGUMENTS[0] == "closed too late":
     loop_closed(open_all())
     run(client.aclose())
@@ -475,6 +526,7 @@ NOBODY = "the client is closed: nobody held it any more"
         ("service of nobody", 0, [NOBODY]),
         ("loop ended", 1, []),
         ("loop closed", 1, []),
+        ("loop closed on little", 1, []),
         ("closed too late", 0, ["the client is closed"]),
         ("unused", 0, []),
     ],

@@ -22,6 +22,7 @@ QUIET = ("-W", "ignore:This process:DeprecationWarning")
 HELPERS = """
 import multiprocessing, signal
 from concurrent.futures import ProcessPoolExecutor
+from aioetcd._transport.methods import LEASE_REVOKE
 
 FORK = multiprocessing.get_context("fork")
 
@@ -48,6 +49,10 @@ def refused():
             await client.kv.put("child", "v")
         except aioetcd.ClientClosedError as error:
             say("inherited", error)
+        try:
+            await client._transport.last_unary(LEASE_REVOKE, None, 1)
+        except aioetcd.ClientClosedError as error:
+            say("revoking", error)
         await client.aclose()
     run(inherited())
 
@@ -202,6 +207,7 @@ async def test_z7_while_open(
     told = [
         "new this process was forked while a client was ope",
         f"inherited the client is closed: {why}",
+        f"revoking the client is closed: {why}",
     ]
     if where == "beside it":
         told += [*told, "exit 0"]
@@ -214,6 +220,27 @@ async def test_z7_while_open(
 
     await eventually(is_left, within=1)
     assert (await client.kv.get("child")).kv is None
+
+
+AT_ONCE = """
+loop = new_loop()
+for _ in range(15):
+    loop.run_until_complete(use("parent"))
+    pid = os.fork()
+    if pid == 0:
+        child_use()
+        os._exit(0)
+    say("exit", wait_for(pid))
+loop.close()
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_z7_at_once(server: EtcdServer, loop: str) -> None:
+    """A child may be forked in the moment after closing, when gRPC's threads are still about."""
+    ended = fork(AT_ONCE, server, loop=loop)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == ["child v", "exit 0"] * 15
 
 
 IDLE = """

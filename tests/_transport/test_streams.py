@@ -15,7 +15,7 @@ from tests.programs import stranger
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("what", ["watch", "keep_alive"])
-def test_a_final_refusal_is_told(loop: str, what: str) -> None:
+def test_a_final_refusal_is_told(loop: str, what: str, caplog: pytest.LogCaptureFixture) -> None:
     """A stream that the server has not is no passing fault, also when a write meets its end."""
 
     async def main() -> None:
@@ -30,3 +30,6 @@ def test_a_final_refusal_is_told(loop: str, what: str) -> None:
                     assert caught.value.details == "Method not found!"
 
     run_on(loop, main())
+    # What gRPC says itself of a write that met the end is no reason to try again.
+    assert "Method not found!" in caplog.text
+    assert "Internal error" not in caplog.text

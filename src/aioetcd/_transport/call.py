@@ -22,11 +22,6 @@ class ChannelClosedError(Exception):
     """The call was cancelled here, but not by whoever waits for it: its channel closes."""
 
 
-def _tell(over: asyncio.Future[bool], is_answered: bool) -> None:
-    if not over.done():
-        over.set_result(is_answered)
-
-
 class Calls:
     """The calls of one channel with which gRPC is not done.
 
@@ -36,7 +31,7 @@ class Calls:
 
     def __init__(self) -> None:
         # By gRPC's own task, which ends when its core is done with the call.
-        self._unary: dict[asyncio.Task[Any], tuple[Any, asyncio.Future[bool]]] = {}
+        self._unary: dict[asyncio.Task[Any], Any] = {}
         self._streams: dict[asyncio.Task[Any], Any] = {}
         self._ends: weakref.WeakKeyDictionary[Any, grpc.aio.AioRpcError] = (
             weakref.WeakKeyDictionary()
@@ -56,17 +51,16 @@ class Calls:
             grpc.aio.AioRpcError: It failed.
             ChannelClosedError: See there.
         """
-        over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = next(call.__await__())
-        self._unary[task] = call, over
+        self._unary[task] = call
         # Of the task and not of the call, which has no end where whoever cancels all tasks has
         # cancelled gRPC's before its first step.
         task.add_done_callback(partial(self._done, over))
         # No frame may keep the call when an exception passes: a traceback that somebody keeps would
         # hold gRPC's thread.
         try:
-            if not await over:
-                raise ChannelClosedError
+            await over
         except BaseException:
             self._cancel(call)
             del call
@@ -83,11 +77,12 @@ class Calls:
         finally:
             del failure
 
-    def _done(self, over: asyncio.Future[bool], task: asyncio.Task[Any]) -> None:
+    def _done(self, over: asyncio.Future[None], task: asyncio.Task[Any]) -> None:
         del self._unary[task]
-        if over.cancelled() and not task.cancelled():
+        if not over.done():
+            over.set_result(None)
+        elif not task.cancelled():
             task.exception()  # which nobody will ask for any more
-        _tell(over, True)
 
     @staticmethod
     def _cancel(call: Any) -> None:
@@ -137,23 +132,14 @@ class Calls:
         return None if end.code() is grpc.StatusCode.OK else end
 
     def close(self) -> None:
-        """End all unary calls; whoever waits for one is told at once."""
-        for call, over in list(self._unary.values()):
+        """End all unary calls."""
+        for call in self._unary.values():
             self._cancel(call)
-            _tell(over, False)
 
     async def wait_done(self) -> None:
         """Wait until gRPC is done with all calls, which were cancelled."""
         if tasks := {*self._unary, *self._streams}:
             await asyncio.wait(tasks, timeout=_DONE)
-
-    def abandon(self) -> None:
-        """Have nothing reach gRPC any more, whoever cancels what: it has no threads here."""
-        for task in (*self._unary, *self._streams):
-            asyncio._unregister_task(task)
-        for call in (*(call for call, _ in self._unary.values()), *self._streams.values()):
-            call._cancel = _nothing
-            call.write = _write_nothing
 
 
 def _now(answer: Coroutine[Any, Any, Any]) -> Any:
@@ -163,11 +149,3 @@ def _now(answer: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as stop:
         return stop.value
     raise RuntimeError("gRPC tells that a call is over, and not how")
-
-
-def _nothing(_: str) -> bool:
-    return False
-
-
-async def _write_nothing(_: object) -> None:
-    raise asyncio.InvalidStateError("this process was forked with the stream open")

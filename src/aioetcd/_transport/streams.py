@@ -168,7 +168,6 @@ class SharedStream(Generic[Request, Response]):
                         group.cancel_scope.cancel()
             finally:
                 call.cancel()
-                del call
                 self.connection = self._on_call = None
             if on_call.cancelled_caught:
                 rule, error = self._failure("UNAVAILABLE", "no answers for too long", name)

@@ -263,9 +263,6 @@ class Transport:
 
         Nobody is told: whoever waits, waits in a copy of the parent's event loop.
         """
-        self.supervisor.abandon()
-        for connection in self.endpoints:
-            connection.calls.abandon()
         self._is_inherited = True
         self._refuse("it was opened by the parent process: open one in this process")
 
