@@ -88,7 +88,11 @@ def _restore(cls: type[EtcdError], args: tuple[object, ...], state: dict[str, ob
 
 
 class ClientClosedError(EtcdError):
-    """The client was closed: by ``aclose()``, or by leaving its ``async with``."""
+    """The client is closed, and the text says why.
+
+    By ``aclose()``, or by leaving its ``async with``; because its event loop ended, or somebody
+    cancelled all tasks; because it was dropped; or this is the child of the process that opened it.
+    """
 
 
 class UnavailableError(EtcdError, ConnectionError):
@@ -307,10 +311,12 @@ class LockError(EtcdError):
 
 
 class LockNotAcquiredError(LockError):
-    """Somebody else holds the lock, and you asked not to wait.
+    """Somebody else holds the lock, and you asked not to wait; or it is no use to wait.
+
+    That is where what is in the way is a key that no lock has put, which may stay for ever.
 
     Attributes:
-        holder: The holder's key, whose ``value`` is what the holder wrote for onlookers.
+        holder: The key in the way, whose ``value`` is what the holder wrote for onlookers.
     """
 
     holder: KeyValue

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import pytest
 
-from aioetcd import Client, EtcdError, Lock, LockLostError, Op
+from aioetcd import Client, EtcdError, KeyValue, Lock, LockLostError, Op
 from aioetcd.concurrency._turn import Turn
 from aioetcd.testing import EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.checkers import assert_clean, check_fencing, check_lock_holds
@@ -282,20 +282,21 @@ async def gone_once_seen(
 ) -> AsyncIterator[list[bytes]]:
     """Delete the first key that a waiter is about to watch, between its reading and its watch."""
     gone: list[bytes] = []
-    wait_deleted = Turn._wait_deleted
+    before = Turn._before
 
-    async def deleting(turn: Turn, key: bytes, seen_at: int) -> None:
-        if not gone:
-            gone.append(key)
-            await oracle.kv.delete(key)
+    async def deleting(turn: Turn) -> tuple[KeyValue, int] | None:
+        found = await before(turn)
+        if found is not None and not gone:
+            gone.append(found[0].key)
+            await oracle.kv.delete(found[0].key)
             if compacted:
                 last = await oracle.kv.put("another", "write")
                 await oracle.kv.compact(last.header.revision, physical=True)
                 await oracle.kv.delete("another")
-        await wait_deleted(turn, key, seen_at)
+        return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(Turn, "_wait_deleted", deleting)
+        patched.setattr(Turn, "_before", deleting)
         yield gone
 
 

@@ -60,7 +60,9 @@ async def hold_shared(client: Client, name: str, moment: Moment) -> None:
 
 async def watch(client: Client, name: str, moment: Moment) -> None:
     moment.where = "entering"
-    async with client.watch("watched", start_revision=1) as watching:
+    seen = (await client.kv.get("watched")).kv
+    assert seen is not None
+    async with client.watch("watched", start_revision=seen.mod_revision) as watching:
         moment.where = "inside"
         async for _ in watching:
             break

@@ -95,6 +95,27 @@ async def test_a_local_waiter_gives_up(client: Client) -> None:
     assert await queue(client) == []
 
 
+async def test_not_blocking_against_a_task_of_the_same_session(client: Client) -> None:
+    """Of two that come at once and do not wait, one has the lock and the other is told so."""
+    async with client.session(ttl=60) as session:
+        for number in range(30):
+            locks = [
+                client.lock(f"/both/{number}", session=session, blocking=False) for _ in range(3)
+            ]
+            async with asyncio.timeout(3):
+                results = await asyncio.gather(
+                    *(lock.acquire() for lock in locks), return_exceptions=True
+                )
+            held = [lock for lock, result in zip(locks, results, strict=True) if result is None]
+            assert len(held) == 1
+            for result in results:
+                if isinstance(result, LockNotAcquiredError):
+                    assert result.holder.key == held[0].key
+                else:
+                    assert result is None
+            await held[0].release()
+
+
 async def test_a_cancelled_waiter_leaves_the_queue(client: Client) -> None:
     """At any moment of acquiring on a session: its key is deleted, though the lease lives on."""
     async with client.session(ttl=60) as other, client.session(ttl=60) as session:
@@ -247,6 +268,45 @@ async def test_a_deletion_that_nobody_answered(
 
 
 # Without a block.
+
+
+@pytest.mark.parametrize("what", ["lock", "shared lock", "session"])
+async def test_z17_left(client: Client, what: str) -> None:
+    """What was left has no time left, cannot be lost, and cannot be entered again: it says so."""
+    async with client.session(ttl=60) as outer:
+        held: Lock | Session
+        if what == "session":
+            held = client.session(ttl=60)
+        elif what == "lock":
+            held = client.lock(NAME, ttl=60)
+        else:
+            held = client.lock(NAME, session=outer)
+        assert held.expires_in == 0
+        async with held:
+            assert 50 < held.expires_in <= 60
+            waiting = asyncio.create_task(held.wait_lost())
+            await checkpoint()
+        assert held.expires_in == 0
+        with pytest.raises(RuntimeError, match="left"):
+            await waiting
+        with pytest.raises(RuntimeError, match="left"):
+            await held.wait_lost()
+        with pytest.raises(RuntimeError, match="make another one"):
+            await held.__aenter__()
+        assert not held.is_lost
+
+
+async def test_no_time_is_left_of_what_is_lost(client: Client) -> None:
+    """A lock whose key was deleted is not surely held, though its lease lives on."""
+    async with client.session(ttl=60) as session:
+        lock = client.lock(NAME, session=session)
+        await lock.acquire()
+        await client.kv.delete(lock.key)
+        await lock.wait_lost()
+        assert lock.expires_in == 0
+        assert session.expires_in > 50
+        await lock.release()
+        assert isinstance(await lock.wait_lost(), LockLostError)
 
 
 async def test_acquire_and_release(client: Client) -> None:

@@ -26,9 +26,10 @@ from aioetcd.errors import ClientClosedError, EtcdError
 
 logger = logging.getLogger("aioetcd.transport")
 
-# Whoever leaves waits so long for what tidies up, counted from the oldest of these that has not
-# ended: of the blocks that one task leaves one after the other, only the first waits for so long.
-PATIENCE = 1.5
+# Whoever leaves waits so long for what tidies up, counted from the oldest that this task has begun
+# and that has not ended: of blocks that it leaves one after the other, the first is waited for so
+# long, and each further one for a moment, the shorter the more of them there are.
+PATIENCE = 1.0
 _MOMENT = 0.1
 # So long is left to whatever tidies up when it is cancelled (the loop ends), or the client closes.
 _LAST = 1.0
@@ -64,6 +65,7 @@ class Tidying:
         self._job = job
         self._give_up = give_up
         self.began = monotonic()
+        self.asker = asyncio.current_task()
         self._deadline = self.began + seconds
 
     def hurry(self) -> None:
@@ -79,9 +81,8 @@ class Tidying:
                 if not started:
                     started = True
                     await _pause()
-                async with asyncio.timeout(
-                    left + _MOMENT
-                ):  # a job that keeps to its time is not cut
+                # A job that keeps to its time is not cut.
+                async with asyncio.timeout(left + _MOMENT):
                     await self._job(max(left, 0.001))
             except EtcdError as error:
                 why = str(error)
@@ -115,7 +116,6 @@ class Supervisor:
         self._stopped: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._tidying: dict[asyncio.Task[None], Tidying] = {}
         self._ended = False
-        self._is_inherited = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the host task in `loop`.
@@ -154,8 +154,6 @@ class Supervisor:
         task.cancel()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if self._is_inherited:
-            return
         self._tasks.discard(task)
         if task.cancelled() and task in self._stopped:
             return
@@ -175,13 +173,6 @@ class Supervisor:
         finally:
             for task in self._background():
                 task.cancel()
-
-    def abandon(self) -> None:
-        """This is a forked child: have nobody who ends the copy of our loop wait for our tasks."""
-        self._is_inherited = True
-        for task in asyncio.all_tasks(self._loop):
-            if task.get_name().startswith("aioetcd"):  # also those of the task groups in ours
-                asyncio._unregister_task(task)
 
     def _background(self) -> set[asyncio.Task[None]]:
         tasks = self._tasks if self._host is None else {self._host, *self._tasks}
@@ -219,10 +210,11 @@ class Supervisor:
         """
         if task.done():
             return
-        oldest = min(each.began for each in self._tidying.values())
-        left = oldest + patience - monotonic()
+        asker = self._tidying[task].asker
+        began = [each.began for each in self._tidying.values() if each.asker is asker]
+        left = min(began) + patience - monotonic()
         with anyio.CancelScope(shield=True):
-            await asyncio.wait({task}, timeout=max(left, _MOMENT))
+            await asyncio.wait({task}, timeout=max(left, _MOMENT / len(began)))
 
     async def aclose(self) -> None:
         """Wait until all tasks are gone, after `end`. What tidies up has a second at the most."""
@@ -232,12 +224,12 @@ class Supervisor:
             for task in left:  # what runs there is not all ours, and may lose a cancellation
                 task.cancel()
         own = asyncio.current_task()
-        for each in self._tidying.values():
-            each.hurry()
-        for cancel in (False, True):
+        for _ in range(
+            2
+        ):  # the first one has it done again, at once, by those that wait for longer
             tidying = {task for task in self._tidying if task is not own}
-            if cancel:
-                for task in tidying:
-                    task.cancel()
+            for task in tidying:
+                self._tidying[task].hurry()
+                task.cancel()
             if tidying:
                 await asyncio.wait(tidying, timeout=_LAST)

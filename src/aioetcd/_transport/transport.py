@@ -233,6 +233,20 @@ class Transport:
                 raise failure from failure.__cause__
             raise error from failure
 
+    async def wait_connected(self) -> float | None:
+        """Wait until there is a server to ask, so that whoever gives up has asked nobody.
+
+        Gives what is then left of the default timeout, in seconds.
+
+        Raises:
+            NoEndpointError: None could be reached in time.
+        """
+        self.check_usable()
+        deadline = None if self.timeout is None else monotonic() + self.timeout
+        if self.endpoints.current is None:
+            await self._connect(deadline, uncertain=False, failure=None)
+        return None if deadline is None else max(deadline - monotonic(), 0.001)
+
     async def last_unary(
         self, method: Unary[Request, Response], request: Request, timeout: float
     ) -> Response:

@@ -28,6 +28,7 @@ class BodyGuard:
             raise ValueError(f"on_lost must be 'cancel' or 'ignore', not {on_lost!r}")
         self.error: EtcdError | None = None
         self._cancels = on_lost == "cancel"
+        self._ended = False
         self._happened = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0  # the requests to cancel the task that were there before the body
@@ -44,8 +45,8 @@ class BodyGuard:
                 self._cancel_soon(task)
 
     def lost(self, error: EtcdError) -> None:
-        """Tell the loss. Only the first counts."""
-        if self.error is not None:
+        """Tell the loss. Only the first counts, and none after the end."""
+        if self.error is not None or self._ended:
             return
         self.error = error
         self._happened.set()
@@ -80,8 +81,18 @@ class BodyGuard:
             ours = task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
         return self.error if self._cancels and (ours or error is None) else None
 
+    def end(self) -> None:
+        """There is nothing to lose any more."""
+        self._ended = True
+        self._happened.set()
+
     async def wait_lost(self) -> EtcdError:
-        """Wait for the loss, and give the error that tells it."""
-        while self.error is None:
-            await self._happened.wait()
+        """Wait for the loss, and give the error that tells it.
+
+        Raises:
+            RuntimeError: There was none up to the end.
+        """
+        await self._happened.wait()
+        if self.error is None:
+            raise RuntimeError("it was left, and not lost before")
         return self.error

@@ -44,6 +44,7 @@ class Hold(ABC):
         self._tenure = tenure
         self._guard = BodyGuard(on_lost)
         self._entered = False
+        self._held = False
         self._left = False
         self._tidying: asyncio.Task[None] | None = None
 
@@ -62,8 +63,12 @@ class Hold(ABC):
 
     @property
     def expires_in(self) -> float:
-        """The seconds for which it is surely held, were no renewal to succeed any more."""
-        return self._tenure.expires_in
+        """The seconds for which it is surely held, were no renewal to succeed any more.
+
+        0 before it is held, and when it is lost or left.
+        """
+        is_held = self._held and not self._left and not self.is_lost
+        return self._tenure.expires_in if is_held else 0.0
 
     @property
     def is_lost(self) -> bool:
@@ -72,7 +77,11 @@ class Hold(ABC):
         return self._guard.error is not None
 
     async def wait_lost(self) -> EtcdError:
-        """Wait until it is lost, and give the error that says why."""
+        """Wait until it is lost, and give the error that says why.
+
+        Raises:
+            RuntimeError: It was left, and not lost before.
+        """
         return await self._guard.wait_lost()
 
     async def __aenter__(self) -> Self:
@@ -110,18 +119,20 @@ class Hold(ABC):
         except BaseException:
             await self._leave(_IMPATIENCE)
             raise
+        self._held = True
 
     async def _leave(self, patience: float = PATIENCE) -> None:
         if not self._left:
             self._left = True
+            self._guard.end()
             self._tidying = self._let_go()
         if self._tidying is None:
             return
         await self._supervisor.wait_tidied(self._tidying, min(patience, self._tenure.bound))
         if not self._tidying.done():
             logger.warning(
-                "a %s on lease %x was left, but no server has answered to that yet: it goes on in "
-                "the background",
+                "a %s on lease %x was left, and what is to be done at the server goes on in the "
+                "background: it was not done in time",
                 self._kind,
                 self.lease_id,
             )

@@ -19,7 +19,7 @@ from aioetcd.ranges import check_int
 logger = logging.getLogger("aioetcd.lease")
 
 # A request that was cancelled may still be on its way: what it does is undone once more after that.
-LATE = 0.1
+_LATE = 0.1
 
 
 class Seat:
@@ -33,8 +33,8 @@ class Seat:
 
     @property
     def is_taken(self) -> bool:
-        """Whether somebody has it."""
-        return self._lock.locked()
+        """Whether somebody has it, or waits for it."""
+        return self._users > 0
 
     async def take(self) -> None:
         """Wait until nobody else has it."""
@@ -62,12 +62,14 @@ class Tenure:
 
     Attributes:
         lease_id: Its id, chosen here, so that it can be revoked whatever became of the grant.
-        listeners: Called with the error when the lease is lost.
+        listeners: Called with the error when the lease is lost, or given up.
+        late: By key, the tasks that delete what is put late; they end with the lease.
     """
 
     def __init__(self, transport: Transport, leases: LeaseService, ttl: int) -> None:
         self.lease_id = new_lease_id()
         self.listeners: list[Callable[[LeaseLostError], None]] = []
+        self.late: dict[bytes, asyncio.Task[None]] = {}
         self._seats: dict[bytes, Seat] = {}
         self._transport = transport
         self._leases = leases
@@ -93,9 +95,9 @@ class Tenure:
 
     @property
     def is_held(self) -> bool:
-        """Whether the lease may be there, and be there beyond this moment."""
-        gone = self._error is not None and self._error.reason != "closed"
-        return self._maybe_granted and not gone and not self._ended
+        """Whether the lease may be there, and is renewed, or was until the client closed."""
+        is_lost = self._error is not None and self._error.reason != "closed"
+        return self._maybe_granted and not is_lost and not self._ended
 
     def check(self) -> None:
         """Tell the loss now if the lease's time is over, though the event loop was blocked."""
@@ -121,7 +123,7 @@ class Tenure:
 
     async def begin(self) -> None:
         """Grant the lease and keep it alive. After a failure, `end` it too."""
-        left = await self._leases._wait_connected(self._transport.timeout)
+        left = await self._transport.wait_connected()
         self._maybe_granted = True
         try:
             lease = await self._leases.grant(self._ttl, lease_id=self.lease_id, timeout=left)
@@ -149,14 +151,21 @@ class Tenure:
         self._error = error
         for listener in list(self.listeners):
             listener(error)
+        self._stop_late()
+
+    def _stop_late(self) -> None:
+        for task in self.late.values():
+            self._transport.supervisor.stop(task)
 
     def end(self) -> asyncio.Task[None] | None:
         """Stop renewing, and start to revoke the lease, which deletes its keys.
 
-        Whoever still stands on it is told.
+        Whoever still stands on it is told. The task that revokes is given to be waited for, but not
+        where the lease has run out: the servers were away for that long.
         """
-        is_held = self.is_held
+        reason = None if self._error is None else self._error.reason
         self._ended = True
+        self._stop_late()
         if self._keep_alive is not None:
             self._keep_alive._stop()
         if self._error is None and self.listeners:
@@ -167,19 +176,20 @@ class Tenure:
                     reason="closed",
                 )
             )
-        if not is_held:
+        if not self._maybe_granted or reason in ("revoked", "not found"):
             return None
-        return self._transport.supervisor.tidy(
+        revocation = self._transport.supervisor.tidy(
             self._revoke,
             f"aioetcd revoke {self.lease_id:x}",
             seconds=self._ttl,
             give_up=self._warn,
         )
+        return None if reason == "expired" else revocation
 
     async def _revoke(self, seconds: float) -> None:
         deadline = monotonic() + seconds
         request = rpc_pb2.LeaseRevokeRequest(ID=self.lease_id)
-        for pause in (0.0, LATE):
+        for pause in (0.0, _LATE):
             await anyio.sleep(pause)
             try:
                 await self._transport.last_unary(

@@ -10,6 +10,8 @@ What holds at any moment:
   revision, also where the answer to that txn was lost.
 - From then on to the end its deletion is a loss, and watched for.
 - Nobody waits for a key that is none of a queue's: that might stay for ever.
+- On one lease, one has the key at a time, from before it is put until it is surely deleted. Where
+  nobody knows whether it was put, it is deleted whenever it arrives.
 """
 
 from __future__ import annotations
@@ -23,16 +25,20 @@ from time import monotonic
 import anyio
 
 from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.methods import IDEMPOTENT_TXN
+from aioetcd._transport.methods import IDEMPOTENT_TXN, RANGE
 from aioetcd._transport.transport import Transport
-from aioetcd.concurrency._tenure import LATE, Seat, Tenure
-from aioetcd.errors import ClientClosedError, CompactedError, EtcdError, LockNotAcquiredError
+from aioetcd.concurrency._tenure import Seat, Tenure
+from aioetcd.errors import ClientClosedError, CompactedError, EtcdError
 from aioetcd.kv import KV
 from aioetcd.txn import AnyOp, Compare, Op
 from aioetcd.types import EventType, GetResponse, KeyValue, SortOrder, SortTarget, TxnResponse
 from aioetcd.watch import Watcher
 
 logger = logging.getLogger("aioetcd.concurrency")
+
+# A member that was stopped carries out what it had received, and nobody answered, when it goes on.
+# So long that is waited for.
+_LATE = 300.0
 
 
 class Turn:
@@ -68,6 +74,7 @@ class Turn:
         self._on_lost = on_lost
         self._revision: int | None = None
         self._maybe_put = False
+        self._may_be_late = False
         self._ended = False
         self._seat: Seat | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -98,8 +105,12 @@ class Turn:
 
     async def take_if_first(self) -> KeyValue | None:
         """Take a place if nobody has one. Give the first key of the queue if it is another's."""
-        if self._tenure.seat(self.key).is_taken and (first := await self.first()) is not None:
-            return first
+        # Whoever has the place on this lease is about to put the key, or to delete it.
+        backoff = Backoff(0.005, 0.2)
+        while self._tenure.seat(self.key).is_taken:
+            if (first := await self.first()) is not None:
+                return first
+            await anyio.sleep(backoff.next_delay())
         result = await self._put_own(
             Compare.create_revision(self._prefix, prefix=True) == 0,
             then=(),
@@ -116,11 +127,10 @@ class Turn:
         self._begin(first.create_revision)
         return None
 
-    async def take(self) -> None:
+    async def take(self) -> KeyValue | None:
         """Take a place at the end of the queue, and wait for the turn.
 
-        Raises:
-            LockNotAcquiredError: What is before it is no key of a queue.
+        A key in the way that is none of a queue's is not waited for, but given.
         """
         result = await self._put_own(
             Compare.create_revision(self.key) == 0,
@@ -134,15 +144,18 @@ class Turn:
         else:
             self._begin(result.header.revision)
         if _found(first).key == self.key:
-            return
-        self.check_leaves(_found(first))
+            return None
+        if not self.is_queued(_found(first)):
+            return _found(first)
         while (found := await self._before()) is not None:
             before, seen_at = found
-            self.check_leaves(before)
-            await self._wait_deleted(before.key, seen_at)
+            if not self.is_queued(before):
+                return before
+            await self._wait_deleted(before.key, seen_at + 1)
         # The wait may have ended because the queue was swept away, our key with it.
         if not self.is_ours((await self._kv.get(self.key)).kv):
             self._lost("its key was deleted while it waited")
+        return None
 
     async def first(self) -> KeyValue | None:
         """Read the first key of the queue."""
@@ -150,18 +163,9 @@ class Turn:
         (found,) = result.responses
         return found.kv if isinstance(found, GetResponse) else None
 
-    def check_leaves(self, kv: KeyValue) -> None:
-        """See that a key in the way is somebody's who will leave.
-
-        Raises:
-            LockNotAcquiredError: It is no key of a queue.
-        """
-        if kv.lease is None or kv.key != self._prefix + f"{kv.lease:x}".encode():
-            raise LockNotAcquiredError(
-                f"{self._prefix[:-1]!r} cannot be had while there is the key {kv.key!r}: it is "
-                "older, and none of those that take turns here, so it may stay for ever",
-                holder=kv,
-            )
+    def is_queued(self, kv: KeyValue) -> bool:
+        """Whether a key is that of somebody in the queue, who leaves it some day."""
+        return kv.lease is not None and kv.key == self._prefix + f"{kv.lease:x}".encode()
 
     def end(self, *, delete: bool) -> asyncio.Task[None] | None:
         """Leave the queue: stop watching, at once, and start to delete the key.
@@ -177,37 +181,98 @@ class Turn:
             return None
         if not delete or not self._maybe_put or not self._tenure.is_held:
             seat.leave()
+            if delete and self._may_be_late:
+                self._expect_late_put()
             return None
 
         task = self._transport.supervisor.tidy(
             self._delete, f"aioetcd delete {self.key!r}", seconds=math.inf, give_up=self._warn
         )
-        # Not before it is gone: the next one would take it for its own.
-        task.add_done_callback(lambda _: seat.leave())
+
+        def leave(_: object) -> None:
+            # Not before the key is gone: the next one would take it for its own.
+            seat.leave()
+            if self._may_be_late:
+                self._expect_late_put()
+
+        task.add_done_callback(leave)
         return task
 
     async def _delete(self, seconds: float) -> None:
         """Delete the key, however long that takes: its lease is renewed for others meanwhile."""
         deadline = monotonic() + seconds
-        is_known = self._revision is not None
-        op = Op.txn(compare=[self.is_owner()] if is_known else (), success=[Op.delete(self.key)])
-        backoff = Backoff(LATE, 5.0)
-        is_deleted = False
+        backoff = Backoff(0.1, 1.0)
+        is_first = is_looked_for = True
         while self._tenure.is_held:
-            left = max(deadline - monotonic(), 0.001)
+            left = min(max(deadline - monotonic(), 0.001), self._tenure.bound)
             try:
-                await self._transport.last_unary(
-                    IDEMPOTENT_TXN, op.request, min(left, self._tenure.bound)
-                )
+                if self._revision is None:
+                    request = Op.get(self.key).request
+                    found = await self._transport.last_unary(RANGE, request, left)
+                    if not found.kvs and is_looked_for:
+                        is_looked_for = False  # what was cancelled a moment ago may just arrive
+                        await anyio.sleep(0.1)
+                        continue
+                    if not found.kvs:
+                        return
+                    self._revision = found.kvs[0].create_revision
+                # Guarded, as all of it: it may arrive late, when the key is somebody else's.
+                op = Op.txn(compare=[self.is_owner()], success=[Op.delete(self.key)])
+                await self._transport.last_unary(IDEMPOTENT_TXN, op.request, left)
             except EtcdError as error:
                 if monotonic() >= deadline:
                     raise
-                self._warn(str(error))
+                if is_first:
+                    self._warn(str(error))
+                is_first = False
+                await anyio.sleep(backoff.next_delay())
             else:
-                if is_known or is_deleted:
+                return
+
+    def _expect_late_put(self) -> None:
+        """What nobody has waited for may still arrive, and nobody would delete it."""
+        late = self._tenure.late
+        if self.key in late or not self._tenure.is_held:
+            return
+        try:
+            task = self._transport.supervisor.spawn(
+                self._delete_late, f"aioetcd late puts of {self.key!r}"
+            )
+        except ClientClosedError:
+            return  # the lease is revoked
+        late[self.key] = task
+        task.add_done_callback(lambda _: late.pop(self.key))
+
+    async def _delete_late(self) -> None:
+        """Delete the key whenever it is there and nobody on this lease has it."""
+        backoff = Backoff(0.1, 5.0)
+        with anyio.move_on_after(_LATE):
+            while True:
+                watch = self._watcher(self.key, only=EventType.PUT, timeout=None)
+                try:
+                    async with watch:
+                        await self._delete_if_nobodys()
+                        async for _ in watch:
+                            await self._delete_if_nobodys()
+                except ClientClosedError:
                     return
-                is_deleted = True  # what has put it may still be on its way
-            await anyio.sleep(backoff.next_delay())
+                except EtcdError as error:
+                    logger.debug("cannot look for late puts of %r: %s", self.key, error)
+                    await anyio.sleep(backoff.next_delay())
+
+    async def _delete_if_nobodys(self) -> None:
+        seat = self._tenure.seat(self.key)
+        await seat.take()
+        try:
+            found = (await self._kv.get(self.key)).kv
+            if found is not None:
+                await self._kv.txn(
+                    compare=[Compare.create_revision(self.key) == found.create_revision],
+                    success=[Op.delete(self.key)],
+                    idempotent=True,
+                )
+        finally:
+            seat.leave()
 
     def _warn(self, why: str) -> None:
         logger.warning(
@@ -223,15 +288,20 @@ class Turn:
         seat = self._tenure.seat(self.key)
         await seat.take()
         self._seat = seat
+        await self._transport.wait_connected()
         put = Op.put(self.key, self._value, lease=self._tenure.lease_id)
-        self._maybe_put = True
+        self._maybe_put = self._may_be_late = True
+        retries = self._transport.retries
         try:
-            return await self._kv.txn(
+            result = await self._kv.txn(
                 compare=[if_], success=[put, *then], failure=otherwise, idempotent=True
             )
         except EtcdError as error:
-            self._maybe_put = error.maybe_applied
+            self._maybe_put = self._may_be_late = error.maybe_applied
             raise
+        # An earlier try that a member did not answer may be carried out by it after all.
+        self._may_be_late = self._transport.retries != retries
+        return result
 
     def _get_first(self) -> AnyOp:
         return Op.get(
@@ -255,14 +325,17 @@ class Turn:
         )
         return None if found.kv is None else (found.kv, found.header.revision)
 
-    async def _wait_deleted(self, key: bytes, seen_at: int) -> None:
-        watch = self._watcher(key, start_revision=seen_at + 1, only=EventType.DELETE, timeout=None)
+    async def _wait_deleted(self, key: bytes, start_revision: int) -> bool:
+        """Wait until a key is deleted. False: the history was compacted, look again."""
+        watch = self._watcher(
+            key, start_revision=start_revision, only=EventType.DELETE, timeout=None
+        )
         try:
             async with watch:
-                async for _ in watch:
-                    return
+                await anext(watch)
         except CompactedError:
-            return  # the caller looks again
+            return False
+        return True
 
     def _begin(self, revision: int) -> None:
         """Our key is there: from now on its deletion is a loss."""
@@ -274,25 +347,17 @@ class Turn:
     async def _watch_own_key(self) -> None:
         start_revision = self.revision + 1
         try:
-            while True:
-                watch = self._watcher(
-                    self.key, start_revision=start_revision, only=EventType.DELETE, timeout=None
-                )
-                try:
-                    async with watch:
-                        async for _ in watch:
-                            self._lost("its key was deleted")
-                            return
-                except CompactedError:
-                    found = await self._kv.get(self.key)
-                    if not self.is_ours(found.kv):
-                        self._lost("its key was deleted")
-                        return
-                    start_revision = found.header.revision + 1
+            while not await self._wait_deleted(self.key, start_revision):
+                found = await self._kv.get(self.key)
+                if not self.is_ours(found.kv):
+                    break
+                start_revision = found.header.revision + 1
         except ClientClosedError:
             return  # the lease tells
         except EtcdError as error:
             self._lost(f"its key cannot be watched: {error}", error)
+        else:
+            self._lost("its key was deleted")
 
     def _lost(self, why: str, cause: EtcdError | None = None) -> None:
         if not self._ended:

@@ -43,15 +43,17 @@ class Lock(Hold):
     the comparisons of each txn that the lock protects, or give ``lock.revision``, which grows from
     holder to holder, to what you write to.
 
-    Leaving waits up to 1.5 s until the key is gone from the server. That goes on without whoever does
-    not wait for it: whose task is cancelled meanwhile, or whose servers do not answer. When it
+    Leaving waits up to a second until the key is gone from the server. That goes on without whoever
+    does not wait for it: whose task is cancelled meanwhile, or whose servers do not answer. When it
     fails for good, a warning is logged, and the next one enters when the lease has ended.
 
     Who cannot use a block calls `acquire` and `release`; then nothing is cancelled, and `wait_lost`
     tells.
 
     Every `Lock` is a holder of its own, also among tasks of one client and of one session, and is
-    entered once. Do not use a name that is another lock's name followed by a slash and more.
+    entered once. Holders are served in the order of their coming; of those that share a session one
+    at a time stands in the queue, and they take turns among themselves. Do not use a name that is
+    another lock's name followed by a slash and more.
     """
 
     _kind = "lock"
@@ -99,7 +101,6 @@ class Lock(Hold):
         self._blocking = blocking
         self._timeout = check_seconds("timeout", timeout)
         self._acquiring: anyio.CancelScope | None = None
-        self._acquired = False
 
     def __repr__(self) -> str:
         """Show the key."""
@@ -117,8 +118,7 @@ class Lock(Hold):
         Raises:
             RuntimeError: The lock was not acquired.
         """
-        if not self._acquired:
-            raise RuntimeError("the lock was not acquired")
+        self._check_acquired()
         return self._turn.revision
 
     def is_owner(self) -> Compare:
@@ -127,7 +127,8 @@ class Lock(Hold):
         Raises:
             RuntimeError: The lock was not acquired.
         """
-        return Compare.create_revision(self.key) == self.revision
+        self._check_acquired()
+        return self._turn.is_owner()
 
     async def acquire(self) -> None:
         """Acquire the lock without a block: `release` it.
@@ -152,9 +153,12 @@ class Lock(Hold):
         Raises:
             RuntimeError: It was not acquired.
         """
-        if not self._acquired:
-            raise RuntimeError("the lock was not acquired")
+        self._check_acquired()
         await self._leave()
+
+    def _check_acquired(self) -> None:
+        if not self._held:
+            raise RuntimeError("the lock was not acquired")
 
     async def _take(self) -> None:
         self._tenure.listeners.append(self._lease_lost)
@@ -165,18 +169,30 @@ class Lock(Hold):
                     await self._tenure.begin()
                 else:
                     self._tenure.require()
-                if self._blocking:
-                    await self._turn.take()
-                elif (holder := await self._turn.take_if_first()) is not None:
-                    self._turn.check_leaves(holder)
-                    raise LockNotAcquiredError(
-                        f"the lock {self._name!r} is held with the key {holder.key!r}",
-                        holder=holder,
-                    )
-                self._acquired = True
+                await (self._wait_turn() if self._blocking else self._try_once())
             self._acquiring = None
         if timer.cancelled_caught:
             raise await self._too_late()
+
+    async def _wait_turn(self) -> None:
+        if (alien := await self._turn.take()) is not None:
+            raise self._never_free(alien)
+
+    async def _try_once(self) -> None:
+        if (holder := await self._turn.take_if_first()) is None:
+            return
+        if not self._turn.is_queued(holder):
+            raise self._never_free(holder)
+        raise LockNotAcquiredError(
+            f"the lock {self._name!r} is held with the key {holder.key!r}", holder=holder
+        )
+
+    def _never_free(self, alien: KeyValue) -> LockNotAcquiredError:
+        return LockNotAcquiredError(
+            f"the lock {self._name!r} cannot be had while there is the key {alien.key!r}: it is "
+            "older, and no lock's, so it may stay for ever",
+            holder=alien,
+        )
 
     async def _too_late(self) -> EtcdError:
         """Say why the turn did not come in time: somebody has the lock, or nobody can be asked."""

@@ -20,8 +20,8 @@ class Session(Hold):
     revoked when it is left, which deletes the keys attached to it. When it is lost the body is
     cancelled and the block raises `LeaseLostError`; nothing is granted again in secret.
 
-    Leaving waits up to 1.5 s for the revocation, which goes on without whoever does not wait for it:
-    whose task is cancelled meanwhile, or whose servers do not answer. When it fails for good, a
+    Leaving waits up to a second for the revocation, which goes on without whoever does not wait for
+    it: whose task is cancelled meanwhile, or whose servers do not answer. When it fails for good, a
     warning is logged, and the lease ends with its time to live.
 
     A session may be used by many tasks, and entered once. Locks may stand on its lease

@@ -73,21 +73,6 @@ class LeaseService:
         }
         transport.on_close(self.rules.close)
 
-    async def _wait_connected(self, timeout: float | None) -> float | None:
-        """Wait until there is a server to ask; nothing is sent. Give what is left of the time.
-
-        Args:
-            timeout: Seconds until there must be one.
-
-        Raises:
-            NoEndpointError: None could be reached in time.
-        """
-        self._transport.check_usable()
-        deadline = _deadline(timeout)
-        if self._transport.endpoints.current is None:
-            await self._transport.endpoints.wait_connected(deadline)
-        return _left(deadline)
-
     async def grant(
         self,
         ttl: int,

@@ -160,7 +160,7 @@ class LeaseRules:
         while (kept := self._soonest(now)) is not None:
             error = LeaseExpiredError(
                 f"lease {kept.lease_id:x} could not be renewed within its {kept.ttl:g} s: the "
-                "server deletes its keys, or has done so",
+                "server may have deleted its keys",
                 lease_id=kept.lease_id,
             )
             error.__cause__ = kept.lane.failure

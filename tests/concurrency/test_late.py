@@ -1,0 +1,153 @@
+"""Locks on a session, and requests that arrive when nobody waits for them any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from aioetcd import Client, LeaseExpiredError, Lock, LockLostError
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.concurrency.locks import is_owner
+from tests.lease.faults import eventually
+from tests.servers import QUICK
+
+NAMES = [f"late/{number}" for number in range(30)]
+
+
+class Late:
+    """A member that hangs when it is told to, one beside it, and a session of a client of both."""
+
+    def __init__(self, server: EtcdServer, proxy: FaultProxy, client: Client, oracle: Client):
+        self.server = server
+        self.proxy = proxy
+        self.client = client
+        self.oracle = oracle
+
+    async def revision(self) -> int:
+        return (await self.oracle.kv.get("any")).header.revision
+
+    async def txns(self) -> float:
+        """Give how many txns have reached the server."""
+        return sum(
+            value
+            for name, value in (await self.server.metrics()).items()
+            if name.startswith("grpc_server_started_total") and 'grpc_method="Txn"' in name
+        )
+
+    async def acquire(self, locks: list[Lock]) -> list[asyncio.Task[None]]:
+        """Begin to acquire, with the member hanging; return when all were sent."""
+        calls = self.client.stats().calls
+        self.proxy.hang()
+        tasks = [asyncio.create_task(lock.acquire()) for lock in locks]
+        await eventually(lambda: self.client.stats().calls == calls + len(locks))
+        return tasks
+
+    async def has_moved(self) -> None:
+        """Wait until the other member is in use."""
+        await eventually(lambda: self.client.stats().endpoint == self.server.endpoint)
+
+    async def check_nothing_stays(self) -> bool:
+        """The member goes on: what it had received leaves no key. Give whether anything came."""
+        before = await self.revision()
+        received = self.proxy.bytes_from_client
+        await self.proxy.heal()
+        await self.proxy.wait_until(lambda proxy: proxy.bytes_from_client > received)
+        for _ in range(3):  # the last ones arrive a moment after the first
+            revision = await self.revision()
+            await asyncio.sleep(0.1)
+
+            async def is_nothing_there() -> bool:
+                return (await self.oracle.kv.get("late/", prefix=True)).count == 0
+
+            await eventually(is_nothing_there)
+        return revision > before
+
+
+@asynccontextmanager
+async def hung_member(server: EtcdServer) -> AsyncIterator[Late]:
+    async with (
+        FaultProxy(server.endpoint) as proxy,
+        Client([proxy.endpoint, server.endpoint]) as client,
+        Client(server.endpoint) as oracle,
+    ):
+        await client.kv.get("connect")
+        yield Late(server, proxy, client, oracle)
+
+
+async def test_a_put_that_arrives_late_is_deleted(server: EtcdServer) -> None:
+    """Acquisitions that were given up leave no key, though their txns are carried out later."""
+    for _ in range(10):  # until one of them was
+        async with hung_member(server) as late, late.client.session(ttl=3) as session:
+            tasks = await late.acquire([late.client.lock(n, session=session) for n in NAMES])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await late.has_moved()
+            await eventually(lambda: len(session._tenure.late) == len(NAMES))
+            came = await late.check_nothing_stays()
+            async with late.oracle.lock(NAMES[0], blocking=False):
+                pass
+        assert session._tenure.late == {}
+        if came:
+            return
+    pytest.fail("nothing arrived late")
+
+
+async def test_a_put_that_was_sent_twice(server: EtcdServer) -> None:
+    """What a member did not answer, and another one has done, is not done again for nobody."""
+    for _ in range(10):
+        async with hung_member(server) as late, late.client.session(ttl=3) as session:
+            locks = [late.client.lock(name, session=session) for name in NAMES]
+            await asyncio.gather(*await late.acquire(locks))
+            await late.has_moved()
+            for lock in locks:
+                await lock.release()
+            assert len(session._tenure.late) == len(NAMES)
+            came = await late.check_nothing_stays()
+        if came:
+            return
+    pytest.fail("nothing arrived late")
+
+
+async def test_the_next_holder_keeps_its_key(server: EtcdServer) -> None:
+    """What was given up, and what undoes it, arrive late: the next holder's key stays its own."""
+    async with hung_member(server) as late, late.client.session(ttl=3) as session:
+        tasks = await late.acquire([late.client.lock(n, session=session) for n in NAMES])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await late.has_moved()
+        locks = [late.client.lock(name, session=session) for name in NAMES]
+        await asyncio.gather(*(lock.acquire() for lock in locks))
+        before = await late.txns()
+        await late.proxy.heal()
+
+        async def have_arrived() -> bool:
+            return await late.txns() > before
+
+        await eventually(have_arrived)
+        for lock in locks:
+            assert await is_owner(late.oracle, lock)
+            assert not lock.is_lost
+            await lock.release()
+        assert (await late.oracle.kv.get("late/", prefix=True)).count == 0
+
+
+async def test_a_lease_that_ran_out_is_revoked_when_the_server_is_back() -> None:
+    """A server that was away extends its leases: what was lost and left is revoked all the same."""
+    async with EtcdServer(args=QUICK) as server, Client(server.endpoint) as client:
+        lock = client.lock("L", ttl=2)
+        with pytest.raises(LockLostError) as caught:
+            async with lock:
+                await server.kill()
+                await asyncio.sleep(20)
+        assert isinstance(caught.value.__cause__, LeaseExpiredError)
+        await server.start()
+
+        async def is_revoked() -> bool:
+            return (await client.lease.leases()).ids == ()
+
+        await eventually(is_revoked, within=1.5)
