@@ -55,7 +55,7 @@ def opened(transport: _Inherited) -> None:
     global _was_opened  # noqa: PLW0603  # a fact about the process
     if _was_in_use:
         raise RuntimeError(
-            "this process was forked while a client was open, and gRPC does not survive that: fork "
+            "this process was forked while gRPC was in use, which does not survive that: fork "
             "before the first client is opened or after all are closed, or start the process with "
             "multiprocessing's 'spawn' or 'forkserver'"
         )

@@ -233,5 +233,6 @@ class Endpoints:
 
     async def aclose(self) -> None:
         """Close every channel."""
-        for connection in self._connections:
-            await connection.aclose()
+        async with anyio.create_task_group() as group:
+            for connection in self._connections:
+                group.start_soon(connection.aclose)

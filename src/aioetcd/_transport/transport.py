@@ -348,5 +348,7 @@ class Transport:
         await self.supervisor.aclose()
         if self._is_inherited:
             return
-        await self.endpoints.aclose()
-        _fork.closed(self)
+        try:
+            await self.endpoints.aclose()
+        finally:
+            _fork.closed(self)
