@@ -204,6 +204,18 @@ async def test_close_is_not_cancelled_by_halves(hung: Client, proxy: FaultProxy)
     await proxy.wait_until(lambda proxy: proxy.connections_open <= 1)
 
 
+async def test_calls_in_flight_when_the_supervisor_is_cancelled(hung: Client) -> None:
+    """They end with the reason, though their server never answers, and nobody closes the client."""
+    async with anyio.create_task_group() as group:
+        for call in (hung.kv.get("k"), hung.kv.put("k", "w")):
+            group.start_soon(expect_closed, call, None, "'aioetcd supervisor' was cancelled")
+        await wait_until(lambda: in_flight(hung) == 2)
+        (host,) = [t for t in asyncio.all_tasks() if t.get_name() == "aioetcd supervisor"]
+        with anyio.fail_after(2):
+            host.cancel()
+            await wait_until(lambda: in_flight(hung) == 0)
+
+
 @pytest.mark.parametrize("how", ["native", "timeout", "scope"])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 async def test_cancelled_closing_goes_on(proxy: FaultProxy, how: str, steps: int) -> None:

@@ -397,12 +397,12 @@ async def go_on():
         while not stop.is_set():
             await client.kv.get("k")
 
-async def main():
+async def main(watches):
     async with Client(ENDPOINT) as client:
         await client.kv.get("k")
         calls = [asyncio.create_task(client.kv.get("k")) for _ in range(10)]
-        async with client.watch("k"):
-            pass
+        if watches:
+            await client.watch("k").__aenter__()
         calls += [asyncio.create_task(client.kv.get("k")) for _ in range(10)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -414,8 +414,8 @@ async def main():
 thread = threading.Thread(target=run, args=(go_on(),))
 thread.start()
 ready.wait()
-for _ in range(30):
-    run(main())
+for number in range(60):
+    run(main(number % 2))
 stop.set()
 thread.join()
 """
@@ -426,7 +426,7 @@ def test_z8_beside_another_loop(server: EtcdServer, loop: str) -> None:
     """Closing leaves no task of gRPC's, and nothing that comes when the loop is gone."""
     ended = run_program(BESIDE, server.endpoint, loop=loop)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == ["0"] * 30
+    assert ended.out == ["0"] * 60
 
 
 # --- nobody closes it ----------------------------------------------------------------------------

@@ -243,6 +243,32 @@ def test_z7_at_once(server: EtcdServer, loop: str) -> None:
     assert ended.out == ["child v", "exit 0"] * 15
 
 
+DROPPED = """
+async def open_one():
+    client = Client(ENDPOINT)
+    await client.kv.put("k", "v")
+    return client
+
+loop = new_loop()
+client = loop.run_until_complete(open_one())
+pid = os.fork()
+if pid == 0:
+    del client, loop
+    gc.collect()
+    sys.exit(7)
+say("exit", wait_for(pid))
+loop.run_until_complete(client.aclose())
+loop.close()
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_z7_what_the_child_drops(server: EtcdServer, loop: str) -> None:
+    """A child that lets go of the parent's client does not wait for gRPC's threads for ever."""
+    ended = fork(DROPPED, server, loop=loop)
+    assert (ended.code, ended.out, ended.err) == (0, ["exit 7"], "")
+
+
 IDLE = """
 async def main():
     codes = []

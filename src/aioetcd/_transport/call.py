@@ -14,9 +14,6 @@ import grpc.aio
 # So long gRPC may take to be done with a call that has ended: it asks nobody for that.
 _DONE = 1.0
 
-# gRPC's words for a write that failed, which say nothing of the stream.
-_OF_A_WRITE = "Internal error from Core"
-
 
 class ChannelClosedError(Exception):
     """The call was cancelled here, but not by whoever waits for it: its channel closes."""
@@ -100,34 +97,32 @@ class Calls:
         # The first step of gRPC's task, which runs between these two, makes another one: that waits
         # for the core to end the call, and nothing else tells of it.
         loop.call_soon(lambda: before.update(asyncio.all_tasks(loop)))
+        already = asyncio.all_tasks(loop)
         call = begin()
         call.add_done_callback(self._note)
-        loop.call_soon(self._begun, call, before, loop)
+        # An eager task factory has run that step just now.
+        self._remember(call, asyncio.all_tasks(loop) - already)
+        loop.call_soon(lambda: self._remember(call, asyncio.all_tasks(loop) - before))
         return call
 
-    def _begun(
-        self, call: Any, before: set[asyncio.Task[Any]], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        for task in asyncio.all_tasks(loop) - before:
+    def _remember(self, call: Any, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in tasks - self._streams.keys():
             self._streams[task] = call
             task.add_done_callback(self._streams.pop)
 
     def _note(self, call: Any) -> None:
         code, details = _now(call.code()), _now(call.details())
-        if details != _OF_A_WRITE:
-            nothing = grpc.aio.Metadata()
-            self._ends[call] = grpc.aio.AioRpcError(code, nothing, nothing, details=details)
+        nothing = grpc.aio.Metadata()
+        self._ends[call] = grpc.aio.AioRpcError(code, nothing, nothing, details=details)
 
-    async def end(self, call: Any, failure: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
+    def end(self, call: Any, failure: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
         """Give why a stream is at its end; None where the server has just ended it.
 
         Args:
             call: The stream.
-            failure: What reading it has raised. Where the server has ended it in the midst of a
-                write, that is not the server's reason, which may come before or after.
+            failure: What reading it has raised. That is not the server's reason where the end has
+                met a write: grpc.aio forgets it then for an internal error of its own.
         """
-        for task in [task for task, each in self._streams.items() if each is call]:
-            await asyncio.wait({task}, timeout=_DONE)
         end = self._ends.get(call, failure)
         return None if end.code() is grpc.StatusCode.OK else end
 

@@ -164,7 +164,7 @@ class SharedStream(Generic[Request, Response]):
                         group.start(self._write(call), f"aioetcd {self._method.name} writer")
                         failure = await self._read(call, name)
                         if failure is not None:
-                            failure = await connection.calls.end(call, failure)
+                            failure = connection.calls.end(call, failure)
                         group.cancel_scope.cancel()
             finally:
                 call.cancel()
