@@ -233,6 +233,6 @@ class Endpoints:
 
     async def aclose(self) -> None:
         """Close every channel."""
-        async with anyio.create_task_group() as group:
+        async with Group() as group:
             for connection in self._connections:
-                group.start_soon(connection.aclose)
+                group.start(connection.aclose(), f"aioetcd end of {connection.endpoint.name}")
