@@ -134,8 +134,9 @@ async def _check_deleted(
     """
     keys = [f"{lock_name}/{session.lease_id:x}" for lock_name in LOCKS]
     watch = Stopwatch(run.lateness)
-    left = keys
-    while left and watch.seconds < GONE:
+    left, is_late = keys, False
+    while left and not is_late:
+        is_late = watch.seconds >= GONE  # what is read from now on
         found = [await client.kv.get(key, timeout=1) for key in left]
         left = [key for key, answer in zip(left, found, strict=True) if answer.kv is not None]
         await anyio.sleep(0.05)
