@@ -149,7 +149,7 @@ async def test_close_ends_everything(proxy: FaultProxy, server: EtcdServer) -> N
     """All that is open ends with ClientClosedError, quickly, though the server is silent."""
     client = Client(proxy.endpoint, timeout=None)
     leases: list[Lease] = [await client.lease.grant(60) for _ in range(10)]
-    watches: list[Watch] = [client.watch("k", start_revision=1) for _ in range(10)]
+    watches: list[Watch] = [client.watch("k") for _ in range(10)]
     waiting = 0
     ended = 0
 
@@ -682,7 +682,7 @@ def plain_client():
 
 async def test_function(function_client):
     await function_client.kv.put("f", "1")
-    async with function_client.watch("f", start_revision=1):
+    async with function_client.watch("f"):
         pass
 
 async def test_plain(plain_client):

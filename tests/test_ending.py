@@ -456,8 +456,7 @@ async def dropped_in_its_loop():
     del client
     # Its streams and their tasks end with it.
     say("tasks", await wait_for(lambda: len(asyncio.all_tasks()) == 1))
-    gc.collect()
-    say("collected", seen() is None)
+    say("collected", await wait_for(lambda: (gc.collect(), seen())[1] is None))
 
 async def service_kept():
     kv = (await open_all()).kv
