@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Literal, TypeAlias
 
-from aioetcd.errors import EtcdError
+from aioetcd.errors import EtcdError, LeaseLostError
 
 OnLost: TypeAlias = Literal["cancel", "ignore"]
 
@@ -59,6 +59,8 @@ class BodyGuard:
         self._soon = task.get_loop().call_soon(self._cancel, task)
 
     def _cancel(self, task: asyncio.Task[object]) -> None:
+        if self._is_told_already(task):
+            return
         if task.cancel():
             self._has_cancelled = True
         else:
@@ -66,6 +68,14 @@ class BodyGuard:
                 "nobody can be cancelled, because the task that entered the block has ended: %s",
                 self.error,
             )
+
+    def _is_told_already(self, task: asyncio.Task[object]) -> bool:
+        """Whether the body ends anyhow, by whoever ends everything: its `finally` may await."""
+        loss: BaseException | None = self.error
+        if loss is not None and not isinstance(loss, LeaseLostError):
+            loss = loss.__cause__  # of a lock's
+        is_closing = isinstance(loss, LeaseLostError) and loss.reason == "closed"
+        return is_closing and task.cancelling() > self._cancelling
 
     def exit(self, error: BaseException | None) -> EtcdError | None:
         """End the body, which raised `error`; give the loss if that is to be raised instead.
