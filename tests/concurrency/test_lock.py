@@ -154,7 +154,7 @@ async def test_a_holder_cannot_lock_again(client: Client) -> None:
         assert await is_owner(client, lock)
 
 
-async def test_entered_once(client: Client) -> None:
+async def test_z17_entered_once(client: Client) -> None:
     """A lock that was entered cannot be entered again, inside the block or after it."""
     async with client.lock(NAME, ttl=60) as lock:
         with pytest.raises(RuntimeError, match="once"):
@@ -270,7 +270,7 @@ async def test_closing_the_client_of_a_waiter(client: Client, server: EtcdServer
         assert len(await queue(client)) == 1
 
 
-async def test_a_failed_watch_is_not_a_lock(client: Client, server: EtcdServer) -> None:
+async def test_a_closed_client_acquires_no_lock(client: Client, server: EtcdServer) -> None:
     """With the client closed before, acquiring fails at once."""
     closed = Client(server.endpoint)
     await closed.aclose()

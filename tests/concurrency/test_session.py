@@ -91,7 +91,7 @@ async def test_many_tasks_many_sessions(client: Client) -> None:
     assert (await client.kv.get("", prefix=True)).count == 0
 
 
-async def test_entered_once(client: Client) -> None:
+async def test_z17_entered_once(client: Client) -> None:
     """A session that was entered cannot be entered again, inside the block or after it."""
     async with client.session(ttl=60) as session:
         with pytest.raises(RuntimeError, match="once"):
@@ -480,7 +480,7 @@ async def test_leaving_without_a_server(
 
 
 async def test_cancelled_while_leaving(quick_server: EtcdServer) -> None:
-    """A cancellation while the lease is being revoked waits for that, which is bounded."""
+    """A cancellation by an anyio scope while the lease is being revoked waits for that, bounded."""
     async with faulty_client(quick_server) as faulty:
         with anyio.move_on_after(0.2) as scope:
             async with faulty.client.session(ttl=5):

@@ -350,16 +350,38 @@ async def test_a_keep_alive_that_nobody_has_any_more(
     await eventually(lambda: all(s.connection is None for s in client.lease.streams.values()))
 
 
-async def test_a_dropped_keep_alive_ends_those_who_wait(client: Client, lease_id: int) -> None:
-    """A loop that was left ends the one beside it, as `aclose` would."""
+async def test_z17_two_loops_without_a_block(client: Client, lease_id: int) -> None:
+    """The first that is left leaves the renewing to the other; the last one ends it."""
     keep_alive = client.lease.keep_alive(lease_id)
-    waiting = asyncio.create_task(follow(keep_alive, lambda: asyncio.sleep(0)))
-    await eventually(lambda: client.stats().leases == 1)
-    beside = aiter(keep_alive)
+    first, second = aiter(keep_alive), aiter(keep_alive)
+    await anext(first)
+    waiting = asyncio.ensure_future(anext(second))
+    await asyncio.wait([waiting], timeout=0.01)
+    del first
+    assert client.stats().leases == 1
     await client.lease.keep_alive_once(lease_id)
-    del beside
     async with asyncio.timeout(5):
-        await waiting
+        assert (await waiting).id == lease_id
+    assert client.stats().leases == 1
+    del second
+    assert client.stats().leases == 0
+    with pytest.raises(RuntimeError, match=MAKE_ANOTHER):
+        aiter(keep_alive)
+
+
+async def test_z17_a_loop_after_anext(client: Client, lease_id: int) -> None:
+    """What `anext` began outlives the loops that come and go, and ends with the object."""
+    keep_alive = client.lease.keep_alive(lease_id)
+    await anext(keep_alive)
+    waiting = asyncio.ensure_future(follow(keep_alive, lambda: asyncio.sleep(0)))
+    await asyncio.wait([waiting], timeout=0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert client.stats().leases == 1
+    await client.lease.keep_alive_once(lease_id)
+    async with asyncio.timeout(5):
+        assert (await anext(keep_alive)).id == lease_id
+    del keep_alive, waiting
     assert client.stats().leases == 0
 
 

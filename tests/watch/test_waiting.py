@@ -216,6 +216,57 @@ async def test_z17_two_loops_without_a_block(client: Client, server: EtcdServer)
         watch.batches()
 
 
+async def test_z17_entered_twice(client: Client, server: EtcdServer) -> None:
+    """A second block is refused, inside the first or beside it, and the first one goes on."""
+    watch = client.watch("k")
+    beside = [asyncio.create_task(watch.__aenter__()) for _ in range(2)]
+    await asyncio.wait(beside)
+    assert beside[0].result() is watch
+    with pytest.raises(RuntimeError, match="entered already: make another one"):
+        beside[1].result()
+    with pytest.raises(RuntimeError, match="entered already: make another one"):
+        async with watch:
+            pytest.fail("it was entered")
+    revision = await put_all(client, "k")
+    assert revisions(await take(watch, 1)) == [revision]
+    await watch.__aexit__(None, None, None)
+    await until_metric(server, WATCHERS, 0)
+
+
+async def test_z17_entered_after_a_cancelled_entering(
+    proxy: FaultProxy, server: EtcdServer
+) -> None:
+    """An entering that was cancelled is no block: where the watch lives on, it can be entered."""
+    async with Client(proxy.endpoint) as client:
+        await client.kv.get("k")  # the connection is there
+        proxy.blackhole(client_to_server=False)
+        watch = client.watch("k")
+        other = aiter(watch)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(watch.__aenter__(), 0.05)
+        assert watch._state.created_revision is None
+        await proxy.heal()
+        async with watch:
+            revision = await put_all(client, "k")
+            with anyio.fail_after(5):
+                assert (await anext(other)).mod_revision == revision
+        await until_metric(server, WATCHERS, 0)
+
+
+async def test_z17_a_block_left_with_loops_in_it(client: Client, server: EtcdServer) -> None:
+    """Leaving the block ends the watch in the next line, whoever holds a loop or has used anext."""
+    revision = await put_all(client, "k")
+    async with client.watch("k", start_revision=revision) as watch:
+        assert (await anext(watch)).mod_revision == revision
+        loops = [aiter(watch), watch.batches()]
+        await until_metric(server, WATCHERS, 1)
+    assert client.stats().watches == 0
+    await until_metric(server, WATCHERS, 0)
+    for loop in loops:
+        with pytest.raises(StopAsyncIteration):
+            await anext(loop)
+
+
 async def test_z17_an_error_that_is_kept_does_not_keep_the_loop(
     client: Client, server: EtcdServer
 ) -> None:

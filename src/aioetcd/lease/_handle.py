@@ -35,9 +35,10 @@ class KeepAlive:
     next one. The lease is renewed whether or not anybody keeps pace; a slow one sees the latest.
     Waiting may be cancelled, as by `asyncio.wait_for`: the renewal is the next one given then.
 
-    Leaving the loop, or the block with ``async with``, stops the renewing at once; so does
-    `aclose`, which ends the loops that are running, and so does dropping the object. The lease
-    itself then lives until its time is over. What was stopped is not begun again: make another one.
+    Leaving the block with ``async with`` stops the renewing at once; so does, without a block,
+    leaving the last of the loops. What ``anext(keep_alive)`` began lives without either. `aclose`
+    stops it, which ends the loops that are running, and so does dropping the object. The lease
+    then lives until its time is over. What was stopped is not begun again: make another one.
 
     The loop ends by raising when the lease is gone: `LeaseExpiredError` when it could not be
     renewed in time, `LeaseLostError` when somebody revoked it, `LeaseNotFoundError` when there
@@ -62,7 +63,10 @@ class KeepAlive:
         self._news: anyio.Event | None = None
         self._lane: Lane | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # since it was started
+        # What keeps it going: the block, and each loop. And whether it needs nothing of that.
         self._entered = False
+        self._loops = 0
+        self._keeps_itself = False
         self._stopped = False
         # The rules must not be what keeps this alive: that it is dropped would go unnoticed.
         this = weakref.WeakMethod(self._notify)
@@ -123,6 +127,7 @@ class KeepAlive:
                 time, which stops the renewing.
         """
         self._check_not_stopped()
+        self._keeps_itself = True
         return await self._next()
 
     async def aclose(self) -> None:
@@ -196,6 +201,12 @@ class KeepAlive:
             with suppress(RuntimeError):  # the loop is closed: nothing is renewed any more
                 self._loop.call_soon_threadsafe(self._streams[self._lane].poke)
 
+    def _leave_loop(self) -> None:
+        """Let go of it; the last one stops the renewing."""
+        self._loops -= 1
+        if not (self._loops or self._entered or self._keeps_itself):
+            self._drop()
+
     def _check_not_stopped(self) -> None:
         if self._stopped and self._keeper.error is None:
             raise RuntimeError(f"{self!r} was stopped: make another one, {_HOW}")
@@ -247,12 +258,13 @@ class KeepAlive:
 class _Renewals:
     """A loop over a `KeepAlive`, which makes it.
 
-    A loop that was left is dropped, by whatever it was left. That stops the renewing, unless there
-    is a block for it.
+    A loop that was left is dropped, by whatever it was left. The last one stops the renewing, where
+    there is neither a block for it nor somebody who uses `anext`.
     """
 
     def __init__(self, keep_alive: KeepAlive) -> None:
         self._keep_alive = keep_alive
+        keep_alive._loops += 1
 
     def __aiter__(self) -> _Renewals:
         """Give itself."""
@@ -265,6 +277,5 @@ class _Renewals:
         return self._keep_alive._next()
 
     def __del__(self) -> None:
-        """Stop renewing."""
-        if not self._keep_alive._entered:
-            self._keep_alive._drop()
+        """Stop renewing, if it is the last one."""
+        self._keep_alive._leave_loop()

@@ -28,9 +28,9 @@ class Watch:
     had arrived before is delivered first.
 
     With ``async with`` the watch exists at the server when the block is entered and is cancelled
-    there when it is left; inside, loops may be left and entered again without losing anything.
-    Without it, the loop itself does both. ``await anext(watch)`` begins a watch too, which then
-    lives until it is closed or nobody holds it any more.
+    there when it is left; inside, loops may be left and entered again without losing anything. It
+    has one block at a time. Without one, the loop itself does both. ``await anext(watch)`` begins a
+    watch too, which then lives until it is closed or nobody holds it any more.
 
     Waiting for the next event may be cancelled, `asyncio.wait_for` included: nothing is lost, and
     the next wait goes on. Several tasks may use one watch; each event goes to one of them, and a
@@ -57,8 +57,9 @@ class Watch:
         self._loop: asyncio.AbstractEventLoop | None = None  # there once it has begun
         self._created_by = 0.0
         self._closed = False
-        # What keeps it open: each block, and each loop. And whether it needs nothing of that.
+        # What keeps it open: the block, and each loop. And whether it needs nothing of that.
         self._holders = 0
+        self._entered = False
         self._keeps_itself = False
         # The rest of the batch that a loop over events is in the middle of.
         self._rest: deque[Event] = deque()
@@ -94,13 +95,18 @@ class Watch:
             DeadlineExceededError: No answer within the timeout.
             NoEndpointError: No endpoint could be reached within it.
             EtcdError: The server refused it, by cause.
-            RuntimeError: It was closed or left before.
+            RuntimeError: It is entered already, or was closed or left before.
         """
         self._check_usable()
+        if self._entered and not self._closed:
+            # The inner block would end the outer one, or leave open what was left.
+            raise RuntimeError(f"{self!r} is entered already: make another one, client.watch(...)")
         self._holders += 1
+        self._entered = True
         try:
             await self._open()
         except BaseException:
+            self._entered = False
             self._release()
             raise
         return self
@@ -111,7 +117,7 @@ class Watch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Cancel the watch."""
+        """Cancel the watch, whatever loops there are."""
         self._close()
 
     def __aiter__(self) -> AsyncIterator[Event]:

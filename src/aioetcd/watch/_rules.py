@@ -67,7 +67,7 @@ class WatchRules:
     """All watches of one stream.
 
     Args:
-        ask: Called when only a unary call can tell how to go on; see `suspect` and
+        ask: Called when only a unary call can tell how to go on; see `suspicion` and
             `wants_version`.
 
     Attributes:
