@@ -377,6 +377,16 @@ async def test_data_below_the_name(client: Client, blocking: bool, with_lease: b
         pass
 
 
+async def test_data_before_everybody(client: Client) -> None:
+    """Data that is older than all in the queue is seen at once, and not after the others' turns."""
+    await client.kv.put(NAME + "/config", "data")
+    async with client.session(ttl=60) as session:
+        await client.kv.put(f"{NAME}/{session.lease_id:x}", "a holder", lease=session.lease_id)
+        with anyio.fail_after(3), pytest.raises(LockNotAcquiredError, match="config"):
+            await client.lock(NAME, ttl=60).acquire()
+    await client.kv.delete(NAME + "/config")
+
+
 async def test_data_between_two_holders(client: Client) -> None:
     """A waiter that comes to wait for data, after a holder has left, says so as well."""
 

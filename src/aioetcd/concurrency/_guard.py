@@ -28,7 +28,6 @@ class BodyGuard:
             raise ValueError(f"on_lost must be 'cancel' or 'ignore', not {on_lost!r}")
         self.error: EtcdError | None = None
         self._cancels = on_lost == "cancel"
-        self._ended = False
         self._happened = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0  # the requests to cancel the task that were there before the body
@@ -45,8 +44,8 @@ class BodyGuard:
                 self._cancel_soon(task)
 
     def lost(self, error: EtcdError) -> None:
-        """Tell the loss. Only the first counts, and none after the end."""
-        if self.error is not None or self._ended:
+        """Tell the loss. Only the first counts."""
+        if self.error is not None:
             return
         self.error = error
         self._happened.set()
@@ -93,7 +92,6 @@ class BodyGuard:
 
     def end(self) -> None:
         """There is nothing to lose any more."""
-        self._ended = True
         self._happened.set()
 
     async def wait_lost(self) -> EtcdError:
