@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -49,6 +50,15 @@ async def wait_for_queue(client: Client, length: int, name: str = NAME) -> None:
         return len(await queue(client, name)) == length
 
     await eventually(is_long_enough)
+
+
+async def check_is_as_before() -> None:
+    """Nothing is left of any cancellation: this task is not to be cancelled, now or later."""
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 async def is_owner(client: Client, lock: Lock) -> bool:

@@ -18,7 +18,7 @@ from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import queue, wait_for_queue
 from tests.lease.faults import eventually
 
-# Z9: everything at once, with the server paused.
+# Everything at once, with the server paused.
 
 INTERRUPTED = """
 import asyncio, logging, signal, sys
@@ -132,7 +132,7 @@ async def test_each_task_has_patience_of_its_own(
     assert len(told) == 1
 
 
-# Z18: limits of time.
+# Limits of time.
 
 
 @asynccontextmanager

@@ -12,6 +12,8 @@ from aioetcd.testing import EtcdServer
 
 UNKNOWN = 0x7EAD
 
+MAKE_ANOTHER = r"was stopped: make another one, with client\.lease\.keep_alive\(\)"
+
 
 async def keep_alive_metrics(server: EtcdServer) -> tuple[float, float, float]:
     """Give how many renewal streams were started and ended, and how many renewals came."""
