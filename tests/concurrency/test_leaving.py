@@ -15,8 +15,9 @@ from aioetcd import Client
 from aioetcd.testing import EtcdServer
 from tests.lease.faults import eventually
 from tests.loops import LOOPS, run_on
+from tests.watch.following import WATCHERS
 
-# Z1: cancelled at any moment.
+# Cancelled at any moment.
 
 
 class Moment:
@@ -135,34 +136,40 @@ async def by_task_group(
     assert caught.group_contains(ZeroDivisionError)
 
 
+Way = Callable[[Callable[[], Awaitable[None]], Callable[[], Awaitable[None]]], Awaitable[None]]
 WAYS = (by_cancel, by_timeout, by_task_group)
 WORKERS = 24
 MOMENTS = 600
 
 
-async def cancel_at_any_moment(endpoint: str, hold: Held, chance: random.Random) -> Counter[str]:
-    """Hold and be cancelled, 600 times; then see that nothing is left. Give where it was."""
-    seen: Counter[str] = Counter()
-    number = itertools.count()
+async def cancel_at_any_moment(
+    server: EtcdServer, hold: Held, chance: random.Random
+) -> Counter[tuple[str, str]]:
+    """Hold and be cancelled, 600 times; then see that nothing is left. Give where, and how."""
+    seen: Counter[tuple[str, str]] = Counter()
+    inside = 0  # not when all was over already
+    ways = itertools.cycle(WAYS)
 
-    async def one(client: Client, name: str, way: int, took: float) -> None:
+    async def one(client: Client, name: str, way: Way, took: float) -> None:
         moment = Moment()
 
         async def when() -> None:
+            nonlocal inside
             if chance.random() < 0.6:  # while it leaves, or a moment after
                 await moment.leaves.wait()
                 await asyncio.sleep(took * chance.uniform(0, 0.4) if chance.random() < 0.8 else 0)
             else:
                 await asyncio.sleep(took * chance.uniform(0, 1))
-            seen[moment.where] += 1
+            seen[moment.where, way.__name__] += 1
+            inside += moment.where != "after"
 
-        await WAYS[way](lambda: hold(client, name, moment), when)
+        await way(lambda: hold(client, name, moment), when)
 
     async def work(client: Client, name: str, took: float) -> None:
-        while seen.total() - seen["after"] < MOMENTS:
-            await one(client, name, next(number) % len(WAYS), took)
+        while inside < MOMENTS:
+            await one(client, name, next(ways), took)
 
-    async with Client(endpoint) as client, Client(endpoint) as other:
+    async with Client(server.endpoint) as client, Client(server.endpoint) as other:
         await other.kv.put("watched", "v")
         began = monotonic()
         async with asyncio.TaskGroup() as tasks:  # as busy as it will be
@@ -177,7 +184,8 @@ async def cancel_at_any_moment(endpoint: str, hold: Held, chance: random.Random)
 
         async def is_tidy() -> bool:
             keys = await other.kv.get("", prefix=True, count_only=True)
-            return keys.count == 1 and not (await other.lease.leases()).ids
+            watchers = (await server.metrics())[WATCHERS]
+            return keys.count == 1 and not (await other.lease.leases()).ids and watchers == 0
 
         await eventually(is_tidy, within=1.0)
         async with asyncio.timeout(5):
@@ -197,18 +205,25 @@ def test_z1_cancelled_at_any_moment(
     server: EtcdServer, rng: random.Random, hold: Held, loop: str
 ) -> None:
     """Cancelled 600 times in three ways, mostly while leaving: no key, lease, renewal or watch."""
-    seen: Counter[str] = Counter()
+    seen: Counter[tuple[str, str]] = Counter()
 
     async def main() -> None:
         await server.clear()
-        seen.update(await cancel_at_any_moment(server.endpoint, hold, rng))
+        seen.update(await cancel_at_any_moment(server, hold, rng))
         async with Client(server.endpoint) as client:
             await client.kv.delete("", prefix=True)
 
     run_on(loop, main())
-    assert seen["entering"] + seen["inside"] > 50
+    where: Counter[str] = Counter()
+    ways: Counter[str] = Counter()
+    for (place, way), times in seen.items():
+        where[place] += times
+        ways[way] += times if place != "after" else 0
+    assert ways.total() >= MOMENTS
+    assert all(ways[way.__name__] >= 150 for way in WAYS), ways
+    assert where["entering"] + where["inside"] > 50
     if hold is not watch:  # which is left in one step
-        assert seen["leaving"] > 200
+        assert where["leaving"] > 200
 
 
 async def test_z1_cancelled_again_and_again(client: Client) -> None:

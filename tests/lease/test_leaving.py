@@ -15,6 +15,7 @@ from aioetcd import Client, KeepAlive
 from aioetcd.testing import EtcdServer
 from tests.lease.faults import eventually
 from tests.lease.renewals import keep_alive_metrics
+from tests.loops import LOOPS, run_on
 
 WORKERS = 50
 ROUNDS = 8
@@ -104,14 +105,32 @@ async def by_task_group(use: Coroutine[None, None, None], rng: random.Random) ->
     assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
 
 
+Cancel = Callable[[Coroutine[None, None, None], random.Random], Awaitable[None]]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("cancel", [natively, by_timeout, by_task_group])
-async def test_z1_keep_alive_left_at_any_moment(
-    client: Client,
-    server: EtcdServer,
-    rng: random.Random,
-    cancel: Callable[[Coroutine[None, None, None], random.Random], Awaitable[None]],
+def test_z1_keep_alive_left_at_any_moment(
+    server: EtcdServer, rng: random.Random, cancel: Cancel, loop: str
 ) -> None:
     """Cancelled at any moment of its use, a keep-alive renews nothing in the next line."""
+    last: Counter[str] = Counter()
+
+    async def main() -> None:
+        await server.clear()
+        async with Client(server.endpoint) as client:
+            last.update(await leave_at_any_moment(client, server, rng, cancel))
+
+    run_on(loop, main())
+    assert last.total() == WORKERS * ROUNDS
+    # It came everywhere.
+    assert {*last} >= {"entering", "iterating", "in the block", "in the loop", "taking one"}
+
+
+async def leave_at_any_moment(
+    client: Client, server: EtcdServer, rng: random.Random, cancel: Cancel
+) -> Counter[str]:
+    """Use keep-alives and be cancelled, 400 times; nothing is left. Give how far they came."""
     leases = [(await client.lease.grant(600)).id for _ in range(WORKERS)]
     last: Counter[str] = Counter()
     started, ended, _ = await keep_alive_metrics(server)
@@ -129,9 +148,6 @@ async def test_z1_keep_alive_left_at_any_moment(
         for lease_id in leases:
             tasks.create_task(work(lease_id))
     assert client.stats().leases == 0
-    assert sum(last.values()) == WORKERS * ROUNDS
-    # It came everywhere.
-    assert {*last} >= {"entering", "iterating", "in the block", "in the loop", "taking one"}
 
     async def all_streams_ended() -> bool:
         now_started, now_ended, _ = await keep_alive_metrics(server)
@@ -140,3 +156,4 @@ async def test_z1_keep_alive_left_at_any_moment(
     await eventually(all_streams_ended)
     for lease_id in leases:
         await client.lease.revoke(lease_id)
+    return last
