@@ -122,7 +122,7 @@ async def test_l14_no_space() -> None:
         kept_lease(witness, client, 2) as (lease_id, _),
     ):
         with pytest.raises(NoSpaceError):  # noqa: PT012  # any of them may be the one
-            for _ in range(40):
+            for _ in range(200):  # the server looks at its size when it has committed, by and by
                 await client.kv.put("big", b"x" * 1_000_000)
         retries = client.stats().retries
         for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import glob
 import math
 import os
@@ -16,8 +17,8 @@ from typing import Protocol
 _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 # How the names of its core's threads begin.
 _CORE = ("grpc", "event_engine", "lifeguard")
-# Some milliseconds after a channel was closed they are gone.
-_PATIENCE = 1.0
+# Some milliseconds after a channel was closed they are gone, on a machine that is not busy.
+_PATIENCE = 2.0
 
 
 class _Inherited(Protocol):
@@ -83,6 +84,8 @@ def _has_threads() -> bool:
 
 def _before() -> None:
     global _is_in_use  # noqa: PLW0603
+    if _was_opened and not _open and _has_threads():
+        gc.collect()  # garbage may hold the last call
     while not _open and monotonic() < _closed_at + _PATIENCE and _has_threads():
         sleep(0.001)  # they were told to end, and are about to
     _is_in_use = _was_opened and (bool(_open) or _has_threads())
