@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from aioetcd import Client
+import anyio
+
+from aioetcd import Client, Op
 from aioetcd.testing import EtcdServer
-from tests.concurrency.locks import NAME, wait_for_queue, watches_created
+from tests.concurrency.locks import NAME, queue, wait_for_queue, watches_created
+from tests.watch.following import put_all, revisions, take
 
 STREAMS = "etcd_debugging_mvcc_watch_stream_total"
 
@@ -28,3 +31,48 @@ async def test_z12_locks_watch_on_a_stream_of_their_own() -> None:
             assert (await server.metrics())[STREAMS] == 2
             waiting.cancel()
             await asyncio.wait({waiting})
+
+
+async def test_z12_a_lock_is_handed_over_during_a_flood() -> None:
+    """While a flood keeps all of the user's watches waiting, a lock goes to who waits for it."""
+    # More than 2 MiB, which etcd splits slowly: it tries the size after each event.
+    keys, each = 25_000, 5_000
+    async with (
+        EtcdServer(args=[f"--max-txn-ops={each}"]) as server,
+        Client(server.endpoint) as client,
+        Client(server.endpoint) as direct,
+    ):
+        for first in range(0, keys, each):
+            await direct.kv.txn(
+                success=[Op.put(f"k{number:079}", "") for number in range(first, first + each)]
+            )
+        holder, waiter = direct.lock(NAME, ttl=60), client.lock(NAME, ttl=60)
+        async with (
+            client.watch("k", prefix=True, fragment=True) as flooded,
+            client.watch("other") as other,
+        ):
+            await holder.acquire()
+            waiting = asyncio.create_task(waiter.acquire())
+            await watches_created(client, 2)
+            assert len(await queue(direct)) == 2
+            before = flooded.revision
+            deleted = await direct.kv.delete("k", prefix=True)
+            put = await put_all(direct, "other")
+            stalled = asyncio.create_task(take(other, 1, within=30))
+            began = anyio.current_time()
+            await holder.release()
+            with anyio.fail_after(30):
+                await waiting
+            took = anyio.current_time() - began
+            assert not stalled.done(), "the flood was over before"
+            assert flooded.revision == before
+            assert took <= 1.0
+            assert revisions(await stalled) == [put]
+            got = 0
+            with anyio.fail_after(20):
+                async for batch in flooded.batches():
+                    assert batch.revision == deleted.header.revision
+                    got += len(batch.events)
+                    if got == keys:
+                        break
+            await waiter.release()
