@@ -49,6 +49,16 @@ class Late:
         """Wait until the other member is in use."""
         await eventually(lambda: self.client.stats().endpoint == self.server.endpoint)
 
+    async def goes_on(self) -> None:
+        """The member goes on; wait until txns that it had received have reached the server."""
+        before = await self.txns()
+        await self.proxy.heal()
+
+        async def have_arrived() -> bool:
+            return await self.txns() > before
+
+        await eventually(have_arrived)
+
     async def check_nothing_stays(self) -> bool:
         """The member goes on: what it had received leaves no key. Give whether anything came."""
         before = await self.revision()
@@ -125,13 +135,7 @@ async def test_the_next_holder_keeps_its_key(server: EtcdServer) -> None:
         await late.has_moved()
         locks = [late.client.lock(name, session=session) for name in NAMES]
         await asyncio.gather(*(lock.acquire() for lock in locks))
-        before = await late.txns()
-        await late.proxy.heal()
-
-        async def have_arrived() -> bool:
-            return await late.txns() > before
-
-        await eventually(have_arrived)
+        await late.goes_on()
         for lock in locks:
             assert await is_owner(late.oracle, lock)
             assert not lock.is_lost
@@ -151,13 +155,7 @@ async def test_a_deletion_that_arrives_late(server: EtcdServer) -> None:
         await asyncio.wait(leaving)
         after = [late.client.lock(name, session=session) for name in NAMES]
         await asyncio.gather(*(lock.acquire() for lock in after))
-        txns = await late.txns()
-        await late.proxy.heal()
-
-        async def have_arrived() -> bool:
-            return await late.txns() > txns
-
-        await eventually(have_arrived)
+        await late.goes_on()
         await asyncio.sleep(0.2)  # the last ones arrive a moment after the first
         for lock in after:
             assert await is_owner(late.oracle, lock)

@@ -24,6 +24,7 @@ from time import monotonic
 
 import anyio
 
+from aioetcd._proto import rpc_pb2
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.methods import IDEMPOTENT_TXN, RANGE
 from aioetcd._transport.transport import Transport
@@ -216,9 +217,8 @@ class Turn:
                     if not found.kvs:
                         return
                     self._revision = found.kvs[0].create_revision
-                # Guarded, as all of it: it may arrive late, when the key is somebody else's.
-                op = Op.txn(compare=[self.is_owner()], success=[Op.delete(self.key)])
-                await self._transport.last_unary(IDEMPOTENT_TXN, op.request, left)
+                deletion = self._deletion(self._revision).request
+                await self._transport.last_unary(IDEMPOTENT_TXN, deletion, left)
             except EtcdError as error:
                 if monotonic() >= deadline:
                     raise
@@ -266,13 +266,16 @@ class Turn:
         try:
             found = (await self._kv.get(self.key)).kv
             if found is not None:
-                await self._kv.txn(
-                    compare=[Compare.create_revision(self.key) == found.create_revision],
-                    success=[Op.delete(self.key)],
-                    idempotent=True,
-                )
+                deletion = self._deletion(found.create_revision).request
+                await self._transport.unary(IDEMPOTENT_TXN, deletion)
         finally:
             seat.leave()
+
+    def _deletion(self, revision: int) -> Op[rpc_pb2.TxnRequest]:
+        """Delete the key of that create revision: it may arrive when there is another's."""
+        return Op.txn(
+            compare=[Compare.create_revision(self.key) == revision], success=[Op.delete(self.key)]
+        )
 
     def _warn(self, why: str) -> None:
         logger.warning(
