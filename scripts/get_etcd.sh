@@ -53,8 +53,9 @@ echo "get_etcd.sh: building etcd $version" >&2
     go build -mod=mod -buildvcs=false -trimpath -ldflags='-s -w' -o "$work/programs/" ./...
 ) >"$work/log" 2>&1 || fail "building etcd $version failed:
 $(tail -n 20 "$work/log")"
-"$work/programs/etcd" --version | grep -q "etcd Version: $version" ||
-    fail "the etcd that was built is not $version"
+# Read to its end: a reader that leaves early (grep -q) kills the writer, and `pipefail` reports that.
+built=$("$work/programs/etcd" --version)
+[[ $built == *"etcd Version: $version"$'\n'* ]] || fail "the etcd that was built says: $built"
 
 # In one step, so that nobody sees half of it; somebody else may have been quicker.
 if [[ ! -x $target/etcd || ! -x $target/etcdctl ]]; then
