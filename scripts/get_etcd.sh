@@ -49,7 +49,8 @@ echo "get_etcd.sh: building etcd $version" >&2
     cd "$work/source"
     export CGO_ENABLED=0 GOWORK=off
     go mod init programs
-    go get "go.etcd.io/etcd/server/v3@v$version" "go.etcd.io/etcd/etcdctl/v3@v$version"
+    # All of etcd's modules: a server of a pre-release may ask for an older `api`, which holds the version.
+    go get "go.etcd.io/etcd/"{api,client/pkg,client,pkg,server,etcdctl}"/v3@v$version"
     go build -mod=mod -buildvcs=false -trimpath -ldflags='-s -w' -o "$work/programs/" ./...
 ) >"$work/log" 2>&1 || fail "building etcd $version failed:
 $(tail -n 20 "$work/log")"

@@ -29,7 +29,7 @@ find_python() {
         echo "$PYTHON"
         return
     fi
-    for candidate in python3.13 python3.12 python3.11 python3 python \
+    for candidate in python3.14 python3.13 python3.12 python3.11 python3 python \
         "$HOME"/.pyenv/versions/3.1[1-9]*/bin/python; do
         if is_new_enough "$candidate"; then
             echo "$candidate"

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Runs the checks and the tests.
 #
-#   scripts/test.sh                 everything: the checks, the suite on etcd 3.5.1 with coverage,
-#                                   and what touches a server again on newer etcds if there is go
+#   scripts/test.sh                 the checks, and the whole suite on the packaged etcd with coverage
+#   scripts/test.sh --quick         the checks, and what is quick: no long faults, nothing that must
+#                                   run alone, no packaging, no coverage
+#   scripts/test.sh --servers       what a server's version could change on each newer etcd, and the
+#                                   long faults on one of them; needs go, to build them
 #   scripts/test.sh ARGUMENTS...    only `pytest ARGUMENTS...`
 #
-# AIOETCD_TEST_ETCD names another etcd to take in place of 3.5.1.
+# AIOETCD_TEST_ETCD names another etcd to take in place of the packaged 3.5.1, AIOETCD_TEST_WORKERS
+# how many tests run side by side in place of two for each core: mostly they wait.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-newer=(3.6.16 3.7.3)
+newer=(3.5.35 3.6.16 3.7.3)
 ran=()
 left_out=()
 
@@ -30,7 +34,7 @@ version_of() {
 summary() {
     local status=$?
     echo
-    echo "$(.venv/bin/python --version):"
+    echo "$(.venv/bin/python --version), $((SECONDS / 60)) min $((SECONDS % 60)) s:"
     ((${#ran[@]} == 0)) || printf '  ran: %s\n' "${ran[@]}"
     ((${#left_out[@]} == 0)) || printf '  left out: %s\n' "${left_out[@]}"
     ((status == 0)) && echo "All passed." || echo "Stopped by a failure (exit code $status)."
@@ -41,40 +45,71 @@ step() {
     "$@"
 }
 
+checks() {
+    step ruff check
+    step ruff format --check
+    step mypy
+    step lint-imports
+}
+
+# The tests of some tiers: `side_by_side EXPRESSION [ARGUMENTS...]`.
+side_by_side() {
+    local tiers=$1
+    shift
+    step python -m pytest -n "$workers" --dist worksteal -m "$tiers" "$@"
+}
+
 scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 if [[ -z ${AIOETCD_TEST_ETCD:-} ]]; then
     AIOETCD_TEST_ETCD=$(packaged_etcd)
     [[ -n $AIOETCD_TEST_ETCD ]] || AIOETCD_TEST_ETCD=$(command -v etcd) ||
-        AIOETCD_TEST_ETCD=$(scripts/get_etcd.sh "${newer[0]}")
+        AIOETCD_TEST_ETCD=$(scripts/get_etcd.sh "${newer[-1]}")
     export AIOETCD_TEST_ETCD
 fi
+workers=${AIOETCD_TEST_WORKERS:-$((2 * $(python -c 'import os; print(os.cpu_count())')))}
 
-if (($#)); then
+case ${1:-} in
+"")
+    trap summary EXIT
+    checks
+    version=$(version_of "$AIOETCD_TEST_ETCD")
+    step coverage erase
+    step coverage run -m pytest -n "$workers" --dist worksteal -m "not alone"
+    step coverage run -m pytest -m alone
+    ran+=("the whole suite on etcd $version")
+    step coverage combine --quiet
+    step coverage report
+    ;;
+--quick)
+    trap summary EXIT
+    checks
+    version=$(version_of "$AIOETCD_TEST_ETCD")
+    side_by_side "not (fault or alone or packaging)" "${@:2}"
+    ran+=("what is quick on etcd $version")
+    ;;
+--servers)
+    trap summary EXIT
+    # A version a commit, so that each has its turn.
+    commits=$(git rev-list --count HEAD 2>/dev/null || echo 0)
+    with_faults=${newer[commits % ${#newer[@]}]}
+    echo "The long faults run on etcd $with_faults (commit number $commits)."
+    for version in "${newer[@]}"; do
+        if ! command -v go >/dev/null && [[ ! -x .etcd/$version/etcd ]]; then
+            left_out+=("etcd $version: there is no go to build it with")
+            continue
+        fi
+        AIOETCD_TEST_ETCD=$(scripts/get_etcd.sh "$version")
+        if [[ $version == "$with_faults" ]]; then
+            side_by_side "contract or fault" "${@:2}"
+            ran+=("contract and fault on etcd $version")
+        else
+            side_by_side contract "${@:2}"
+            ran+=("contract on etcd $version")
+        fi
+    done
+    ;;
+*)
     exec python -m pytest "$@"
-fi
-
-trap summary EXIT
-step ruff check
-step ruff format --check
-step mypy
-step lint-imports
-
-first=$(version_of "$AIOETCD_TEST_ETCD")
-step coverage erase
-step coverage run -m pytest
-ran+=("the whole suite on etcd $first")
-step coverage combine --quiet
-step coverage report
-
-for version in "${newer[@]}"; do
-    if [[ $version == "$first" ]]; then
-        continue
-    elif command -v go >/dev/null || [[ -x .etcd/$version/etcd ]]; then
-        scripts/get_etcd.sh "$version" >/dev/null
-        AIOETCD_TEST_ETCD=$PWD/.etcd/$version/etcd step python -m pytest -m "server and not packaging"
-        ran+=("what touches a server on etcd $version")
-    else
-        left_out+=("etcd $version: there is no go to build it with")
-    fi
-done
+    ;;
+esac

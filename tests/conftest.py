@@ -1,37 +1,22 @@
-"""Fixtures of the suite, and the check that a test leaves nothing behind."""
+"""Fixtures of the suite."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import threading
-import time
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import pytest
-from pytest_asyncio import is_async_test
 
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
-from tests.servers import QUICK
+from tests.servers import QUICK, SERVER
 
 if TYPE_CHECKING:
     from aioetcd import Client
 
-# A test with one of these fixtures, or in a module with one of these names, touches a real etcd.
-_SERVER_FIXTURES = {"etcd_server", "quick_server"}
-_SERVER_NAMES = {"EtcdServer", "EtcdCluster"}
-
-# Threads that live as long as a loop or the process, by whoever needed one first.
-_SHARED_THREADS = ("_poll_wrapper", "asyncio_", "AnyIO worker thread", "aioetcd-testing-spawner")
-
-_GRACE = 5.0
-_SERVER = pytest.StashKey[EtcdServer]()
-_BLAMED_WATCHERS = pytest.StashKey[int]()
+pytest_plugins = ("tests.tiers", "tests.leftovers")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,26 +53,26 @@ def pytest_report_header(config: pytest.Config) -> str:
         return f"etcd: {exc}, loop: {loop}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that touch a server."""
-    for item in items:
-        if not isinstance(item, pytest.Function):
-            continue
-        touches = _SERVER_FIXTURES.intersection(item.fixturenames)
-        if touches or _SERVER_NAMES & vars(item.module).keys():
-            item.add_marker(pytest.mark.server)
-
-
 @pytest.fixture(scope="session")
 def server(etcd_server: EtcdServer, pytestconfig: pytest.Config) -> EtcdServer:
     """The session's etcd. Do not stop, kill or pause it: a test that does has one of its own."""
-    pytestconfig.stash[_SERVER] = etcd_server
+    pytestconfig.stash[SERVER] = etcd_server
     return etcd_server
 
 
 @pytest.fixture
 async def client(server: EtcdServer) -> AsyncIterator[Client]:
     """A client of the session's etcd, which has no keys and no leases at first."""
+    from aioetcd import Client
+
+    await server.clear()
+    async with Client(server.endpoint) as client:
+        yield client
+
+
+@pytest.fixture
+async def direct(server: EtcdServer) -> AsyncIterator[Client]:
+    """A client that no fault reaches, of the session's etcd, which has no keys at first."""
     from aioetcd import Client
 
     await server.clear()
@@ -116,88 +101,3 @@ def rng() -> random.Random:
     seed = int(os.environ.get("AIOETCD_TEST_SEED", random.randrange(2**32)))
     print("AIOETCD_TEST_SEED", seed)  # noqa: T201
     return random.Random(seed)
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a task, a thread, a process, or state at the server behind."""
-    threads = set(threading.enumerate())
-    processes = _child_processes()
-    if is_async_test(request.node):
-        request.getfixturevalue("_leaves_no_task")
-    yield
-    server = request.config.stash.get(_SERVER, None)
-    used_server = server is not None and "server" in request.fixturenames
-    own = {server.pid} if server is not None and server.is_running else set()
-    _expect_none("threads", lambda: _own_threads(set(threading.enumerate()) - threads))
-    _expect_none("processes", lambda: _child_processes() - processes - own)
-    if server is not None and used_server:
-        assert server.is_running, "the test ended the session's server"
-        blamed = request.config.stash.get(_BLAMED_WATCHERS, 0)
-        try:
-            _expect_none("watchers at the server", lambda: range(blamed, _watchers(server)))
-            _expect_none("leases at the server", lambda: _leases(server))
-        finally:  # not to blame the next test for it
-            request.config.stash[_BLAMED_WATCHERS] = _watchers(server)
-            for lease in _leases(server):
-                _call(server, "/v3/lease/revoke", {"ID": lease})
-
-
-@pytest.fixture
-async def _leaves_no_task() -> AsyncIterator[None]:
-    """Fail a test that leaves an asyncio task behind."""
-    before = asyncio.all_tasks()
-    yield
-    deadline = time.monotonic() + _GRACE
-    while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
-        if time.monotonic() > deadline:
-            pytest.fail(f"left over tasks: {left}")
-        await asyncio.sleep(0.01)
-
-
-def _expect_none(what: str, look: Callable[[], Iterable[object]]) -> None:
-    """Wait, with a bound, until there is none of it."""
-    deadline = time.monotonic() + _GRACE
-    while left := list(look()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"left over {what}: {left}")
-        time.sleep(0.01)
-
-
-def _own_threads(threads: Iterable[threading.Thread]) -> list[threading.Thread]:
-    return [t for t in threads if not any(name in t.name for name in _SHARED_THREADS)]
-
-
-def _child_processes() -> set[int]:
-    """The pids of our children (Linux; elsewhere nothing is seen)."""
-    parent = str(os.getpid())
-    return {
-        int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _ppid(stat) == parent
-    }
-
-
-def _ppid(stat: Path) -> str | None:
-    try:
-        return stat.read_text().rpartition(")")[2].split()[1]
-    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-        return None
-
-
-def _watchers(server: EtcdServer) -> int:
-    metric = "etcd_debugging_mvcc_watcher_total "
-    lines = _call(server, "/metrics").splitlines()
-    return next(int(float(line[len(metric) :])) for line in lines if line.startswith(metric))
-
-
-def _leases(server: EtcdServer) -> list[str]:
-    answer: Any = json.loads(_call(server, "/v3/lease/leases", {}))
-    return [lease["ID"] for lease in answer.get("leases", ())]
-
-
-def _call(server: EtcdServer, path: str, body: object = None) -> str:
-    """Ask the server without the client, and without an event loop."""
-    data = None if body is None else json.dumps(body).encode()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{server.client_url}{path}", data, timeout=5) as response:
-        text: str = response.read().decode()
-        return text

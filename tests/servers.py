@@ -1,4 +1,11 @@
-"""How the servers of tests are started."""
+"""How the servers of tests are started, and where the session's is found."""
+
+import pytest
+
+from aioetcd.testing import EtcdServer
+
+SERVER = pytest.StashKey[EtcdServer]()
+"""The session's etcd, in the stash of pytest's config, once a test has asked for it."""
 
 # A single member elects itself after one election timeout when it comes back; its leases may be as
 # short as 1 s.

@@ -26,6 +26,7 @@ from aioetcd import (
 )
 from aioetcd.testing import EtcdServer
 from aioetcd.testing.proxy import FaultProxy
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -39,12 +40,6 @@ async def hung(proxy: FaultProxy) -> AsyncIterator[Client]:
 
 class UsersOwnError(Exception):
     """Something that we know nothing of."""
-
-
-async def wait_until(condition: Callable[[], bool], *, within: float = 10.0) -> None:
-    with anyio.fail_after(within):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 def in_flight(client: Client) -> int:
@@ -131,7 +126,7 @@ async def test_close_when_nobody_could_be_reached(proxy: FaultProxy) -> None:
     async with anyio.create_task_group() as group:
         for call in (client.kv.put("k", "v", timeout=None), client.kv.get("k", timeout=None)):
             group.start_soon(expect_closed, call, False)
-        await wait_until(lambda: client.stats().calls == 2)
+        await until(lambda: client.stats().calls == 2)
         with anyio.fail_after(2):
             await client.aclose()
 
@@ -175,17 +170,17 @@ async def test_close_ends_everything(proxy: FaultProxy, server: EtcdServer) -> N
             group.start_soon(expect, watch(handle))
         for lease in leases:
             group.start_soon(expect, keep_alive(lease))
-        await wait_until(lambda: waiting == 20)
+        await until(lambda: waiting == 20)
         proxy.hang()
         calls = client.stats().calls
         for number in range(50):
             group.start_soon(expect, client.kv.get("k"), False)
             group.start_soon(expect, client.kv.put(f"k{number}", "v"), True)
-        await wait_until(lambda: client.stats().calls == calls + 100)
+        await until(lambda: client.stats().calls == calls + 100)
         assert ended == 0
         start = time.monotonic()
         await client.aclose()
-        await wait_until(lambda: ended == 120)
+        await until(lambda: ended == 120)
         assert time.monotonic() - start < 2
     await proxy.aclose()
     await server.clear()  # the leases, of which nobody else knows
@@ -195,7 +190,7 @@ async def test_close_is_not_cancelled_by_halves(hung: Client, proxy: FaultProxy)
     """A cancelled `aclose` still leaves the client closed and its calls ended."""
     async with anyio.create_task_group() as group:
         group.start_soon(expect_closed, hung.kv.get("k"))
-        await wait_until(lambda: hung.stats().calls == 2)
+        await until(lambda: hung.stats().calls == 2)
         with anyio.CancelScope() as scope:
             scope.cancel()
             await hung.aclose()
@@ -209,11 +204,11 @@ async def test_calls_in_flight_when_the_supervisor_is_cancelled(hung: Client) ->
     async with anyio.create_task_group() as group:
         for call in (hung.kv.get("k"), hung.kv.put("k", "w")):
             group.start_soon(expect_closed, call, None, "'aioetcd supervisor' was cancelled")
-        await wait_until(lambda: in_flight(hung) == 2)
+        await until(lambda: in_flight(hung) == 2)
         (host,) = [t for t in asyncio.all_tasks() if t.get_name() == "aioetcd supervisor"]
         with anyio.fail_after(2):
             host.cancel()
-            await wait_until(lambda: in_flight(hung) == 0)
+            await until(lambda: in_flight(hung) == 0)
 
 
 @pytest.mark.parametrize("how", ["native", "timeout", "scope"])
@@ -257,7 +252,7 @@ async def test_closing_with_the_server_paused(own_server: EtcdServer) -> None:
     await own_server.pause()
     async with anyio.create_task_group() as group:
         group.start_soon(expect_closed, client.kv.put("k", "v"), True)
-        await wait_until(lambda: in_flight(client) == 1)
+        await until(lambda: in_flight(client) == 1)
         start = time.monotonic()
         await client.aclose()
         assert time.monotonic() - start < 2
@@ -399,7 +394,7 @@ async def test_scope_cancelled_by_another_task(hung: Client) -> None:
 
 
 async def wait_then(condition: Callable[[], bool], action: Callable[[], None]) -> None:
-    await wait_until(condition)
+    await until(condition)
     action()
 
 
@@ -409,9 +404,9 @@ async def test_task_group_cancelled(hung: Client) -> None:
         for _ in range(20):
             group.start_soon(hung.kv.get, "k")
             group.start_soon(hung.kv.put, "k", "v")
-        await wait_until(lambda: hung.stats().calls == 41)
+        await until(lambda: hung.stats().calls == 41)
         group.cancel_scope.cancel()
-    await wait_until(lambda: in_flight(hung) == 0)
+    await until(lambda: in_flight(hung) == 0)
 
 
 async def test_asyncio_timeout(hung: Client) -> None:
@@ -428,7 +423,7 @@ async def test_asyncio_timeout(hung: Client) -> None:
 async def test_asyncio_cancel(hung: Client) -> None:
     """A cancelled task ends as cancelled, in a call and while it waits for a connection."""
     task = asyncio.create_task(hung.kv.get("k"))
-    await wait_until(lambda: hung.stats().calls == 2)
+    await until(lambda: hung.stats().calls == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -454,7 +449,7 @@ async def cancelled_with(
     """Cancel `use` with a message once it is `ready`, and give what it was cancelled with."""
     caught = Caught()
     task = asyncio.create_task(caught.run(use))
-    await wait_until(ready)
+    await until(ready)
     task.cancel("why")
     await asyncio.wait({task})
     assert task.cancelled()
@@ -535,7 +530,7 @@ async def test_asyncio_task_group(hung: Client) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(10):
                 group.create_task(hung.kv.get("k"))
-            await wait_until(lambda: hung.stats().calls == 11)
+            await until(lambda: hung.stats().calls == 11)
             raise mine
 
     with pytest.raises(ExceptionGroup) as caught:
@@ -562,7 +557,7 @@ async def test_cancelled_calls_leave_nothing(server: EtcdServer) -> None:
                 await anyio.sleep(0.01)
         after = await started_and_handled(server)
         assert after["started"] > before["started"]
-        await wait_until(lambda: in_flight(client) == 0)
+        await until(lambda: in_flight(client) == 0)
         assert proxy.connections_total == 2
 
 
@@ -643,7 +638,7 @@ async def test_exception_of_a_users_task_group(hung: Client) -> None:
     mine = UsersOwnError()
 
     async def fail() -> None:
-        await wait_until(lambda: hung.stats().calls == 2)
+        await until(lambda: hung.stats().calls == 2)
         raise mine
 
     async def block() -> None:

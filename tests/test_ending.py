@@ -12,9 +12,9 @@ import pytest
 
 from aioetcd import Client, ClientClosedError, LeaseLostError, Lock, LockLostError, Session
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import eventually
 from tests.loops import LOOPS, run_on
 from tests.programs import run_program
+from tests.waiting import until
 
 # --- the loop ends ------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ async def test_z2_the_loop_ends_with_everything_open(
         keys = (await client.kv.get("", prefix=True, count_only=True)).count
         return keys == 0 and not (await client.lease.leases()).ids
 
-    await eventually(is_empty, within=1)
+    await until(is_empty, within=1)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.pop() == "cancelled 8"
     holders = [f"{kind}{number}" for kind in ("session", "lock") for number in range(3)]
@@ -162,7 +162,7 @@ def test_z3_all_tasks_but_mine_are_cancelled(server: EtcdServer, loop: str) -> N
                 with pytest.raises(ClientClosedError, match="as all tasks are"):
                     await use
         async with in_time(), Client(server.endpoint) as another:
-            await eventually(lambda: no_leases(another), within=1)
+            await until(lambda: no_leases(another), within=1)
             assert (await another.kv.get("L", prefix=True)).count == 0
 
     run_on(loop, main())
@@ -289,7 +289,7 @@ async def test_z4_what_ends_the_process(
     ended = await anyio.to_thread.run_sync(
         lambda: run_program(FAILS, server.endpoint, what, loop=loop)
     )
-    await eventually(lambda: no_leases(client), within=1)
+    await until(lambda: no_leases(client), within=1)
     assert ended.code in code
     assert "the task 'crash' failed; the client closes" in ended.err
     if what == "own":  # asyncio keeps it in its task, so that the program goes on

@@ -10,9 +10,9 @@ import pytest
 
 from aioetcd import Client
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import eventually
 from tests.loops import LOOPS
 from tests.programs import Ended, run_program
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="there is no fork")
 
@@ -218,7 +218,7 @@ async def test_z7_while_open(
     async def is_left() -> bool:
         return not (await client.lease.leases()).ids
 
-    await eventually(is_left, within=1)
+    await until(is_left, within=1)
     assert (await client.kv.get("child")).kv is None
 
 

@@ -566,7 +566,7 @@ async def test_lease_exists(client: Client, lease: int, server: EtcdServer) -> N
     expect_refusal(caught.value, "FAILED_PRECONDITION", "lease already exists", server)
 
 
-@pytest.mark.server
+@pytest.mark.contract
 async def test_no_space() -> None:
     """A full server refuses what needs space and does what needs none."""
     args = ["--quota-backend-bytes=5000000"]

@@ -9,7 +9,8 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.programs import run_program
-from tests.watch.following import take, until
+from tests.waiting import until
+from tests.watch.following import take
 
 
 def lines(caplog: pytest.LogCaptureFixture, layer: str) -> list[tuple[int, str]]:

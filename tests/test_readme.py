@@ -153,7 +153,7 @@ async def test_service(
     assert not (await client.lease.leases()).ids
 
 
-@pytest.mark.server
+@pytest.mark.contract
 @pytest.mark.parametrize("example", examples("pytest"), ids=str)
 def test_pytest_file(example: Example, pytester: pytest.Pytester) -> None:
     """A test file passes with nothing but the installed plugins."""

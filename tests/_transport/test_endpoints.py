@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from aioetcd import (
+    Client,
     DeadlineExceededError,
     EtcdError,
     NoEndpointError,
@@ -22,7 +23,8 @@ from aioetcd._transport.transport import Transport
 from aioetcd.config import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests._transport.weather import LARGE, SLACK, connected, wait_until
+from tests._transport.weather import LARGE, SLACK, connected
+from tests.waiting import until
 
 # --- nobody there ------------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ async def test_nobody_waits_any_more(proxy: FaultProxy) -> None:
         for _ in range(2):
             with pytest.raises(NoEndpointError):
                 await kv.get("k", timeout=0.2)
-            await wait_until(lambda: not transport.supervisor._tasks, within=5)
+            await until(lambda: not transport.supervisor._tasks, within=5)
         await proxy.accept()
         await kv.get("k")
 
@@ -266,12 +268,12 @@ async def test_two_clients_do_not_share_a_connection(proxy: FaultProxy) -> None:
         assert proxy.connections_open == 2
 
 
-async def test_one_call_is_one_request(client_metrics: Metrics, direct: KV) -> None:
+async def test_one_call_is_one_request(client_metrics: Metrics, direct: Client) -> None:
     """A call is one RPC, and nothing else is sent beside it."""
-    await direct.get("k")
+    await direct.kv.get("k")
     before = await client_metrics()
     for _ in range(10):
-        await direct.get("k")
+        await direct.kv.get("k")
     after = await client_metrics()
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
         "Range": 10

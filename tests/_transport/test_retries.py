@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from aioetcd import (
+    Client,
     ClientClosedError,
     CompactedError,
     Compare,
@@ -22,8 +23,10 @@ from aioetcd._transport import transport as transport_module
 from aioetcd._transport.transport import Transport
 from aioetcd.kv import KV
 from aioetcd.testing import FaultProxy
-from tests._transport.weather import LARGE, SLACK, connected, until_answer_lost, wait_until
+from tests._transport.weather import LARGE, SLACK, connected, exists
+from tests.harness import until_answer_lost
 from tests.programs import stranger
+from tests.waiting import until
 
 
 class LongPause:
@@ -102,7 +105,7 @@ async def test_no_time_for_another_try(proxy: FaultProxy) -> None:
 
 @pytest.mark.usefixtures("long_pause")
 @pytest.mark.parametrize("is_write", [False, True])
-async def test_closed_between_two_tries(proxy: FaultProxy, direct: KV, is_write: bool) -> None:
+async def test_closed_between_two_tries(proxy: FaultProxy, direct: Client, is_write: bool) -> None:
     """A call in its pause is told, and what its first try may have done is not forgotten."""
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
@@ -119,11 +122,11 @@ async def test_closed_between_two_tries(proxy: FaultProxy, direct: KV, is_write:
 
             group.start_soon(call)
             if is_write:
-                await until_answer_lost(proxy, direct, "k")
+                await until_answer_lost(proxy, lambda: exists(direct, "k"))
             else:
                 await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
             proxy.cut()
-            await wait_until(lambda: transport.retries == 1)
+            await until(lambda: transport.retries == 1)
             start = time.monotonic()
             await transport.aclose()
         assert time.monotonic() - start < 2
@@ -141,20 +144,20 @@ def txn(kv: KV) -> Awaitable[object]:
     return kv.txn(compare=[Compare.version("k") == 1], success=[Op.put("k", "w")])
 
 
-async def deleted(direct: KV) -> bool:
-    return (await direct.get("k")).kv is None
+async def deleted(direct: Client) -> bool:
+    return (await direct.kv.get("k")).kv is None
 
 
-async def compacted(direct: KV) -> bool:
+async def compacted(direct: Client) -> bool:
     try:
-        await direct.get("k", revision=1)
+        await direct.kv.get("k", revision=1)
     except CompactedError:
         return True
     return False
 
 
-async def put(direct: KV) -> bool:
-    return (await direct.get("k")).value == b"w"
+async def put(direct: Client) -> bool:
+    return (await direct.kv.get("k")).value == b"w"
 
 
 @pytest.mark.parametrize(
@@ -164,9 +167,9 @@ async def put(direct: KV) -> bool:
 )
 async def test_what_may_not_be_repeated(
     proxy: FaultProxy,
-    direct: KV,
+    direct: Client,
     call: Callable[[KV], Awaitable[object]],
-    applied: Callable[[KV], Awaitable[bool]],
+    applied: Callable[[Client], Awaitable[bool]],
 ) -> None:
     """What was applied and then cut raises, with `maybe_applied`, and is not sent again."""
     async with connected(proxy.endpoint) as transport:
@@ -182,10 +185,7 @@ async def test_what_may_not_be_repeated(
                 assert caught.value.maybe_applied is True
 
             group.start_soon(expect)
-            with anyio.fail_after(5):
-                while not await applied(direct):
-                    await anyio.sleep(0.005)
-            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+            await until_answer_lost(proxy, lambda: applied(direct))
             assert proxy.cut() == 1
         assert transport.retries == 0
 

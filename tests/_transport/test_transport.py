@@ -29,10 +29,11 @@ from tests._transport.weather import (
     LARGE,
     SLACK,
     connected,
-    until_answer_lost,
-    wait_until,
+    exists,
     was_refused,
 )
+from tests.harness import until_answer_lost
+from tests.waiting import until
 
 # --- deadlines ---------------------------------------------------------------------------------
 
@@ -65,7 +66,7 @@ async def test_paused_server(own_server: EtcdServer) -> None:
         assert (await kv.get("k", timeout=10)).value is not None
 
 
-async def test_answer_lost(proxy: FaultProxy, direct: KV) -> None:
+async def test_answer_lost(proxy: FaultProxy, direct: Client) -> None:
     """A put whose answer is lost is told as such, was applied once, and later calls work."""
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
@@ -76,13 +77,13 @@ async def test_answer_lost(proxy: FaultProxy, direct: KV) -> None:
         assert caught.value.maybe_applied is True
         await proxy.heal()
         assert (await kv.get("k")).value == b"v"
-        assert (await direct.get("k")).kvs[0].version == 1
+        assert (await direct.kv.get("k")).kvs[0].version == 1
 
 
 # --- no write twice ----------------------------------------------------------------------------
 
 
-async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: KV) -> None:
+async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: Client) -> None:
     """A put whose connection is cut before the answer raises at once and is not sent again."""
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
@@ -101,12 +102,12 @@ async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: KV) -> No
                 assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)
 
             group.start_soon(put)
-            await until_answer_lost(proxy, direct, "k")
+            await until_answer_lost(proxy, lambda: exists(direct, "k"))
             assert proxy.cut() == 1
         assert transport.retries == 0
         await proxy.heal()
         await kv.put("after", "v")
-        assert (await direct.get("k")).kvs[0].version == 1
+        assert (await direct.kv.get("k")).kvs[0].version == 1
 
 
 async def test_server_killed_with_a_put_in_flight(own_server: EtcdServer) -> None:
@@ -131,7 +132,7 @@ async def test_server_killed_with_a_put_in_flight(own_server: EtcdServer) -> Non
         assert [kv.version for kv in (await kv.get("k")).kvs] in ([], [1])
 
 
-async def test_write_is_never_done_twice(proxy: FaultProxy, direct: KV) -> None:
+async def test_write_is_never_done_twice(proxy: FaultProxy, direct: Client) -> None:
     """Wherever the connection is cut, a put is applied at most once, and errors do not lie."""
     seed = random.randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")
@@ -162,7 +163,7 @@ async def test_write_is_never_done_twice(proxy: FaultProxy, direct: KV) -> None:
                 proxy.cut()
         await proxy.heal()
         outcomes[outcome] += 1
-        found = [kv.version for kv in (await direct.get(key)).kvs]
+        found = [kv.version for kv in (await direct.kv.get(key)).kvs]
         allowed = {"done": ([1],), "maybe": ([], [1]), "not": ([],)}[outcome]
         assert found in allowed, (seed, number, outcome, found)
 
@@ -176,7 +177,7 @@ async def test_write_is_never_done_twice(proxy: FaultProxy, direct: KV) -> None:
     assert outcomes["maybe"] > 0, (seed, outcomes)
 
 
-async def test_refused_write_waits(proxy: FaultProxy, direct: KV) -> None:
+async def test_refused_write_waits(proxy: FaultProxy, direct: Client) -> None:
     """A write that nobody took waits for the server, and is then applied once."""
     proxy.refuse()
     async with connected(proxy.endpoint) as transport:
@@ -184,15 +185,15 @@ async def test_refused_write_waits(proxy: FaultProxy, direct: KV) -> None:
         async with anyio.create_task_group() as group:
             for key in ("a", "b", "c"):
                 group.start_soon(kv.put, key, "v")
-            await wait_until(lambda: was_refused(transport))
-            assert (await direct.get("", prefix=True)).count == 0
+            await until(lambda: was_refused(transport))
+            assert (await direct.kv.get("", prefix=True)).count == 0
             await proxy.accept()
             listening = time.monotonic()
         assert time.monotonic() - listening < 2
-        assert [kv.version for kv in (await direct.get("", prefix=True)).kvs] == [1, 1, 1]
+        assert [kv.version for kv in (await direct.kv.get("", prefix=True)).kvs] == [1, 1, 1]
 
 
-async def test_refused_write_of_a_connected_client_waits(proxy: FaultProxy, direct: KV) -> None:
+async def test_refused_write_of_a_connected_client_waits(proxy: FaultProxy, direct: Client) -> None:
     """A write that finds its connection gone and the port closed waits, and is applied once."""
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
@@ -201,15 +202,15 @@ async def test_refused_write_of_a_connected_client_waits(proxy: FaultProxy, dire
         assert connection is not None
         proxy.refuse()
         proxy.cut()
-        await wait_until(lambda: connection.state != "READY")
+        await until(lambda: connection.state != "READY")
         async with anyio.create_task_group() as group:
             group.start_soon(kv.put, "k", "v")
-            await wait_until(lambda: was_refused(transport))
+            await until(lambda: was_refused(transport))
             await proxy.accept()
-        assert (await direct.get("k")).kvs[0].version == 1
+        assert (await direct.kv.get("k")).kvs[0].version == 1
 
 
-async def test_write_after_an_idle_connection_was_lost(proxy: FaultProxy, direct: KV) -> None:
+async def test_write_after_an_idle_connection_was_lost(proxy: FaultProxy, direct: Client) -> None:
     """A write after a cut that nobody noticed is done once, or says that it may have been."""
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
@@ -223,11 +224,11 @@ async def test_write_after_an_idle_connection_was_lost(proxy: FaultProxy, direct
             except UnavailableError as error:
                 assert error.maybe_applied  # noqa: PT017
                 done = False
-            found = [kv.version for kv in (await direct.get(f"k{number}")).kvs]
+            found = [kv.version for kv in (await direct.kv.get(f"k{number}")).kvs]
             assert found == [1] or (found == [] and not done)
 
 
-async def test_uncertain_txn_stays_uncertain(proxy: FaultProxy, direct: KV) -> None:
+async def test_uncertain_txn_stays_uncertain(proxy: FaultProxy, direct: Client) -> None:
     """An idempotent txn that was lost and then finds nobody does not claim to be unapplied."""
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
@@ -248,10 +249,10 @@ async def test_uncertain_txn_stays_uncertain(proxy: FaultProxy, direct: KV) -> N
                 assert not isinstance(caught.value, NoEndpointError)
 
             group.start_soon(txn)
-            await until_answer_lost(proxy, direct, "k")
+            await until_answer_lost(proxy, lambda: exists(direct, "k"))
             proxy.refuse()
             assert proxy.cut() == 1
-        assert (await direct.get("k")).kvs[0].version == 1
+        assert (await direct.kv.get("k")).kvs[0].version == 1
 
 
 async def test_refusal_of_a_repeated_txn_stays_uncertain(
@@ -272,13 +273,13 @@ async def test_refusal_of_a_repeated_txn_stays_uncertain(
                 assert caught.value.maybe_applied is True
 
             group.start_soon(txn)
-            await until_answer_lost(proxy, direct.kv, "k")
+            await until_answer_lost(proxy, lambda: exists(direct, "k"))
             await direct.lease.revoke(lease.id)
             await proxy.heal()  # resets the connection that has lost the answer
         assert transport.retries == 1
 
 
-async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: KV) -> None:
+async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: Client) -> None:
     """A txn that may be repeated is, when its answer was lost; its comparison then fails."""
     async with connected(proxy.endpoint) as transport:
         kv = KV(transport)
@@ -299,11 +300,11 @@ async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: KV) -> No
                 assert found.value == b"v"
 
             group.start_soon(txn)
-            await until_answer_lost(proxy, direct, "k")
+            await until_answer_lost(proxy, lambda: exists(direct, "k"))
             await proxy.heal()  # resets the connection that has lost the answer
         assert proxy.connections_total == 2
         assert transport.retries == 1
-        assert (await direct.get("k")).kvs[0].version == 1
+        assert (await direct.kv.get("k")).kvs[0].version == 1
 
 
 # --- reads go on -------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ async def test_reads_live_through_a_restart(own_server: EtcdServer) -> None:
             group.start_soon(read_txn)
             await proxy.wait_until(lambda proxy: proxy.bytes_from_client > sent + 2 * LARGE)
             await own_server.kill()
-            await wait_until(lambda: transport.retries >= 1)
+            await until(lambda: transport.retries >= 1)
             await own_server.start()
             healthy = time.monotonic()
         assert answered - healthy < 2
@@ -356,11 +357,11 @@ async def test_readers_and_a_killed_server(own_server: EtcdServer) -> None:
         async with anyio.create_task_group() as group:
             for _ in range(8):
                 group.start_soon(reader)
-            await wait_until(lambda: reads > 100)
+            await until(lambda: reads > 100)
             await own_server.kill()
             await own_server.start()
             before = reads
-            await wait_until(lambda: reads > before + 100, within=2)
+            await until(lambda: reads > before + 100, within=2)
             stop = True
         assert transport.retries >= 1
 
@@ -400,7 +401,7 @@ async def test_crashed_background_task(proxy: FaultProxy, caplog: pytest.LogCapt
                 assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
             group.start_soon(expect_closed)
-            await wait_until(lambda: transport.calls == 2)
+            await until(lambda: transport.calls == 2)
             crashing = transport.supervisor.spawn(crash, "crash")
         assert isinstance(crashing.exception(), ZeroDivisionError)
         with pytest.raises(ClientClosedError, match="a bug"):
@@ -424,7 +425,7 @@ async def test_crashed_search(proxy: FaultProxy, caplog: pytest.LogCaptureFixtur
             assert caught.value.maybe_applied is False
 
         group.start_soon(expect_closed)
-        await wait_until(lambda: was_refused(transport))
+        await until(lambda: was_refused(transport))
         crashing = transport.supervisor.spawn(crash, "crash")
     assert isinstance(crashing.exception(), ZeroDivisionError)
     assert "the task 'crash' failed" in caplog.text

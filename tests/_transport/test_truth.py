@@ -25,7 +25,7 @@ from aioetcd import (
 )
 from aioetcd.testing import EtcdServer, find_binary
 from aioetcd.testing._process import HOST, free_ports, spawn
-from tests.lease.faults import eventually
+from tests.waiting import until
 
 # What a balancer says, and the code that gRPC makes of it: internal, two refusals of
 # authentication, unimplemented, unavailable, unknown.
@@ -149,7 +149,7 @@ class Balancer:
         finally:
             server.close()
             self.cut()
-            await eventually(lambda: not self._connections)
+            await until(lambda: not self._connections)
 
     def cut(self) -> None:
         """End all connections."""
@@ -246,7 +246,7 @@ async def test_z13_a_balancers_answer_ends_no_watch(
         balancer.status = status
         balancer.cut()
         await client.kv.put("k", "v")
-        await eventually(lambda: balancer.answered > 1)
+        await until(lambda: balancer.answered > 1)
         balancer.status = None
         balancer.cut()
         with anyio.fail_after(6):

@@ -1,5 +1,5 @@
 """Fixtures of the tests of sessions and locks."""
 
-from tests.lease.faults import faulty, quick_server
+from tests.harness import faulty, quick_server
 
 __all__ = ["faulty", "quick_server"]

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from aioetcd import Client, Lock, Op
-from tests.lease.faults import eventually
+from tests.waiting import until
 
 NAME = "/locks/nightly"
 
@@ -49,7 +49,7 @@ async def wait_for_queue(client: Client, length: int, name: str = NAME) -> None:
     async def is_long_enough() -> bool:
         return len(await queue(client, name)) == length
 
-    await eventually(is_long_enough)
+    await until(is_long_enough)
 
 
 async def check_is_as_before() -> None:
@@ -120,4 +120,4 @@ async def watches_created(client: Client, count: int, *, after: int = 0) -> None
         states = [state for each in rules for state in each._open.values()]
         return len(states) == count and all((s.next_revision or 0) > after for s in states)
 
-    await eventually(are_created)
+    await until(are_created)

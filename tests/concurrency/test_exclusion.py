@@ -26,7 +26,8 @@ from tests.concurrency.locks import (
     queue,
     wait_for_queue,
 )
-from tests.lease.faults import Faulty, eventually
+from tests.harness import Faulty
+from tests.waiting import until
 
 # X1: ten holders, in any weather.
 
@@ -187,7 +188,7 @@ async def test_x3_a_holder_whose_loop_is_blocked(quick_server: EtcdServer, share
                 )
                 assert result.succeeded
                 is_over.set()
-                await eventually(lambda: "succeeded" in seen)
+                await until(lambda: "succeeded" in seen)
                 assert (await client.kv.get("data")).value == b"second"
                 assert await is_owner(client, lock)
             await client.kv.delete("data")
@@ -196,7 +197,7 @@ async def test_x3_a_holder_whose_loop_is_blocked(quick_server: EtcdServer, share
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, lambda: asyncio.run(hold_and_block()))
         try:
-            await eventually(holds.is_set)
+            await until(holds.is_set)
             token = await hold_next()
         finally:
             is_over.set()
@@ -334,7 +335,7 @@ async def test_x8_the_one_before_goes_in_the_middle_of_the_queue(
             last = asyncio.create_task(faulty.client.lock(NAME, ttl=60, timeout=5).acquire())
             with pytest.raises(LockLostError):
                 await between
-            await eventually(lambda: gone == [middle])
+            await until(lambda: gone == [middle])
             waits = faulty.client.lock(NAME, ttl=60, timeout=0.2)
             with pytest.raises(TimeoutError):
                 await waits.acquire()

@@ -20,7 +20,8 @@ from tests.concurrency.locks import (
     queue,
     wait_for_queue,
 )
-from tests.lease.faults import Faulty, eventually
+from tests.harness import Faulty
+from tests.waiting import until
 
 
 @on_either_lease
@@ -59,7 +60,7 @@ async def _left(client: Client, keys: list[bytes], leases: set[int]) -> None:
     async def are_left() -> bool:
         return await queue(client) == keys and {*(await client.lease.leases()).ids} == leases
 
-    await eventually(are_left, within=1)
+    await until(are_left, within=1)
 
 
 async def _gives_up(lock: Lock) -> None:
@@ -95,7 +96,7 @@ async def test_x5_cancelled_at_any_moment(client: Client, rng: random.Random) ->
             queued = lock._turn._revision is not None
             outcome = "held" if entered else "queued" if queued else "before"
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
-            await eventually(partial(is_gone, lock, name, held_by), within=1)
+            await until(partial(is_gone, lock, name, held_by), within=1)
 
     async with client.lock("/locks/held", ttl=600) as held:
         for what, arguments in ((measure, ()), (cancel, (None,))):
@@ -169,6 +170,6 @@ async def test_x5_what_arrives_late(faulty: Faulty, shared: bool, how: str) -> N
         await faulty.proxy.heal()
         await anyio.sleep(max(0.0, began + 1.2 - monotonic()))  # whatever was late is there
         assert await arrived() > before
-        await eventually(is_gone, within=1)
+        await until(is_gone, within=1)
         async with faulty.oracle.lock(NAME, ttl=60, timeout=1):
             pass

@@ -12,7 +12,7 @@ import pytest
 from aioetcd import Client, LeaseLostError, LockLostError, Session
 from aioetcd.testing import EtcdServer
 from tests.concurrency.locks import check_is_as_before
-from tests.lease.faults import eventually
+from tests.waiting import until
 
 # What is lost and what else is cancelled, in one callback of the loop: neither has been noticed
 # when the other one comes.
@@ -231,7 +231,7 @@ async def test_lost_in_the_middle_of_something(
         async with session:
             await inside(lambda: lose(client, session), together)
     await check_is_as_before()
-    await eventually(lambda: session.is_lost or expected is TimeoutError)
+    await until(lambda: session.is_lost or expected is TimeoutError)
     if session.is_lost:
         await client.lease.revoke(session.lease_id)
 
@@ -316,7 +316,7 @@ async def test_lost_while_entering(client: Client) -> None:
     """A loss between the grant and the body is raised by the entering."""
     session = client.session(ttl=60)
     entering = asyncio.create_task(session.__aenter__())
-    await eventually(lambda: len(client.lease.rules) == 1)
+    await until(lambda: len(client.lease.rules) == 1)
     lose(client, session)
     with pytest.raises(LeaseLostError):
         async with asyncio.timeout(3):

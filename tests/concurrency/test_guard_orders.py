@@ -13,7 +13,7 @@ import pytest
 
 from aioetcd import Client, LeaseLostError, Lock, LockLostError
 from tests.concurrency.locks import check_is_as_before, queue
-from tests.lease.faults import eventually
+from tests.waiting import until
 
 # In any order.
 
@@ -74,7 +74,7 @@ async def test_z5_an_abandoned_generator(client: Client) -> None:
         async def is_free() -> bool:
             return await queue(client, "L") == []
 
-        await eventually(is_free)
+        await until(is_free)
     await check_is_as_before()
 
 
@@ -155,7 +155,7 @@ async def test_z6_left_by_another_task(client: Client) -> None:
         return task.cancelling()
 
     entering = asyncio.create_task(enter())
-    await eventually(lambda: session.expires_in > 0)
+    await until(lambda: session.expires_in > 0)
     await client.lease.revoke(session.lease_id)
     await told.wait()
     with pytest.raises(LeaseLostError):

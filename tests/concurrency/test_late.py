@@ -11,8 +11,8 @@ import pytest
 from aioetcd import Client, LeaseExpiredError, Lock, LockLostError
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import is_owner
-from tests.lease.faults import eventually
 from tests.servers import QUICK
+from tests.waiting import until
 
 NAMES = [f"late/{number}" for number in range(30)]
 
@@ -42,12 +42,12 @@ class Late:
         calls = self.client.stats().calls
         self.proxy.hang()
         tasks = [asyncio.create_task(lock.acquire()) for lock in locks]
-        await eventually(lambda: self.client.stats().calls == calls + len(locks))
+        await until(lambda: self.client.stats().calls == calls + len(locks))
         return tasks
 
     async def has_moved(self) -> None:
         """Wait until the other member is in use."""
-        await eventually(lambda: self.client.stats().endpoint == self.server.endpoint)
+        await until(lambda: self.client.stats().endpoint == self.server.endpoint)
 
     async def goes_on(self) -> None:
         """The member goes on; wait until txns that it had received have reached the server."""
@@ -57,7 +57,7 @@ class Late:
         async def have_arrived() -> bool:
             return await self.txns() > before
 
-        await eventually(have_arrived)
+        await until(have_arrived)
 
     async def check_nothing_stays(self) -> bool:
         """The member goes on: what it had received leaves no key. Give whether anything came."""
@@ -72,7 +72,7 @@ class Late:
             async def is_nothing_there() -> bool:
                 return (await self.oracle.kv.get("late/", prefix=True)).count == 0
 
-            await eventually(is_nothing_there)
+            await until(is_nothing_there)
         return revision > before
 
 
@@ -96,7 +96,7 @@ async def test_a_put_that_arrives_late_is_deleted(server: EtcdServer) -> None:
                 task.cancel()
             await asyncio.wait(tasks)
             await late.has_moved()
-            await eventually(lambda: len(session._tenure.late) == len(NAMES))
+            await until(lambda: len(session._tenure.late) == len(NAMES))
             came = await late.check_nothing_stays()
             async with late.oracle.lock(NAMES[0], blocking=False):
                 pass
@@ -118,8 +118,8 @@ async def test_a_put_that_was_sent_twice(server: EtcdServer) -> None:
                 assert len(session._tenure.late) == len(NAMES)
                 came = await late.check_nothing_stays()
             # Nobody looks for them any longer than the session lives.
-            await eventually(lambda: session._tenure.late == {})
-            await eventually(lambda: late.client.stats().watches == 0)
+            await until(lambda: session._tenure.late == {})
+            await until(lambda: late.client.stats().watches == 0)
         if came:
             return
     pytest.fail("nothing arrived late")
@@ -151,7 +151,7 @@ async def test_a_deletion_that_arrives_late(server: EtcdServer) -> None:
         calls = late.client.stats().calls
         late.proxy.hang()
         leaving = [asyncio.create_task(lock.release()) for lock in before]
-        await eventually(lambda: late.client.stats().calls == calls + len(NAMES))
+        await until(lambda: late.client.stats().calls == calls + len(NAMES))
         await asyncio.wait(leaving)
         after = [late.client.lock(name, session=session) for name in NAMES]
         await asyncio.gather(*(lock.acquire() for lock in after))
@@ -177,4 +177,4 @@ async def test_a_lease_that_ran_out_is_revoked_when_the_server_is_back() -> None
         async def is_revoked() -> bool:
             return (await client.lease.leases()).ids == ()
 
-        await eventually(is_revoked, within=1.5)
+        await until(is_revoked, within=1.5)

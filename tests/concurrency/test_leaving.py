@@ -13,8 +13,8 @@ import pytest
 
 from aioetcd import Client
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import eventually
 from tests.loops import LOOPS, run_on
+from tests.waiting import until
 from tests.watch.following import WATCHERS
 
 # Cancelled at any moment.
@@ -187,7 +187,7 @@ async def cancel_at_any_moment(
             watchers = (await server.metrics())[WATCHERS]
             return keys.count == 1 and not (await other.lease.leases()).ids and watchers == 0
 
-        await eventually(is_tidy, within=1.0)
+        await until(is_tidy, within=1.0)
         async with asyncio.timeout(5):
             for worker in range(WORKERS):
                 async with other.lock(f"L/{worker}", blocking=False):
@@ -246,7 +246,7 @@ async def test_z1_cancelled_again_and_again(client: Client) -> None:
     async def is_revoked() -> bool:
         return (await client.lease.leases()).ids == ()
 
-    await eventually(is_revoked, within=1.0)
+    await until(is_revoked, within=1.0)
 
 
 async def test_cancelled_with_a_message(client: Client) -> None:

@@ -16,7 +16,7 @@ import pytest
 from aioetcd import Client, DeadlineExceededError, EtcdError, LockTimeoutError, NoEndpointError
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import queue, wait_for_queue
-from tests.lease.faults import eventually
+from tests.waiting import until
 
 # Everything at once, with the server paused.
 
@@ -103,7 +103,7 @@ async def test_several_are_left_side_by_side(
             return (await oracle.lease.leases()).ids == ()
 
         # By those who went on without the leaver.
-        await eventually(are_revoked, within=4.0)
+        await until(are_revoked, within=4.0)
     assert "could not be revoked" not in caplog.text
 
 
@@ -208,7 +208,7 @@ async def eventually_alone(oracle: Client) -> None:
     async def is_alone() -> bool:
         return len(await queue(oracle, "L")) == 1 and len((await oracle.lease.leases()).ids) == 1
 
-    await eventually(is_alone)
+    await until(is_alone)
 
 
 @pytest.mark.parametrize("fault", [refuse, hang])
@@ -233,7 +233,7 @@ async def test_z18_other_limits(
         async def is_tidy() -> bool:
             return (await oracle.lease.leases()).ids == ()
 
-        await eventually(is_tidy)
+        await until(is_tidy)
 
 
 async def test_a_lock_that_is_held_names_its_holder(client: Client) -> None:

@@ -28,7 +28,7 @@ from tests.concurrency.locks import (
     wait_for_queue,
     watches_created,
 )
-from tests.lease.faults import eventually
+from tests.waiting import until
 
 # Order.
 
@@ -91,11 +91,11 @@ async def test_a_release_wakes_one_waiter(client: Client, server: EtcdServer) ->
         await wait_for_queue(client, 20)
         await watches_created(own, 20 + 19)
         for number in range(20):
-            await eventually(lambda: len(entered) == number + 1)  # noqa: B023
+            await until(lambda: len(entered) == number + 1)  # noqa: B023
             calls = own._transport.calls
             turns[number].set()
             if number < 19:
-                await eventually(lambda: len(entered) == number + 2)  # noqa: B023
+                await until(lambda: len(entered) == number + 2)  # noqa: B023
                 # The revocation; the look for who else is before, and the one at the own key.
                 assert own._transport.calls - calls <= 3
 
@@ -220,7 +220,7 @@ async def test_timeout_is_for_the_waiting_only(client: Client) -> None:
     """A lock that was acquired in time is held for as long as the block takes."""
     async with client.lock(NAME, ttl=60, timeout=0.3) as lock:
         began = monotonic()
-        await eventually(lambda: monotonic() > began + 0.5)
+        await until(lambda: monotonic() > began + 0.5)
         assert await is_owner(client, lock)
 
 

@@ -25,7 +25,8 @@ from tests.concurrency.locks import (
     wait_for_queue,
     watches_created,
 )
-from tests.lease.faults import Faulty, eventually, faulty_client
+from tests.harness import Faulty, faulty_client
+from tests.waiting import until
 
 # Faults that a lock lives through.
 
@@ -96,7 +97,7 @@ async def cut_watches(faulty: Faulty) -> None:
     (watches,) = faulty.client._turns.streams.values()
     reconnects = watches.shared.reconnects
     faulty.proxy.cut()
-    await eventually(lambda: watches.shared.reconnects > reconnects)
+    await until(lambda: watches.shared.reconnects > reconnects)
 
 
 async def compact(faulty: Faulty) -> int:
@@ -281,7 +282,7 @@ async def test_etcdctl_waits_for_us(client: Client, server: EtcdServer, shared: 
             waiting = (await queue(client))[1]
             assert etcdctl.key is None
             assert await is_owner(client, lock)
-        await eventually(lambda: etcdctl.key is not None)
+        await until(lambda: etcdctl.key is not None)
         assert etcdctl.key == waiting
         await etcdctl.release()
         assert await queue(client) == []
@@ -299,7 +300,7 @@ async def test_we_wait_for_etcdctl(client: Client, server: EtcdServer, shared: b
 
     async with etcdctl_lock(server) as etcdctl, locks_of(client, shared) as make:
         await etcdctl.start()
-        await eventually(lambda: etcdctl.key is not None)
+        await until(lambda: etcdctl.key is not None)
         with pytest.raises(LockNotAcquiredError) as caught:
             await make(NAME, blocking=False).acquire()
         assert caught.value.holder.key == etcdctl.key

@@ -23,7 +23,8 @@ from tests.concurrency.locks import (
     queue,
     wait_for_queue,
 )
-from tests.lease.faults import Faulty, eventually
+from tests.harness import Faulty
+from tests.waiting import until
 
 # X2, X4: cut off.
 
@@ -39,7 +40,7 @@ async def test_x2_holder_cut_off(faulty: Faulty, shared: bool) -> None:
         seen = []
         for _ in range(3):
             seen.append(faulty.client.lease.rules.deadline(lock.lease_id))
-            await eventually(lambda: faulty.client.lease.rules.deadline(lock.lease_id) not in seen)
+            await until(lambda: faulty.client.lease.rules.deadline(lock.lease_id) not in seen)
         faulty.proxy.blackhole()
 
     async def hold(lock: Lock) -> None:
@@ -169,9 +170,7 @@ async def test_a_body_that_blocks_the_loop_to_its_end(
         async def hold() -> None:
             async with lock:
                 seen = client.lease.rules.deadline(lock.lease_id)
-                await eventually(
-                    lambda: client.lease.rules.deadline(lock.lease_id) not in (None, seen)
-                )
+                await until(lambda: client.lease.rules.deadline(lock.lease_id) not in (None, seen))
                 time.sleep(2.5)  # noqa: ASYNC251  # its time, and the server's half a second
 
         if on_lost == "ignore":

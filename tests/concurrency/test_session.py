@@ -25,7 +25,8 @@ from aioetcd import (
     Session,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.lease.faults import Faulty, eventually, faulty_client
+from tests.harness import Faulty, faulty_client
+from tests.waiting import until
 
 
 async def block(
@@ -64,7 +65,7 @@ async def test_lives_on_beyond_its_ttl(faulty: Faulty) -> None:
     async with faulty.client.session(ttl=1) as session:
         await faulty.client.kv.put("k", "v", lease=session.lease_id)
         began = monotonic()
-        await eventually(lambda: monotonic() > began + 1.6)
+        await until(lambda: monotonic() > began + 1.6)
         assert (await faulty.oracle.kv.get("k")).value == b"v"
         assert not session.is_lost
 
@@ -152,9 +153,7 @@ async def test_blackholed(faulty: Faulty) -> None:
         seen = []
         for _ in range(3):
             seen.append(faulty.client.lease.rules.deadline(session.lease_id))
-            await eventually(
-                lambda: faulty.client.lease.rules.deadline(session.lease_id) not in seen
-            )
+            await until(lambda: faulty.client.lease.rules.deadline(session.lease_id) not in seen)
         faulty.proxy.blackhole()
         left, began = session.expires_in, monotonic()
 
@@ -163,7 +162,7 @@ async def test_blackholed(faulty: Faulty) -> None:
     assert left - 0.05 < monotonic() - began < left + 0.3
     assert (await faulty.oracle.kv.get("k")).value == b"v"
     assert caught.value.reason == "expired"
-    await eventually(faulty.no_keys)
+    await until(faulty.no_keys)
 
 
 async def test_ignoring_the_loss(faulty: Faulty) -> None:

@@ -21,7 +21,8 @@ from aioetcd import (
 )
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import NAME, Room, is_owner, queue, wait_for_queue
-from tests.lease.faults import eventually, faulty_client, lose_answer
+from tests.harness import faulty_client, lose_answer
+from tests.waiting import until
 
 
 async def test_on_a_sessions_lease(client: Client) -> None:
@@ -228,9 +229,9 @@ async def test_an_acquisition_whose_answer_is_lost(etcd_server: EtcdServer) -> N
             async def is_put() -> bool:
                 return len(await queue(faulty.oracle)) == 1
 
-            await eventually(is_put)
+            await until(is_put)
             await faulty.oracle.kv.put("another", "write")
-            await lose_answer(faulty, is_put)
+            await lose_answer(faulty.proxy, is_put)
             await acquiring
             found = (await faulty.oracle.kv.get(lock.key)).kv
             assert found is not None
@@ -253,7 +254,7 @@ async def test_a_deletion_that_nobody_answered(
         with caplog.at_level(logging.WARNING, "aioetcd.concurrency"):
             async with client.lock(NAME, session=session) as before:
                 proxy.blackhole()
-            await eventually(lambda: "could not be deleted" in caplog.text)
+            await until(lambda: "could not be deleted" in caplog.text)
         assert await queue(oracle) == [before.key]
         waiting = client.lock(NAME, session=session, timeout=0.2)
         with pytest.raises(NoEndpointError):  # though nobody else on this lease has it

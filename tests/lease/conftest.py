@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aioetcd import Client
-from tests.lease.faults import faulty, quick_server
+from tests.harness import faulty, quick_server
 
 __all__ = ["faulty", "quick_server"]
 

@@ -25,10 +25,11 @@ from aioetcd import (
     Session,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.lease.faults import Faulty, eventually, faulty_client
+from tests.harness import Faulty, faulty_client
 from tests.lease.renewals import keep_alive_metrics
 from tests.servers import QUICK
-from tests.watch.following import STREAMS, WATCHERS, until_metric
+from tests.waiting import until, until_metric
+from tests.watch.following import STREAMS, WATCHERS
 
 
 async def test_l13_leaving_a_session(quick_server: EtcdServer) -> None:
@@ -44,7 +45,7 @@ async def test_l13_leaving_a_session(quick_server: EtcdServer) -> None:
             assert faulty.proxy.bytes_swallowed > 0
             if ttl > 10:
                 await faulty.oracle.lease.revoke(session.lease_id)
-            await eventually(faulty.no_leases)
+            await until(faulty.no_leases)
 
 
 async def test_l13_revoking(faulty: Faulty) -> None:
@@ -57,7 +58,7 @@ async def test_l13_revoking(faulty: Faulty) -> None:
     assert time.monotonic() - began <= 1.2
     assert caught.value.maybe_applied
     assert faulty.proxy.bytes_swallowed > 0
-    await eventually(faulty.no_leases)
+    await until(faulty.no_leases)
 
 
 def refuse(proxy: FaultProxy, server: EtcdServer) -> None:
@@ -139,7 +140,7 @@ async def test_p4_close_during(fault: str) -> None:
                 tasks.start_soon(record, "kept", follow(client.lease.keep_alive(lease.id)))
             # Asks for it, and is told.
             tasks.start_soon(record, "unknown", follow(client.lease.keep_alive(12345)))
-            await eventually(lambda: len(ended["unknown"]) == 1 and client.stats().leases == 8)
+            await until(lambda: len(ended["unknown"]) == 1 and client.stats().leases == 8)
             await until_metric(server, WATCHERS, 3)
             assert [*ended] == ["unknown"]
             did = FAULTS[fault](proxy, server)
@@ -150,7 +151,7 @@ async def test_p4_close_during(fault: str) -> None:
             tasks.start_soon(record, "grant", client.lease.grant(30))
             for lease in leases:
                 tasks.start_soon(record, "more", follow(client.lease.keep_alive(lease.id)))
-            await eventually(lambda: client.stats().calls > calls)
+            await until(lambda: client.stats().calls > calls)
             if fault in ("blackhole", "requests lost", "answers lost"):
                 await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
             began = time.monotonic()
@@ -182,4 +183,4 @@ async def test_p4_close_during(fault: str) -> None:
                 started, over, _ = await keep_alive_metrics(server)
                 return 0 < started == over
 
-            await eventually(no_stream)
+            await until(no_stream)

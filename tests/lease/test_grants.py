@@ -18,9 +18,10 @@ from aioetcd import (
     NoSpaceError,
 )
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import Faulty, eventually, faulty_client, lose_answer, refused_calls
+from tests.harness import Faulty, faulty_client, lose_answer, refused_calls
 from tests.lease.signals import SECOND, kept_lease, wait_renewed_for, witnessed
 from tests.servers import QUICK
+from tests.waiting import until
 
 
 async def test_l11_grant_without_an_answer(faulty: Faulty) -> None:
@@ -32,7 +33,7 @@ async def test_l11_grant_without_an_answer(faulty: Faulty) -> None:
         return await faulty.lease_ids() != ()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lose_answer, faulty, is_granted)
+        tasks.start_soon(lose_answer, faulty.proxy, is_granted)
         async with faulty.client.session(ttl=600) as session:
             assert await faulty.lease_ids() == (session.lease_id,)
             assert (await faulty.oracle.lease.time_to_live(session.lease_id)).granted_ttl == 600
@@ -57,8 +58,8 @@ async def test_l11_grant_answered_too_late(faulty: Faulty) -> None:
         async def is_granted() -> bool:
             return await faulty.lease_ids() != ()
 
-        await eventually(is_granted)
-        await eventually(faulty.no_leases)
+        await until(is_granted)
+        await until(faulty.no_leases)
         await faulty.proxy.heal()
 
     async with anyio.create_task_group() as tasks:
@@ -79,9 +80,9 @@ async def test_l11_grant_never_answered(
             async with faulty.client.session(ttl=2):
                 pytest.fail("it was granted")
         assert caught.value.maybe_applied
-        await eventually(lambda: "could not be revoked" in caplog.text)
+        await until(lambda: "could not be revoked" in caplog.text)
         assert faulty.proxy.bytes_swallowed > 0
-        await eventually(faulty.no_leases)
+        await until(faulty.no_leases)
 
 
 @pytest.mark.parametrize(("election_timeout", "granted"), [(1000, 2), (2000, 3)])

@@ -17,8 +17,8 @@ from aioetcd import (
     LeaseRenewal,
 )
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import eventually
 from tests.lease.renewals import MAKE_ANOTHER, follow
+from tests.waiting import until
 
 # -- waiting for one renewal -----------------------------------------------------------------
 
@@ -207,7 +207,7 @@ async def test_z17_a_running_loop_ends_when_closed_elsewhere(client: Client, lea
         async with anyio.create_task_group() as tasks:
             for began in running:
                 tasks.start_soon(loop, began)
-                await eventually(lambda: client.stats().leases == 1)
+                await until(lambda: client.stats().leases == 1)
                 while not began.is_set():
                     await client.lease.keep_alive_once(lease_id)
             await keep_alive.aclose()

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from aioetcd import Client, EtcdError, KeepAlive, LeaseLostError, LeaseNotFoundError
-from tests.lease.faults import Faulty, eventually
+from tests.harness import Faulty
 from tests.lease.renewals import MAKE_ANOTHER, UNKNOWN, follow
+from tests.waiting import until
 
 # -- dropped ---------------------------------------------------------------------------------
 
@@ -35,7 +36,7 @@ async def test_a_loop_left_stops_at_once(client: Client, lease_id: int) -> None:
     assert client.stats().leases == 0
     keep_alive = client.lease.keep_alive(lease_id)
     waiting = asyncio.create_task(follow(keep_alive, lambda: asyncio.sleep(0)))
-    await eventually(lambda: client.stats().leases == 1)
+    await until(lambda: client.stats().leases == 1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await waiting
@@ -102,7 +103,7 @@ async def test_a_keep_alive_that_nobody_has_any_more(
     where(gc.collect)
     assert client.stats().leases == 0
     # The stream is closed as after any other stop.
-    await eventually(lambda: all(s.connection is None for s in client.lease.streams.values()))
+    await until(lambda: all(s.connection is None for s in client.lease.streams.values()))
 
 
 async def test_z17_two_loops_without_a_block(client: Client, lease_id: int) -> None:

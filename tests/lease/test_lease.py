@@ -13,8 +13,9 @@ import pytest
 
 from aioetcd import Client, KeepAlive, LeaseExistsError, LeaseExpiredError, LeaseNotFoundError
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import Faulty, eventually
+from tests.harness import Faulty
 from tests.lease.renewals import UNKNOWN, follow, keep_alive_metrics, renewed_for
+from tests.waiting import until
 
 # Granting and revoking.
 
@@ -206,7 +207,7 @@ async def test_a_slow_loop_keeps_the_lease_alive(faulty: Faulty) -> None:
 
     async with faulty.client.lease.keep_alive(lease.id) as keep_alive:
         async for _ in keep_alive:
-            await eventually(renewed_often)
+            await until(renewed_often)
             break
         # In the block, the loop may be left and entered again; one answer is kept for it.
         with anyio.move_on_after(0.1) as scope:
@@ -290,8 +291,8 @@ async def test_leaving_the_loop_stops_the_renewals(faulty: Faulty) -> None:
         now_started, now_ended, _ = await keep_alive_metrics(faulty.server)
         return now_started - started == now_ended - ended > 0
 
-    await eventually(all_streams_ended)
-    await eventually(faulty.no_leases)
+    await until(all_streams_ended)
+    await until(faulty.no_leases)
 
 
 async def enter_in_a_cancelled_scope(keep_alive: KeepAlive) -> None:
@@ -343,7 +344,7 @@ async def test_leaving_one_lease_does_not_stop_the_others(faulty: Faulty) -> Non
             await leave_the_block(faulty.client.lease.keep_alive(lease.id))
         assert len(await renewed_for(keep_alive, 3)) >= 3
     await faulty.client.lease.revoke(kept.id)
-    await eventually(faulty.no_leases)
+    await until(faulty.no_leases)
 
 
 async def test_leases_that_come_and_go(faulty: Faulty, rng: random.Random) -> None:
@@ -398,7 +399,7 @@ async def test_all_leases_share_one_stream(client: Client, server: EtcdServer) -
     async with anyio.create_task_group() as tasks:
         for lease in leases:
             tasks.start_soon(first_renewal, lease.id)
-        await eventually(lambda: len(everybody) == 50)
+        await until(lambda: len(everybody) == 50)
         now_started, _, now_received = await keep_alive_metrics(server)
         all_renewed.set()
     assert now_started == started + 1
@@ -450,7 +451,7 @@ async def test_expires_in_counts_down_and_is_raised_by_an_answer(faulty: Faulty)
     first = keep_alive.expires_in
     assert first is not None
     assert 0 < first <= 2
-    await eventually(lambda: 0 < (keep_alive.expires_in or 0) < first - 0.2)
+    await until(lambda: 0 < (keep_alive.expires_in or 0) < first - 0.2)
     low = keep_alive.expires_in
     assert low is not None
     await anext(keep_alive)

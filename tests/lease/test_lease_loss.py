@@ -20,8 +20,9 @@ from aioetcd import (
     NoEndpointError,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.lease.faults import Faulty, eventually, faulty_client, lose_answer, refused_calls
+from tests.harness import Faulty, faulty_client, lose_answer, refused_calls
 from tests.lease.renewals import UNKNOWN, follow, keep_alive_metrics, renewed_for
+from tests.waiting import until
 
 # Losing.
 
@@ -103,7 +104,7 @@ async def test_expired_before_the_server_deletes(faulty: Faulty, how: str) -> No
     assert left - 0.05 <= lost_after <= left + 2
     assert (caught.value.lease_id, caught.value.reason) == (lease.id, "expired")
     assert isinstance(caught.value, LeaseLostError)
-    await eventually(faulty.no_keys)
+    await until(faulty.no_keys)
     await faulty.proxy.heal()
     # The server is there again, and nothing is told again.
     assert (await faulty.client.kv.get("k")).value is None
@@ -184,7 +185,7 @@ async def test_a_blocked_loop_believes_no_old_answer(faulty: Faulty) -> None:
             return (await keep_alive_metrics(faulty.server))[2] > before
 
         # The answer to this one may lie there unread.
-        await eventually(renewed_again)
+        await until(renewed_again)
         blocked += 1
         time.sleep(1.3)  # noqa: ASYNC251  # what this is about
 
@@ -239,7 +240,7 @@ async def test_a_callback_that_raises(
                 faulty.proxy.blackhole()
             case "closed":
                 await client.aclose()
-        await eventually(lambda: len(told) == 2)
+        await until(lambda: len(told) == 2)
         for keep_alive in keep_alives:
             with pytest.raises(type(told[0])):
                 await follow(keep_alive)
@@ -282,7 +283,7 @@ async def test_a_grant_without_an_answer_is_repeated_with_its_id(faulty: Faulty)
         return len(await faulty.lease_ids()) == 1
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lose_answer, faulty, is_granted)
+        tasks.start_soon(lose_answer, faulty.proxy, is_granted)
         before = monotonic()
         lease = await faulty.client.lease.grant(30)
     assert lease.ttl == 30
@@ -303,7 +304,7 @@ async def test_a_revocation_without_an_answer_counts_as_done(faulty: Faulty) -> 
     unknown = await refused_calls(faulty.server, "LeaseRevoke", "NotFound")
     faulty.proxy.blackhole(client_to_server=False)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lose_answer, faulty, faulty.no_leases)
+        tasks.start_soon(lose_answer, faulty.proxy, faulty.no_leases)
         revoked = await faulty.client.lease.revoke(lease.id)
     assert revoked.header.cluster_id
     assert await refused_calls(faulty.server, "LeaseRevoke", "NotFound") == unknown + 1
@@ -385,7 +386,7 @@ async def test_many_leases_survive_a_cut(quick_server: EtcdServer) -> None:
                 break
         deadlines = {lease_id: deadline(lease_id) for lease_id in ids}
         faulty.proxy.cut()
-        await eventually(lambda: all(deadline(i) > before for i, before in deadlines.items()))
+        await until(lambda: all(deadline(i) > before for i, before in deadlines.items()))
         assert faulty.client.stats().leases == 500
         assert faulty.client.stats().reconnects == 1
         for keep_alive in kept:
@@ -393,4 +394,4 @@ async def test_many_leases_survive_a_cut(quick_server: EtcdServer) -> None:
         async with anyio.create_task_group() as tasks:
             for lease_id in ids:
                 tasks.start_soon(revoke, lease_id)
-        await eventually(faulty.no_leases)
+        await until(faulty.no_leases)

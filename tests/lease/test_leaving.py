@@ -13,9 +13,9 @@ import pytest
 
 from aioetcd import Client, KeepAlive
 from aioetcd.testing import EtcdServer
-from tests.lease.faults import eventually
 from tests.lease.renewals import keep_alive_metrics
 from tests.loops import LOOPS, run_on
+from tests.waiting import until
 
 WORKERS = 50
 ROUNDS = 8
@@ -153,7 +153,7 @@ async def leave_at_any_moment(
         now_started, now_ended, _ = await keep_alive_metrics(server)
         return now_started - started == now_ended - ended > 0
 
-    await eventually(all_streams_ended)
+    await until(all_streams_ended)
     for lease_id in leases:
         await client.lease.revoke(lease_id)
     return last

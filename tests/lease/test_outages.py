@@ -18,9 +18,10 @@ from aioetcd import (
 from aioetcd.testing import EtcdCluster, EtcdServer
 from aioetcd.testing.history import LeaseSignal
 from benchmarks.lease_lead import measure
-from tests.lease.faults import Faulty, eventually, faulty_client
+from tests.harness import Faulty, faulty_client
 from tests.lease.signals import SECOND, kept_lease, wait_renewed_for, witnessed
 from tests.servers import CALM, QUICK
+from tests.waiting import until
 
 # A network's, one way: a renewal reaches the server so much later than it was sent, which is what
 # counts. It is the margin in which the owner must be told, and the store be looked at.
@@ -123,7 +124,7 @@ async def until_elsewhere(
     client: Client, cluster: EtcdCluster, member: int, *, within: float
 ) -> None:
     """Wait until a client renews at another member."""
-    await eventually(lambda: renewing_member(client, cluster) not in (None, member), within=within)
+    await until(lambda: renewing_member(client, cluster) not in (None, member), within=within)
 
 
 async def test_l7_leader_change() -> None:
@@ -143,7 +144,7 @@ async def test_l7_leader_change() -> None:
         await wait_renewed_for(witness, lease_id, ttl + 0.2)
         leader = None
         while leader is None or renewing_member(client, cluster) != leader:
-            await eventually(lambda: renewing_member(client, cluster) is not None)
+            await until(lambda: renewing_member(client, cluster) is not None)
             leader = renewing_member(client, cluster)
             assert leader is not None
             await cluster.move_leader(leader)
@@ -259,7 +260,7 @@ async def test_l10_a_thousand_leases(quick_server: EtcdServer) -> None:
         deadlines = {lease_id: rules.deadline(lease_id) or 0.0 for lease_id in ids}
         await faulty.proxy.heal()
         healed_ns = time.monotonic_ns()
-        await eventually(lambda: all((rules.deadline(i) or 0) > deadlines[i] for i in ids))
+        await until(lambda: all((rules.deadline(i) or 0) > deadlines[i] for i in ids))
 
         sent = [s for s in witness.recorder.of(LeaseSignal) if s.kind == "sent"]
         for lane in (lane for lane in rules.lanes if lane.wanted):
@@ -275,7 +276,7 @@ async def test_l10_a_thousand_leases(quick_server: EtcdServer) -> None:
         async with anyio.create_task_group() as tasks:
             for lease_id in ids:
                 tasks.start_soon(revoke, lease_id)
-        await eventually(faulty.no_leases)
+        await until(faulty.no_leases)
 
 
 # -- the lead --------------------------------------------------------------------------------

@@ -25,8 +25,9 @@ from aioetcd import (
     Lock,
     Session,
 )
-from tests.lease.faults import Faulty, eventually
+from tests.harness import Faulty
 from tests.lease.signals import SECOND, kept_lease, wait_renewed_for, witnessed
+from tests.waiting import until
 
 PAUSED_CLIENT = Path(__file__).parent.parent / "data" / "paused_client.py"
 
@@ -90,10 +91,10 @@ async def test_l4_blocked_loop(faulty: Faulty, *, asks: bool) -> None:
         assert acted
         assert max(acted) < woke_ns
         # The answer was there, and was still good.
-        await eventually(lambda: witness.spy.unanswered_ns(lease_id) is None)
+        await until(lambda: witness.spy.unanswered_ns(lease_id) is None)
         assert witness.signals(lease_id, "answered")[-1].sent_ns == sent_ns
         assert sent_ns + ttl * SECOND > woke_ns
-        await eventually(faulty.no_leases)
+        await until(faulty.no_leases)
         assert len(witness.signals(lease_id, "lost")) == 1
 
 
@@ -130,13 +131,13 @@ async def test_p1_blocked_loop_with_much_in_use(faulty: Faulty) -> None:
         for keep_alive in keep_alives.values():
             async for _ in keep_alive:
                 break
-        await eventually(lambda: len(held) == 2)
+        await until(lambda: len(held) == 2)
         await client.kv.put("seen/1", "before")
         assert (told, raised) == ([], [])
         time.sleep(3 * ttl)  # noqa: ASYNC251  # a body that blocks the loop is the fault
         assert [keep_alive.expires_in for keep_alive in keep_alives.values()] == [0] * 20
         assert [what.is_lost for what in held] == [True, True]
-        await eventually(lambda: len(told) == 20 and len(raised) == 2)
+        await until(lambda: len(told) == 20 and len(raised) == 2)
         await client.kv.put("seen/2", "after")
         events = []
         async for event in watch:
@@ -199,7 +200,7 @@ async def test_l5_paused_client_process(faulty: Faulty) -> None:
             await client.wait_for("acted")
             process.send_signal(signal.SIGSTOP)
             stat = Path(f"/proc/{process.pid}/stat")
-            await eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+            await until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
             deleted_ns = await witness.wait_deleted(lease_id)
             resumed_ns = time.monotonic_ns()
             process.send_signal(signal.SIGCONT)

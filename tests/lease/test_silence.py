@@ -13,8 +13,8 @@ import pytest
 from aioetcd import Client
 from aioetcd._proto import rpc_pb2
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.lease.faults import eventually
 from tests.lease.signals import SECOND, LeaseWitness, wait_renewed_for, witnessed
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -68,7 +68,7 @@ async def test_a_member_that_granted_and_then_hangs(
             assert sent[0] < witness.spy.reopened_ns[1] <= sent[-1]
             (answered,) = witness.signals(lease.id, "answered")
             assert (answered.sent_ns or 0) > witness.spy.reopened_ns[1]
-            await eventually(lambda: time.monotonic_ns() > granted_ns + (ttl + 0.3) * SECOND)
+            await until(lambda: time.monotonic_ns() > granted_ns + (ttl + 0.3) * SECOND)
             assert client.stats().endpoint == second.endpoint
             assert client.stats().reconnects == 1
             assert witness.nothing_lost

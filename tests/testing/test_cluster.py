@@ -7,7 +7,7 @@ import gc
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from aioetcd.testing import EtcdCluster, EtcdServer, EtcdStartError
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -59,12 +60,6 @@ def _base64(text: str) -> str:
 
 async def _leader_id(member: EtcdServer) -> int:
     return int((await member.gateway("maintenance/status")).get("leader", 0))
-
-
-async def _wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    with anyio.fail_after(seconds):
-        while not await condition():
-            await anyio.sleep(0.02)
 
 
 def _others(cluster: EtcdCluster, member: EtcdServer) -> list[EtcdServer]:
@@ -205,7 +200,7 @@ async def test_isolate_and_rejoin(calm_cluster: EtcdCluster, leads: bool) -> Non
     async def is_alone() -> bool:
         return await _leader_id(cut_off) == 0
 
-    await _wait_until(is_alone)
+    await until(is_alone)
     assert await cluster.leader() is not cut_off
     with pytest.raises((TimeoutError, RuntimeError)):  # the gateway's answer, or none in time
         await cut_off.gateway("kv/put", {"key": _base64("k"), "value": _base64("lost")})
@@ -244,7 +239,7 @@ async def test_isolating_two_leaves_no_majority(cluster: EtcdCluster) -> None:
     async def nobody_leads() -> bool:
         return not any([await _leader_id(member) for member in cluster.members])
 
-    await _wait_until(nobody_leads)
+    await until(nobody_leads)
     await cluster.rejoin(0)
     assert await cluster.leader() is not cluster.members[1]
     assert await _leader_id(cluster.members[1]) == 0

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.server
+pytestmark = pytest.mark.contract
 
 STRICT = """
 import pytest

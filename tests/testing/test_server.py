@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -25,6 +24,7 @@ from aioetcd.testing import (
 from aioetcd.testing import server as server_module
 from aioetcd.testing._process import free_ports
 from tests.servers import QUICK
+from tests.waiting import until
 
 
 async def put(server: EtcdServer, key: str, value: str) -> None:
@@ -38,12 +38,6 @@ async def get(server: EtcdServer, key: str) -> str | None:
 
 def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
-
-
-async def wait_until(condition: Callable[[], bool], *, within: float = 10.0) -> None:
-    with anyio.fail_after(within):
-        while not condition():
-            await anyio.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:
@@ -403,7 +397,7 @@ async def test_no_orphan_when_the_parent_is_killed(starter: str, tmp_path: Path)
     finally:
         parent.kill()
         parent.communicate()
-    await wait_until(lambda: not is_alive(pid))
+    await until(lambda: not is_alive(pid))
 
 
 async def test_start_in_a_thread_that_ends() -> None:

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
 import anyio.abc
 
 from aioetcd import Client, EtcdError, Event, EventType, Op
-from aioetcd.testing import EtcdServer, Recorder
+from aioetcd.testing import Recorder
 from aioetcd.testing.checkers import assert_clean, check_history
 from aioetcd.testing.history import Delete, EventKind, Put, StoreRevision, Subscription, Txn
 from aioetcd.watch import Watch
 
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
 STREAMS = "etcd_debugging_mvcc_watch_stream_total"
-
-
-async def until(condition: Callable[[], bool], *, within: float = 10.0) -> None:
-    """Wait for something that no event tells of."""
-    with anyio.fail_after(within):
-        while not condition():
-            await anyio.sleep(0.002)
-
-
-async def until_metric(server: EtcdServer, metric: str, count: int, *, within: float = 10) -> None:
-    """Wait until the server counts so many of something."""
-    seen = -1.0
-    with anyio.move_on_after(within):
-        while (seen := (await server.metrics())[metric]) != count:
-            await anyio.sleep(0.01)
-        return
-    raise AssertionError(f"{metric} is {seen:g}, not {count}")
 
 
 async def take(watch: Watch, count: int, *, within: float = 10.0) -> list[Event]:

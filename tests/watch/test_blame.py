@@ -16,7 +16,8 @@ from aioetcd.watch import Watch, _stream
 from aioetcd.watch._rules import WatchRules
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
 from tests.answers import received
-from tests.watch.following import put_all, revisions, take, until
+from tests.waiting import until
+from tests.watch.following import put_all, revisions, take
 from tests.watch.scripted import created, opened, refused, sent, taken
 
 # etcd takes requests of up to 2 MiB, and ends the whole stream for a larger one.

@@ -20,6 +20,7 @@ from aioetcd import (
 )
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watcher
+from tests.waiting import until, until_metric
 from tests.watch.following import (
     STREAMS,
     WATCHERS,
@@ -27,8 +28,6 @@ from tests.watch.following import (
     revisions,
     short,
     take,
-    until,
-    until_metric,
 )
 
 PUT, DELETE = EventType.PUT, EventType.DELETE

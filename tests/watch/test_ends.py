@@ -22,7 +22,8 @@ from aioetcd import (
 )
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch
-from tests.watch.following import STREAMS, WATCHERS, put_all, revisions, take, until, until_metric
+from tests.waiting import until, until_metric
+from tests.watch.following import STREAMS, WATCHERS, put_all, revisions, take
 
 PUT, DELETE = EventType.PUT, EventType.DELETE
 

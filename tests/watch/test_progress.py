@@ -12,7 +12,8 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch
-from tests.watch.following import put_all, revisions, take, until
+from tests.waiting import until
+from tests.watch.following import put_all, revisions, take
 
 
 @pytest.fixture(autouse=True)

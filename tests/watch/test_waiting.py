@@ -15,7 +15,8 @@ from aioetcd import Batch, Client, DeadlineExceededError, Event, Op
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch
 from aioetcd.watch._state import Phase
-from tests.watch.following import WATCHERS, put_all, revisions, take, until, until_metric
+from tests.waiting import until, until_metric
+from tests.watch.following import WATCHERS, put_all, revisions, take
 
 
 def itself(watch: Watch) -> Watch:

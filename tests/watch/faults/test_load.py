@@ -13,6 +13,7 @@ from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.testing.history import Delivery
 from aioetcd.watch import Watch
 from aioetcd.watch._state import INBOX_BYTES
+from tests.waiting import until, until_metric
 from tests.watch.faults.scenes import now, progress_every, put, read_until, unreachable
 from tests.watch.following import (
     WATCHERS,
@@ -20,8 +21,6 @@ from tests.watch.following import (
     revisions,
     take,
     takes_at_most,
-    until,
-    until_metric,
 )
 
 

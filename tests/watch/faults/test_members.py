@@ -14,8 +14,9 @@ from aioetcd import Client
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.history import Delivery
 from tests.servers import CALM
+from tests.waiting import until
 from tests.watch.faults.scenes import KEEPALIVE, now, progress_every
-from tests.watch.following import Traffic, following, takes_at_most, until
+from tests.watch.following import Traffic, following, takes_at_most
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ import pytest
 from aioetcd import Client, ClientClosedError
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch, _state
+from tests.waiting import until, until_metric
 from tests.watch.faults.scenes import KEEPALIVE, enter, put
 from tests.watch.following import (
     WATCHERS,
@@ -23,8 +24,6 @@ from tests.watch.following import (
     revisions,
     take,
     takes_at_most,
-    until,
-    until_metric,
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 from aioetcd import Batch, Client, CompactedError, Event, EventType, Op
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch
+from tests.waiting import until
 from tests.watch.faults.scenes import (
     LONG,
     enter,
@@ -21,7 +22,7 @@ from tests.watch.faults.scenes import (
     unreachable,
     xfail_before,
 )
-from tests.watch.following import Traffic, following, revisions, take, until
+from tests.watch.following import Traffic, following, revisions, take
 
 
 async def test_w1_random_cuts(

@@ -9,8 +9,9 @@ import anyio
 
 from aioetcd import Client, ClusterMismatchError, Op
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.waiting import until
 from tests.watch.faults.scenes import now, put
-from tests.watch.following import following, revisions, take, until
+from tests.watch.following import following, revisions, take
 
 
 async def test_w18_the_history_went_back(own_server: EtcdServer) -> None:

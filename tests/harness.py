@@ -1,8 +1,7 @@
-"""What the tests of leases and locks need beside a server: short leases, faults, waiting."""
+"""A client behind a proxy that breaks its connection, and one beside it that sees what is there."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.servers import QUICK
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -77,21 +77,24 @@ async def faulty(quick_server: EtcdServer) -> AsyncIterator[Faulty]:
         yield faulty
         await faulty.proxy.heal()
         # Of what a blackhole swallowed, the server gets rid by itself.
-        await eventually(faulty.no_leases)
-        await eventually(faulty.no_keys)
+        await until(faulty.no_leases)
+        await until(faulty.no_keys)
 
 
-async def lose_answer(
-    faulty: Faulty, done: Callable[[], Awaitable[bool]], *, within: float = 6.0
-) -> None:
-    """With answers swallowed already: wait until a request was carried out, then lose the answer.
+async def until_answer_lost(proxy: FaultProxy, done: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until a request was carried out whose answer a proxy swallows, as it does by now.
 
-    Once anything was swallowed the connection has a hole, so that it is reset: the answer is lost
-    even where it was not the answer yet that was swallowed.
+    Once anything was swallowed the connection has a hole, so that `FaultProxy.heal` resets it: the
+    answer is lost even where it was not the answer yet that was swallowed.
     """
-    await eventually(done, within=within)
-    await faulty.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
-    await faulty.proxy.heal()
+    await until(done)
+    await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+
+
+async def lose_answer(proxy: FaultProxy, done: Callable[[], Awaitable[bool]]) -> None:
+    """With answers swallowed already: lose the answer of a request that was carried out."""
+    await until_answer_lost(proxy, done)
+    await proxy.heal()
 
 
 async def refused_calls(server: EtcdServer, method: str, code: str) -> float:
@@ -103,18 +106,3 @@ async def refused_calls(server: EtcdServer, method: str, code: str) -> float:
         and f'grpc_code="{code}"' in name
         and f'grpc_method="{method}"' in name
     )
-
-
-async def eventually(
-    condition: Callable[[], bool | Awaitable[bool]], *, within: float = 6.0
-) -> None:
-    """Wait until a condition holds."""
-    with anyio.move_on_after(within):
-        while True:
-            holds = condition()
-            if inspect.isawaitable(holds):
-                holds = await holds
-            if holds:
-                return
-            await anyio.sleep(0.01)  # between two looks
-    pytest.fail(f"not within {within:g} s: {condition}")
