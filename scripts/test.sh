@@ -8,8 +8,7 @@
 #                                   long faults on one of them; needs go, to build them
 #   scripts/test.sh ARGUMENTS...    only `pytest ARGUMENTS...`
 #
-# AIOETCD_TEST_ETCD names another etcd to take in place of the packaged 3.5.1, AIOETCD_TEST_WORKERS
-# how many tests run side by side in place of two for each core: mostly they wait.
+# AIOETCD_TEST_ETCD names another etcd to take in place of the packaged 3.5.1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -56,7 +55,7 @@ checks() {
 side_by_side() {
     local tiers=$1
     shift
-    step python -m pytest -n "$workers" --dist worksteal -m "$tiers" "$@"
+    step python -m pytest -n auto --dist worksteal -m "$tiers" "$@"
 }
 
 scripts/setup.sh
@@ -67,7 +66,6 @@ if [[ -z ${AIOETCD_TEST_ETCD:-} ]]; then
         AIOETCD_TEST_ETCD=$(scripts/get_etcd.sh "${newer[-1]}")
     export AIOETCD_TEST_ETCD
 fi
-workers=${AIOETCD_TEST_WORKERS:-$((2 * $(python -c 'import os; print(os.cpu_count())')))}
 
 case ${1:-} in
 "")
@@ -75,7 +73,7 @@ case ${1:-} in
     checks
     version=$(version_of "$AIOETCD_TEST_ETCD")
     step coverage erase
-    step coverage run -m pytest -n "$workers" --dist worksteal -m "not alone"
+    step coverage run -m pytest -n auto --dist worksteal -m "not alone"
     step coverage run -m pytest -m alone
     ran+=("the whole suite on etcd $version")
     step coverage combine --quiet

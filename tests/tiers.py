@@ -15,6 +15,7 @@ file does not see.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -42,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the tiers known to ``--strict-markers``."""
     for tier in TIERS:
         config.addinivalue_line("markers", f"{tier}: a tier of the suite, see tests/tiers.py")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core, as what ``-n auto`` means: the tests mostly wait."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
