@@ -159,11 +159,20 @@ class LeaseWitness:
         return self.deleted_ns[lease_id]
 
     async def wait_answered(self, lease_id: int, *, since_ns: int, within: float = 10.0) -> None:
-        """Wait until a renewal that was sent after a time was answered."""
+        """Wait until a renewal that was sent after a time was answered.
+
+        Raises:
+            EtcdError: The lease was lost before.
+        """
+
+        def is_answered() -> bool:
+            answered = self.signals(lease_id, "answered")
+            return any((signal.sent_ns or 0) > since_ns for signal in answered)
+
         with anyio.fail_after(within):
-            while not any(
-                (signal.sent_ns or 0) > since_ns for signal in self.signals(lease_id, "answered")
-            ):
+            while not is_answered():
+                if lease_id in self.errors:
+                    raise self.errors[lease_id]
                 await anyio.sleep(0.01)  # between two looks
 
     async def watch(

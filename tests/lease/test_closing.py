@@ -31,7 +31,10 @@ from tests.servers import QUICK
 from tests.waiting import until, until_metric
 from tests.watch.following import STREAMS, WATCHERS
 
+pytestmark = pytest.mark.own_logic("what closing leaves of the client")
 
+
+@pytest.mark.fault("L13")
 async def test_l13_leaving_a_session(quick_server: EtcdServer) -> None:
     """A session that is left while nobody answers is done within the smaller of its bounds."""
     await quick_server.clear()
@@ -107,7 +110,13 @@ FAULTS: dict[str, Callable[[FaultProxy, EtcdServer], Awaitable[object] | object]
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[pytest.mark.fault("P4")] if fault == "slow" else [])
+        for fault in FAULTS
+    ],
+)
 async def test_p4_close_during(fault: str) -> None:
     """A client closes within 2 s whatever the network does: all in use ends, and at the server."""
     ended: dict[str, list[EtcdError | None]] = defaultdict(list)

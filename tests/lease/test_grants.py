@@ -69,6 +69,7 @@ async def test_l11_grant_answered_too_late(faulty: Faulty) -> None:
     assert not entered
 
 
+@pytest.mark.fault("L11")
 async def test_l11_grant_never_answered(
     quick_server: EtcdServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +86,7 @@ async def test_l11_grant_never_answered(
         await until(faulty.no_leases)
 
 
+@pytest.mark.fault("L12")
 @pytest.mark.parametrize(("election_timeout", "granted"), [(1000, 2), (2000, 3)])
 async def test_l12_the_granted_time_counts(election_timeout: int, granted: int) -> None:
     """Where the server raises a time of 1 s, all goes by what it made of it."""
@@ -113,6 +115,7 @@ async def test_l12_the_granted_time_counts(election_timeout: int, granted: int) 
         assert not session.is_lost
 
 
+@pytest.mark.fault("L14")
 async def test_l14_no_space() -> None:
     """A store without space refuses grants clearly and once, and goes on renewing leases."""
     async with (

@@ -20,6 +20,8 @@ from aioetcd.testing import EtcdServer
 from tests.lease.renewals import MAKE_ANOTHER, follow
 from tests.waiting import until
 
+pytestmark = pytest.mark.own_logic("what the handle says and does by itself")
+
 # -- waiting for one renewal -----------------------------------------------------------------
 
 

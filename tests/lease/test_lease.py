@@ -87,6 +87,7 @@ async def test_grant_of_a_taken_id(client: Client) -> None:
     await client.lease.revoke(77)
 
 
+@pytest.mark.own_logic("nothing is sent")
 @pytest.mark.parametrize(
     ("ttl", "error"),
     [
@@ -108,6 +109,7 @@ async def test_grant_refuses_a_wrong_ttl(ttl: Any, error: type[Exception]) -> No
         client.session(ttl=ttl)
 
 
+@pytest.mark.own_logic("nothing is sent")
 @pytest.mark.parametrize(
     ("lease_id", "error"),
     [
@@ -184,6 +186,7 @@ async def test_leases_lists_all(client: Client) -> None:
 # Keeping alive.
 
 
+@pytest.mark.fault("a lease outlives its time, which takes longer than that")
 async def test_keep_alive_outlives_the_ttl(client: Client) -> None:
     """A lease in a keep-alive loop lives on beyond its time to live, and each answer is an item."""
     lease = await client.lease.grant(2)
@@ -197,6 +200,7 @@ async def test_keep_alive_outlives_the_ttl(client: Client) -> None:
     await client.lease.revoke(lease.id)
 
 
+@pytest.mark.own_logic("what is kept for a slow reader")
 async def test_a_slow_loop_keeps_the_lease_alive(faulty: Faulty) -> None:
     """The lease is renewed whether or not the loop keeps pace, and the loop sees the latest."""
     lease = await faulty.client.lease.grant(1)
@@ -276,6 +280,7 @@ LEAVING = [
 ]
 
 
+@pytest.mark.fault("leases run out that nobody renews")
 async def test_leaving_the_loop_stops_the_renewals(faulty: Faulty) -> None:
     """However a keep-alive loop is left, the lease ends by itself and the stream is closed."""
     leases = set()
@@ -323,6 +328,7 @@ async def loop_in_a_cancelled_scope(keep_alive: KeepAlive) -> None:
     assert scope.cancelled_caught
 
 
+@pytest.mark.own_logic("nothing is renewed")
 @pytest.mark.parametrize(
     "enter", [enter_in_a_cancelled_scope, enter_in_a_cancelled_task, loop_in_a_cancelled_scope]
 )
@@ -336,6 +342,7 @@ async def test_entered_when_cancelled_already(
     await client.lease.revoke(lease.id)
 
 
+@pytest.mark.fault("a lease outlives its time, which takes longer than that")
 async def test_leaving_one_lease_does_not_stop_the_others(faulty: Faulty) -> None:
     """The renewals of a lease go on when those of others are no longer wanted."""
     kept, *left = [await faulty.client.lease.grant(1) for _ in range(20)]
@@ -347,6 +354,7 @@ async def test_leaving_one_lease_does_not_stop_the_others(faulty: Faulty) -> Non
     await until(faulty.no_leases)
 
 
+@pytest.mark.fault("leases outlive their time, which takes longer than that")
 async def test_leases_that_come_and_go(faulty: Faulty, rng: random.Random) -> None:
     """Whoever begins to keep a lease, and lets it go, when they like: none is lost meanwhile."""
     end = monotonic() + 6
@@ -360,6 +368,8 @@ async def test_leases_that_come_and_go(faulty: Faulty, rng: random.Random) -> No
                     assert renewal.ttl == lease.ttl
                     if monotonic() > until:
                         break
+                else:
+                    pytest.fail("it has ended by itself")
                 assert (keep_alive.expires_in or 0) > lease.ttl / 3
             await faulty.client.lease.revoke(lease.id)
 
@@ -368,6 +378,7 @@ async def test_leases_that_come_and_go(faulty: Faulty, rng: random.Random) -> No
             tasks.start_soon(come_and_go)
 
 
+@pytest.mark.own_logic("who of several gets an answer")
 async def test_two_keep_alives_of_one_lease(faulty: Faulty) -> None:
     """Each of two loops sees the answers, and the lease is kept until the second one is left."""
     lease = await faulty.client.lease.grant(1)
@@ -382,6 +393,7 @@ async def test_two_keep_alives_of_one_lease(faulty: Faulty) -> None:
     await faulty.client.lease.revoke(lease.id)
 
 
+@pytest.mark.own_logic("the streams that the client opens")
 async def test_all_leases_share_one_stream(client: Client, server: EtcdServer) -> None:
     """Many leases are kept alive over one stream."""
     leases = [await client.lease.grant(60) for _ in range(50)]
@@ -431,6 +443,7 @@ async def test_keep_alive_once(client: Client) -> None:
     await client.lease.revoke(lease.id)
 
 
+@pytest.mark.own_logic("who of several gets an answer")
 async def test_keep_alive_once_beside_a_loop(client: Client) -> None:
     """A single renewal beside a running loop disturbs nobody."""
     lease = await client.lease.grant(60)
@@ -438,12 +451,12 @@ async def test_keep_alive_once_beside_a_loop(client: Client) -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
                 tasks.start_soon(client.lease.keep_alive_once, lease.id)
-        async for _ in keep_alive:
-            break
+        assert (await anext(aiter(keep_alive))).id == lease.id
         assert client.stats().leases == 1
     await client.lease.revoke(lease.id)
 
 
+@pytest.mark.fault("L2")
 async def test_expires_in_counts_down_and_is_raised_by_an_answer(faulty: Faulty) -> None:
     """`expires_in` falls with the time, jumps back with a renewal, and is 0 after the loss."""
     lease = await faulty.client.lease.grant(2)

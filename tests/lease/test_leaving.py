@@ -17,6 +17,8 @@ from tests.lease.renewals import keep_alive_metrics
 from tests.loops import LOOPS, run_on
 from tests.waiting import until
 
+pytestmark = pytest.mark.own_logic("what cancellation leaves of the client")
+
 WORKERS = 50
 ROUNDS = 8
 

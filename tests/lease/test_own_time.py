@@ -32,6 +32,7 @@ from tests.waiting import until
 PAUSED_CLIENT = Path(__file__).parent.parent / "data" / "paused_client.py"
 
 
+@pytest.mark.fault("L4")
 @pytest.mark.parametrize("asks", [True, False], ids=["asked", "not asked"])
 async def test_l4_blocked_loop(faulty: Faulty, *, asks: bool) -> None:
     """After a loop was blocked beyond the deadline, the loss comes before all else, and once.
@@ -98,6 +99,7 @@ async def test_l4_blocked_loop(faulty: Faulty, *, asks: bool) -> None:
         assert len(witness.signals(lease_id, "lost")) == 1
 
 
+@pytest.mark.fault("P1")
 async def test_p1_blocked_loop_with_much_in_use(faulty: Faulty) -> None:
     """A loop blocked for three times the leases' time loses each of them once, and no watch."""
     ttl = 1
@@ -188,6 +190,7 @@ class PausedClient:
         self.said += map(json.loads, lines)
 
 
+@pytest.mark.fault("L5")
 async def test_l5_paused_client_process(faulty: Faulty) -> None:
     """A process that was stopped for longer than its lease lives knows it before it acts again."""
     ttl = 2
@@ -215,6 +218,7 @@ async def test_l5_paused_client_process(faulty: Faulty) -> None:
         witness.excused.add(lease_id)  # its owner could not be told while it was stopped
 
 
+@pytest.mark.fault("L6")
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
 async def test_l6_wall_clock_jump(
     faulty: Faulty, jump: float, monkeypatch: pytest.MonkeyPatch

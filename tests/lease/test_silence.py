@@ -36,6 +36,7 @@ async def two_ways(
         yield client, first, second, witness
 
 
+@pytest.mark.fault("L8")
 @pytest.mark.parametrize(
     ("ttl", "pause", "warm"),
     [
@@ -77,6 +78,7 @@ async def test_a_member_that_granted_and_then_hangs(
             await client.lease.revoke(other.id)
 
 
+@pytest.mark.fault("L9")
 async def test_a_slow_link_is_not_left(quick_server: EtcdServer) -> None:
     """Answers over a link of 300 ms each way and 20 kB/s are waited for, the first one too."""
     async with two_ways(quick_server) as (client, first, second, witness):
@@ -102,6 +104,7 @@ async def test_a_slow_link_is_not_left(quick_server: EtcdServer) -> None:
             await witness.revoke(lease.id)
 
 
+@pytest.mark.fault("L4")
 async def test_a_blocked_loop_is_no_silent_member(quick_server: EtcdServer) -> None:
     """A member is not left for an answer that lay there unread while the loop was blocked."""
     port = quick_server.endpoint.rpartition(":")[2]
