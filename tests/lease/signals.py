@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from aioetcd import Client, EtcdError, EventType, KeepAlive, Session
+from aioetcd import Client, EtcdError, EventType, KeepAlive, LeaseLostError, Session
 from aioetcd._proto import rpc_pb2
 from aioetcd.lease._state import Lane
 from aioetcd.testing.checkers import assert_clean, check_leases
@@ -90,9 +90,7 @@ class _LaneSpy:
     def received(self, response: rpc_pb2.LeaseKeepAliveResponse, size: int, now: float) -> bool:
         """A renewal was answered."""
         if sent := self.sent.get(response.ID):
-            sent_ns = sent.popleft()
-            if response.TTL > 0:
-                self._spy.add(response.ID, "answered", sent_ns, response.TTL)
+            self._spy.add(response.ID, "answered", sent.popleft(), response.TTL)
         return self._received(response, size, now)
 
 
@@ -135,7 +133,8 @@ class LeaseWitness:
 
     def told(self, lease_id: int, error: EtcdError) -> None:
         """Write down a loss."""
-        self.recorder.add(LeaseSignal(lease_id, "lost", time.monotonic_ns()))
+        reason = error.reason if isinstance(error, LeaseLostError) else "closed"
+        self.recorder.add(LeaseSignal(lease_id, "lost", time.monotonic_ns(), reason=reason))
         self.errors[lease_id] = error
         self._wake()
 

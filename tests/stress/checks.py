@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from aioetcd.testing.checkers import Violation
-from aioetcd.testing.history import Delivery, EventRecord, LeaseSignal
+from aioetcd.testing.history import Delivery, EventKind, EventRecord, LeaseSignal, StoreRevision
+from tests.stress.holding import lease_of
 from tests.stress.plan import Fault
 
 # Faults that a server below this version does not survive by its own fault.
@@ -70,6 +71,17 @@ def check_harness(
     if not kinds:
         missing.append("no fault was planned")
     return [Violation("harness", text) for text in missing]
+
+
+def leases_gone(revisions: Iterable[StoreRevision]) -> dict[int, int]:
+    """Give when the oracle saw the key of each lease go first."""
+    gone: dict[int, int] = {}
+    for record in revisions:
+        for event in record.events:
+            lease_id = lease_of(event.kv.key)
+            if event.type is EventKind.DELETE and lease_id is not None:
+                gone[lease_id] = min(record.at_ns, gone.get(lease_id, record.at_ns))
+    return gone
 
 
 def revoked_early(signals: Iterable[LeaseSignal], gone_ns: Mapping[int, int]) -> set[int]:

@@ -54,6 +54,8 @@ async def holder(run: Run, party: Party, name: str) -> None:
                 end = replace(end, reason=error.reason)
             run.counts["sessions lost"] += 1
         except EtcdError as error:
+            if end is not None and end.kind == "lost":
+                end = replace(end, reason="closed")
             only_if_closed(run, party, client, error)
             run.counts["sessions not granted"] += 1
         else:

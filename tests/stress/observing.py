@@ -1,4 +1,4 @@
-"""What looks on during a run: the oracle, the log, and the counting of what is left behind."""
+"""What looks on during a run: the log, and the counting of what is left behind."""
 
 from __future__ import annotations
 
@@ -8,57 +8,18 @@ import gc
 import logging
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable
 
 import anyio
 
-from aioetcd import Client, CompactedError, EtcdError, EventType, LeaseNotFoundError
-from aioetcd.testing import EtcdCluster, EtcdServer, Recorder
+from aioetcd import Client, EtcdError, LeaseNotFoundError
+from aioetcd.testing import EtcdCluster
 from aioetcd.testing.checkers import Violation
-from tests.stress.holding import lease_of
 from tests.stress.shared import Party, Run
 
 LATE_GRANTS = 5
 """So many leases may be granted in a run when nobody waits for that any more."""
-
-
-class Observer:
-    """The oracle: a client at each member, past all proxies, that watches from revision 1.
-
-    The members are restarted and paused as well, so no single one is relied on: what one misses
-    another has, the checkers compare what several have, and no revision may be missing.
-    """
-
-    def __init__(self, cluster: EtcdCluster, recorder: Recorder) -> None:
-        self.revision = 1
-        self.leases_gone: dict[int, int] = {}
-        self._cluster = cluster
-        self._recorder = recorder
-
-    async def watch(self, member: EtcdServer) -> None:
-        """Write down what one member tells."""
-        start = 1
-        async with Client(member.endpoint, timeout=None) as client:
-            while True:
-                try:
-                    async with client.watch("", prefix=True, start_revision=start) as watch:
-                        async for batch in watch.batches():
-                            self._recorder.stored(batch.events)
-                            self.revision = max(self.revision, batch.revision)
-                            for event in batch.events:
-                                lease_id = lease_of(event.kv.key)
-                                if event.type is EventType.DELETE and lease_id is not None:
-                                    self.leases_gone.setdefault(lease_id, time.monotonic_ns())
-                except CompactedError as error:  # another member had it
-                    start = error.compact_revision or start
-
-    async def wait_for(self, revision: int, *, within: float) -> None:
-        """Wait until the history is known so far."""
-        with anyio.fail_after(within):
-            while self.revision < revision:
-                await anyio.sleep(0.02)
 
 
 async def resources(cluster: EtcdCluster) -> dict[str, float]:

@@ -23,15 +23,13 @@ from pathlib import Path
 import anyio
 
 from aioetcd import Client, EventType
-from aioetcd.testing import EtcdCluster, Recorder
+from aioetcd.testing import EtcdCluster, Observer, Recorder, observe
 from aioetcd.testing.checkers import (
-    Oracle,
     Violation,
     check_history,
     check_leases,
     check_no_leak,
     count_outcomes,
-    watch_reliable,
 )
 from aioetcd.testing.history import (
     Delivery,
@@ -46,13 +44,18 @@ from aioetcd.testing.history import (
 )
 from aioetcd.watch import _state as watch_rules
 from tests.lease.signals import LATENESS, LeaseSpy
-from tests.stress.checks import check_harness, excuse_missing, revoked_early, server_bugs
+from tests.stress.checks import (
+    check_harness,
+    excuse_missing,
+    leases_gone,
+    revoked_early,
+    server_bugs,
+)
 from tests.stress.faults import Faults
 from tests.stress.hasty import hasty
 from tests.stress.holding import holder, locker
 from tests.stress.observing import (
     Log,
-    Observer,
     client_tasks,
     left_behind,
     resources,
@@ -62,7 +65,7 @@ from tests.stress.observing import (
 from tests.stress.plan import LANES, plan
 from tests.stress.shared import Actor, Party, Run
 from tests.stress.together import juggler, sharer
-from tests.stress.traffic import KEYS, put, reader, writer
+from tests.stress.traffic import KEYS, PREFIX, delete, put, reader, writer
 from tests.stress.watching import watcher
 
 FOLDER = Path(__file__).parent.parent.parent / ".stress"
@@ -89,7 +92,7 @@ class Stress:
     def __init__(self, seconds: float, seed: int) -> None:
         self.run = Run(seed)
         self.cluster = EtcdCluster(3, seed=seed)
-        self.observer = Observer(self.cluster, self.run.recorder)
+        self.observer = Observer()
         self.lateness = self.run.lateness
         self.log = Log(self.run)
         self.violations = self.run.violations
@@ -97,21 +100,23 @@ class Stress:
         self.left_out = server_bugs(version)
         self.plan = plan(seed, seconds, without=self.left_out)
         self.parties: list[Party] = []
-        self._live: dict[str, int] = {}
+        self._settled_at = 0
         self._failed = False
 
     async def go(self) -> None:
         """Do all of it."""
         # So few that a consumer that waits for a second or two has its watch paused.
         watch_rules.INBOX_EVENTS = INBOX_EVENTS
-        async with self.cluster, anyio.create_task_group() as observing:
-            for member in self.cluster.members:
-                observing.start_soon(self.observer.watch, member)
+        async with (
+            self.cluster,
+            observe(self.run.recorder, self.cluster.members) as self.observer,
+            anyio.create_task_group() as observing,
+        ):
             observing.start_soon(self.lateness.measure)
             self.parties = [Party(name, partial(self._client, name)) for name in PARTIES]
             async with self._control() as control:
                 await self._write(control)
-            await self.observer.wait_for(self.run.revision, within=10)
+            await self.observer.wait_for(self.run.revision, timeout=10)
             before = await resources(self.cluster)
             self.lateness.most = 0
             async with self._control() as control:
@@ -204,7 +209,7 @@ class Stress:
             await put(self.run, client, "control", key)
         put_at = self.run.revision
         for key in reversed(KEYS):
-            self.run.saw((await client.kv.delete(key, timeout=20)).header.revision)
+            await delete(self.run, client, "control", key)
         return put_at
 
     async def _recovered(self) -> None:
@@ -219,7 +224,7 @@ class Stress:
                 self.run.counts["slowest recovery in ms"], int((time.monotonic() - began) * 1000)
             )
         put_at = await self._write(self.parties[0].client)
-        await self.observer.wait_for(self.run.revision, within=20)
+        await self.observer.wait_for(self.run.revision)
 
         def behind() -> dict[str, int]:
             return {
@@ -234,7 +239,8 @@ class Stress:
         for name, at in behind().items():
             text = f"{name} is at {at}, the store at {self.run.revision}"
             self.violations.append(Violation("watch stuck", text))
-        self._live = dict.fromkeys(self.run.last_seen, self.run.revision)
+        self.run.settled = True  # what is open from now on must have everything
+        self._settled_at = self.run.revision
 
     async def _leaves_nothing(self, before: dict[str, float]) -> None:
         # What a blackhole swallowed is found dead by the servers, and leases whose revocation was
@@ -254,15 +260,12 @@ class Stress:
 
     async def _check(self, faults: Faults, control: Client) -> None:
         last = (await control.kv.get("x", timeout=10)).header.revision
-        await self.observer.wait_for(last, within=20)
+        await self.observer.wait_for(last)
         recorder = self.run.recorder
-        known = {record.revision for record in recorder.of(StoreRevision)}
-        if missing := set(range(2, last + 1)) - known:
-            text = f"the oracle misses {len(missing)} revisions, such as {min(missing)}"
-            self.violations.append(Violation("harness", text))
         signals = recorder.of(LeaseSignal)
         given_up = {signal.lease_id for signal in signals if signal.kind == "revoked"}
-        ran_out = {i: at for i, at in self.observer.leases_gone.items() if i not in given_up}
+        gone = leases_gone(recorder.of(StoreRevision))
+        ran_out = {i: at for i, at in gone.items() if i not in given_up}
         early = revoked_early(signals, ran_out)
         ran_out = {i: at for i, at in ran_out.items() if i not in early}
         self.run.counts["leases that ran out"] = len(ran_out)
@@ -272,6 +275,8 @@ class Stress:
         in_time = Recorder(map(self._told_in_time, recorder.records))
         found = check_history(
             in_time,
+            outside=lambda event: not event.kv.key.startswith((PREFIX, b"s/")),
+            watched_through=self._settled_at,
             compact_revision=faults.compact_revision,
             expired_ns=ran_out,
             until_ns=time.monotonic_ns(),
@@ -287,7 +292,6 @@ class Stress:
                 tolerance_ns=LATENESS if rule == "lease too early" else 0,
             )
             self.violations += [v for v in found if v.checker == rule]
-        self._check_live(Oracle(recorder.of(StoreRevision)))
 
     def _told_in_time(self, record: Record) -> Record:
         if isinstance(record, LockHold) and record.lost_ns is not None:
@@ -301,16 +305,6 @@ class Stress:
         happened = Counter(self.run.counts)
         happened["ok writes"] = count_outcomes(writes)["ok"]
         self.violations += check_harness(self.plan, faults.done, happened)
-
-    def _check_live(self, oracle: Oracle) -> None:
-        """What was open at the end must have everything up to there."""
-        deliveries: dict[str, list[Delivery]] = {}
-        for delivery in self.run.recorder.of(Delivery):
-            deliveries.setdefault(delivery.watch, []).append(delivery)
-        for subscription in self.run.recorder.of(Subscription):
-            if (through := self._live.get(subscription.watch)) is not None:
-                own = deliveries.get(subscription.watch, [])
-                self.violations += watch_reliable(subscription, own, oracle, through=through)
 
     def _report(self, faults: Faults, most_late: int) -> None:
         recorder = self.run.recorder

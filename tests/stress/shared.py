@@ -104,6 +104,7 @@ class Run:
         seed: Decides what the actors do, but not when.
         lateness: How late the event loop was.
         stopping: Set when no actor shall begin anything new.
+        settled: Set when all is well again, and what is open then must have everything.
         consuming: Slow consumers wait for it; cleared while that fault lasts.
         counts: What happened, for the report.
         violations: What an actor itself saw going wrong.
@@ -118,6 +119,7 @@ class Run:
         self.seed = seed
         self.lateness = Lateness()
         self.stopping = False
+        self.settled = False
         self.consuming = anyio.Event()
         self.consuming.set()
         self.counts: Counter[str] = Counter()

@@ -17,12 +17,13 @@ PREFIX, PREFIX_END = b"k/", b"k0"
 async def put(run: Run, client: Client, name: str, key: bytes, lease: int | None = None) -> None:
     """Put a new value."""
     value = run.value()
-    with run.recorder.call(name, Put(key, value)) as call:
+    with run.recorder.call(name, Put(key, value, lease)) as call:
         answer = await client.kv.put(key, value, lease=lease)
         call.ok(run.saw(answer.header.revision))
 
 
-async def _delete(run: Run, client: Client, name: str, key: bytes) -> None:
+async def delete(run: Run, client: Client, name: str, key: bytes) -> None:
+    """Delete a key."""
     with run.recorder.call(name, Delete(key)) as call:
         answer = await client.kv.delete(key)
         call.ok(run.saw(answer.header.revision), deleted=answer.deleted)
@@ -64,7 +65,7 @@ async def writer(run: Run, party: Party, name: str) -> None:
                 case "put":
                     await put(run, client, name, chance.choice(KEYS))
                 case "delete":
-                    await _delete(run, client, name, chance.choice(KEYS))
+                    await delete(run, client, name, chance.choice(KEYS))
                 case _:
                     await _swap(run, client, name, chance)
         await anyio.sleep(chance.uniform(0, 0.04))

@@ -44,6 +44,7 @@ async def watcher(run: Run, party: Party, name: str) -> None:
             ((PREFIX, PREFIX_END), (PREFIX, PREFIX_END), (KEYS[0], None))
         )
         previous = chance.random() < 0.5
+        kind = None if only is None else EventKind[only.name]
         client = party.client
         watch = client.watch(
             key,
@@ -60,7 +61,11 @@ async def watcher(run: Run, party: Party, name: str) -> None:
         try:
             async with watch:
                 first = watch.revision + 1
-                subscribed = False
+                subscribed = start is not None
+                if start is not None:
+                    run.recorder.add(
+                        Subscription(watch_name, key, start, range_end, kind, previous)
+                    )
                 run.last_seen[watch_name] = watch.revision
                 run.only[watch_name] = only
                 stream = deliver(watch)
@@ -70,13 +75,12 @@ async def watcher(run: Run, party: Party, name: str) -> None:
                     async with contextlib.aclosing(stream):
                         async for revision, events in stream:
                             if not subscribed:
-                                if start is None and events:
+                                if events:
                                     # One that begins "now" may begin a moment before it knows.
                                     earliest = events[0].kv.mod_revision
                                     if first - MOMENT <= earliest < first:
                                         first = earliest
                                 subscribed = True
-                                kind = None if only is None else EventKind[only.name]
                                 run.recorder.add(
                                     Subscription(watch_name, key, first, range_end, kind, previous)
                                 )
@@ -103,3 +107,5 @@ async def watcher(run: Run, party: Party, name: str) -> None:
                 start = watch.revision + 1
         finally:
             run.last_seen.pop(watch_name, None)
+            if not run.settled:
+                run.recorder.ended(watch_name)

@@ -134,6 +134,7 @@ class Store:
             old.create_revision if old else revision,
             revision,
             old.version + 1 if old else 1,
+            put.lease,
         )
         self.keys[put.key] = kv
         return EventRecord(EventKind.PUT, kv, old, is_create=old is None)

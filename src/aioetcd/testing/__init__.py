@@ -7,6 +7,7 @@ Importing it needs neither pytest nor a running etcd. With pytest, the fixtures 
 from aioetcd.testing import checkers
 from aioetcd.testing.cluster import EtcdCluster
 from aioetcd.testing.history import Recorder
+from aioetcd.testing.observer import Observer, observe
 from aioetcd.testing.proxy import FaultProxy
 from aioetcd.testing.server import (
     AddressInUseError,
@@ -23,7 +24,9 @@ __all__ = [
     "EtcdServer",
     "EtcdStartError",
     "FaultProxy",
+    "Observer",
     "Recorder",
     "checkers",
     "find_binary",
+    "observe",
 ]

@@ -1,8 +1,16 @@
-"""Plain HTTP to a server on loopback."""
+"""Plain HTTP to a server on loopback.
+
+Written out because the standard library's client would block the event loop that a client under
+test runs in.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import anyio
+from anyio.abc import ByteStream
 
 from aioetcd.testing._process import HOST
 
@@ -10,26 +18,58 @@ from aioetcd.testing._process import HOST
 async def request(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
     """One HTTP exchange with a server on loopback.
 
-    Written out because the standard library's client would block the event loop that a client
-    under test runs in.
-
     Raises:
         OSError: There was no answer, or none within five seconds.
     """
-    head = f"{'GET' if body is None else 'POST'} {path} HTTP/1.0\r\nHost: {HOST}:{port}\r\n"
-    if body is not None:
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     answer = bytearray()
     with anyio.fail_after(5):
-        async with await anyio.connect_tcp(HOST, port) as stream:
-            try:
-                await stream.send(head.encode() + b"\r\n" + (body or b""))
-                async for chunk in stream:
-                    answer += chunk
-            except anyio.BrokenResourceError as exc:
-                raise ConnectionResetError(f"{HOST}:{port}{path}: connection lost") from exc
+        async with _asked(port, path, body) as stream:
+            async for chunk in _chunks(stream, port, path):
+                answer += chunk
     first, _, rest = bytes(answer).partition(b"\r\n")
     status = first.split()[1:2]
     if not status:
         raise ConnectionResetError(f"{HOST}:{port}{path}: connection closed without an answer")
     return int(status[0]), rest.partition(b"\r\n\r\n")[2]
+
+
+async def read_lines(port: int, path: str, body: bytes) -> AsyncIterator[bytes]:
+    """Give the lines of an answer that does not end by itself.
+
+    Raises:
+        OSError: There is nobody, or the connection broke.
+    """
+    async with _asked(port, path, body) as stream:
+        rest, head = b"", True
+        async for chunk in _chunks(stream, port, path):
+            rest += chunk
+            if head:
+                _, ended, rest_of_it = rest.partition(b"\r\n\r\n")
+                if not ended:
+                    continue
+                head, rest = False, rest_of_it
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                yield line
+
+
+@asynccontextmanager
+async def _asked(port: int, path: str, body: bytes | None) -> AsyncIterator[ByteStream]:
+    # An HTTP/1.0 answer is not cut into chunks: it ends with the connection.
+    head = f"{'GET' if body is None else 'POST'} {path} HTTP/1.0\r\nHost: {HOST}:{port}\r\n"
+    if body is not None:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    async with await anyio.connect_tcp(HOST, port) as stream:
+        try:
+            await stream.send(head.encode() + b"\r\n" + (body or b""))
+        except anyio.BrokenResourceError as exc:
+            raise ConnectionResetError(f"{HOST}:{port}{path}: connection lost") from exc
+        yield stream
+
+
+async def _chunks(stream: ByteStream, port: int, path: str) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in stream:
+            yield chunk
+    except anyio.BrokenResourceError as exc:
+        raise ConnectionResetError(f"{HOST}:{port}{path}: connection lost") from exc

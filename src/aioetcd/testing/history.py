@@ -41,6 +41,7 @@ from aioetcd.testing.records import (
     StoreRevision,
     Subscription,
     Txn,
+    WatchEnd,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "StoreRevision",
     "Subscription",
     "Txn",
+    "WatchEnd",
 ]
 
 
@@ -82,14 +84,20 @@ class Call:
         kvs: Iterable[KeyValueLike] = (),
         deleted: int | None = None,
         succeeded: bool | None = None,
+        reads: Iterable[Iterable[KeyValueLike]] | None = None,
     ) -> None:
         """The call returned: `revision` is its header's, the others as in `Operation`."""
         self.answered = {
             "revision": revision,
-            "kvs": tuple(KeyValueRecord.of(kv) for kv in kvs),
+            "kvs": _records(kvs),
             "deleted": deleted,
             "succeeded": succeeded,
+            "reads": None if reads is None else tuple(map(_records, reads)),
         }
+
+
+def _records(kvs: Iterable[KeyValueLike]) -> tuple[KeyValueRecord, ...]:
+    return tuple(map(KeyValueRecord.of, kvs))
 
 
 _R = TypeVar("_R", bound=Record)
@@ -140,6 +148,10 @@ class Recorder:
         batch = tuple(map(EventRecord.of, events))
         self.add(Delivery(watch, time.monotonic_ns(), revision, batch))
 
+    def ended(self, watch: str, error: BaseException | None = None) -> None:
+        """Record that a watch ended, at the time of this call."""
+        self.add(WatchEnd(watch, time.monotonic_ns(), None if error is None else repr(error)))
+
     def stored(self, events: Iterable[EventLike]) -> None:
         """Record what the oracle's watch delivered: whole revisions, at the time of this call."""
         now = time.monotonic_ns()
@@ -181,7 +193,16 @@ class Recorder:
 
 _CLASSES: tuple[type[Any], ...] = (
     *(KeyValueRecord, EventRecord, Put, Get, Delete, Comparison, Txn),
-    *(Operation, Subscription, Delivery, LockHold, GuardedTxn, LeaseSignal, StoreRevision),
+    *(
+        Operation,
+        Subscription,
+        Delivery,
+        WatchEnd,
+        LockHold,
+        GuardedTxn,
+        LeaseSignal,
+        StoreRevision,
+    ),
 )
 _BY_NAME = {cls.__name__: cls for cls in _CLASSES}
 _FIELDS = {cls: tuple(field.name for field in dataclasses.fields(cls)) for cls in _CLASSES}
@@ -200,12 +221,16 @@ def _encoded(value: Any) -> dict[str, Any]:
     return encoded
 
 
+def _as_tuples(content: list[Any]) -> tuple[Any, ...]:
+    return tuple(_as_tuples(each) if type(each) is list else each for each in content)
+
+
 def _decoded(value: dict[str, Any]) -> Any:
     if "bytes" in value:
         return value["bytes"].encode("utf-8", "surrogateescape")
     for name, content in value.items():
         if type(content) is list:
-            value[name] = tuple(content)
+            value[name] = _as_tuples(content)
     cls = _BY_NAME[value.pop("is")]
     if cls is EventRecord:
         value["type"] = EventKind(value["type"])

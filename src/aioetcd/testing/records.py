@@ -31,6 +31,8 @@ class KeyValueLike(Protocol):
     def mod_revision(self) -> int: ...  # noqa: D102
     @property
     def version(self) -> int: ...  # noqa: D102
+    @property
+    def lease(self) -> int | None: ...  # noqa: D102
 
 
 class EventLike(Protocol):
@@ -53,18 +55,19 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyValueRecord:
-    """A key with its value and revisions."""
+    """A key with its value and revisions, and the lease that it hangs on."""
 
     key: bytes
     value: bytes
     create_revision: int
     mod_revision: int
     version: int
+    lease: int | None = None
 
     @classmethod
     def of(cls, kv: KeyValueLike) -> KeyValueRecord:
         """Copy a key-value."""
-        return cls(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version)
+        return cls(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +109,12 @@ class Put:
 
     key: bytes
     value: bytes
+    lease: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Get:
-    r"""Read a key, or the range up to `range_end` (exclusive; ``b"\0"``: no end).
+    r"""Read a key, or the range up to `range_end` (exclusive; ``b"\0"``: no end; ``b""``: one key).
 
     Attributes:
         revision: The revision asked for, None for the newest.
@@ -167,6 +171,8 @@ class Operation:
         outcome: Whether it was answered, surely had no effect, or nobody knows.
         revision: The answer's header revision.
         kvs: What a `Get` returned.
+        reads: What each `Get` of the branch that a `Txn` took returned, in order; None where the
+            test did not write it down.
         deleted: How many keys a `Delete`, or all deletes of a `Txn`, removed.
         succeeded: Which branch a `Txn` took.
         error: The exception's text, for whoever reads the history.
@@ -182,6 +188,7 @@ class Operation:
     deleted: int | None = None
     succeeded: bool | None = None
     error: str | None = None
+    reads: tuple[tuple[KeyValueRecord, ...], ...] | None = None
 
 
 # --- watches, locks, leases, the store ------------------------------------------------------
@@ -217,6 +224,18 @@ class Delivery:
     at_ns: int
     revision: int
     events: tuple[EventRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEnd:
+    """A watch ended, by its user or by itself: what it had not handed over by then, need not come.
+
+    A watch without one is still open, and must have handed over everything.
+    """
+
+    watch: str
+    at_ns: int
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,5 +301,12 @@ class StoreRevision:
 
 
 Record: TypeAlias = (
-    Operation | Subscription | Delivery | LockHold | GuardedTxn | LeaseSignal | StoreRevision
+    Operation
+    | Subscription
+    | Delivery
+    | WatchEnd
+    | LockHold
+    | GuardedTxn
+    | LeaseSignal
+    | StoreRevision
 )

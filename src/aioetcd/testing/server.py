@@ -15,14 +15,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
 
-from aioetcd.testing._http import request
+from aioetcd.testing._http import read_lines, request
 from aioetcd.testing._process import (
     HOST,
     environment,
@@ -332,6 +332,18 @@ class EtcdServer:
         if status != 200:
             raise RuntimeError(f"/v3/{path}: {status} {answer.decode(errors='replace')}")
         return json.loads(answer)
+
+    async def gateway_stream(
+        self, path: str, body: Mapping[str, object]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Ask a streaming RPC by etcd's JSON gateway, such as ``watch``, and give its answers.
+
+        Raises:
+            OSError: There is nobody, or the connection broke.
+        """
+        encoded = json.dumps(body).encode()
+        async for line in read_lines(self._client_port, f"/v3/{path}", encoded):
+            yield json.loads(line)
 
     async def metrics(self) -> dict[str, float]:
         """The server's own counters (``/metrics``), by name with labels."""

@@ -10,20 +10,17 @@ of 100 000 events takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aioetcd.testing.checkers.holds import check_fencing, check_leases, check_lock_holds
 from aioetcd.testing.checkers.operations import (
     check_monotonic_reads,
-    check_not_applied,
-    check_ok_writes,
     check_reads,
     check_real_time,
     check_txn_branches,
-    check_unknown_writes,
     count_outcomes,
 )
-from aioetcd.testing.checkers.oracle import Oracle, in_range
+from aioetcd.testing.checkers.oracle import Oracle, check_oracle, in_range
 from aioetcd.testing.checkers.resources import (
     check_attempts,
     check_cpu_share,
@@ -43,8 +40,10 @@ from aioetcd.testing.checkers.watches import (
     watch_resumable,
     watch_unique,
 )
+from aioetcd.testing.checkers.writes import check_writes
 from aioetcd.testing.history import (
     Delivery,
+    EventRecord,
     GuardedTxn,
     LeaseSignal,
     LockHold,
@@ -52,6 +51,7 @@ from aioetcd.testing.history import (
     Recorder,
     StoreRevision,
     Subscription,
+    WatchEnd,
 )
 
 __all__ = [
@@ -67,13 +67,12 @@ __all__ = [
     "check_lock_holds",
     "check_monotonic_reads",
     "check_no_leak",
-    "check_not_applied",
-    "check_ok_writes",
+    "check_oracle",
     "check_reads",
     "check_real_time",
     "check_txn_branches",
-    "check_unknown_writes",
     "check_watch",
+    "check_writes",
     "count_outcomes",
     "in_range",
     "watch_atomic",
@@ -91,6 +90,7 @@ __all__ = [
 def check_history(
     recorder: Recorder,
     *,
+    outside: Callable[[EventRecord], bool] | None = None,
     watched_through: int | None = None,
     compact_revision: int = 0,
     expired_ns: Mapping[int, int] | None = None,
@@ -99,12 +99,16 @@ def check_history(
 ) -> list[Violation]:
     """Run every check that a recorded history alone allows.
 
-    What a watch delivered that no `Subscription` tells of cannot be checked: that is a violation
-    too.
+    Whatever the store shows must have been recorded as somebody's write, or `outside` must say that
+    it is not the history's. What a watch delivered that no `Subscription` tells of cannot be
+    checked: that is a violation too. A watch without a `WatchEnd` is open, and must have delivered
+    everything.
 
     Args:
         recorder: The history; its `StoreRevision` records must be complete.
-        watched_through: See `check_watch`, for all watches.
+        outside: See `check_writes`.
+        watched_through: The revision up to which everything must have come to the open watches;
+            None is the last one of the store.
         compact_revision: See `check_watch`.
         expired_ns: See `check_leases`.
         until_ns: See `check_leases`.
@@ -116,15 +120,14 @@ def check_history(
         deliveries.setdefault(delivery.watch, []).append(delivery)
     oracle = Oracle(recorder.of(StoreRevision))
     found = [
-        *check_ok_writes(operations, oracle),
-        *check_not_applied(operations, oracle),
-        *check_unknown_writes(operations, oracle),
-        *check_real_time(operations, oracle),
+        *check_oracle(oracle),
+        *check_writes(operations, oracle, outside=outside),
+        *check_real_time(operations, oracle, recorder.of(Delivery)),
         *check_reads(operations, oracle),
         *check_txn_branches(operations, oracle),
         *check_monotonic_reads(operations),
         *check_lock_holds(recorder.of(LockHold)),
-        *check_fencing(recorder.of(GuardedTxn)),
+        *check_fencing(recorder.of(GuardedTxn), recorder.of(LockHold)),
         *check_leases(
             recorder.of(LeaseSignal),
             expired_ns=expired_ns,
@@ -133,15 +136,17 @@ def check_history(
         ),
     ]
     subscriptions = recorder.of(Subscription)
+    ended = {end.watch for end in recorder.of(WatchEnd)}
     for watch in deliveries.keys() - {subscription.watch for subscription in subscriptions}:
         text = f"{watch}: delivered {len(deliveries[watch])} batch(es) without a subscription"
         found.append(Violation("watch subscription", text, tuple(deliveries[watch][:1])))
+    everything = oracle.last_revision if watched_through is None else watched_through
     for subscription in subscriptions:
         found += check_watch(
             subscription,
             deliveries.get(subscription.watch, ()),
             oracle,
-            through=watched_through,
+            through=None if subscription.watch in ended else everything,
             compact_revision=compact_revision,
         )
     return found

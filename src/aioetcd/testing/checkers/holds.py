@@ -43,12 +43,23 @@ def _end(hold: LockHold) -> float:
     )
 
 
-def check_fencing(transactions: Iterable[GuardedTxn]) -> list[Violation]:
-    """Of the guarded transactions that succeeded, no later one has an earlier holder's token."""
+def check_fencing(
+    transactions: Iterable[GuardedTxn], holds: Iterable[LockHold] | None = None
+) -> list[Violation]:
+    """Of the guarded transactions that succeeded, no later one has an earlier holder's token.
+
+    Args:
+        transactions: All that succeeded.
+        holds: All holds of their locks, where they were recorded: each token was somebody's.
+    """
     newest: dict[str, GuardedTxn] = {}
     found: list[Violation] = []
+    tokens = None if holds is None else {(hold.name, hold.token) for hold in holds}
     for txn in sorted(transactions, key=lambda txn: txn.revision):
         before = newest.setdefault(txn.name, txn)
+        if tokens is not None and (txn.name, txn.token) not in tokens:
+            text = f"{txn.name}: token {txn.token} wrote, and nobody held it"
+            found.append(Violation("fencing", text, (txn,)))
         if txn.token < before.token:
             text = f"{txn.name}: token {txn.token} wrote after {before.token} had"
             found.append(Violation("fencing", text, (before, txn)))
@@ -67,8 +78,9 @@ def check_leases(
     """The loss of a lease is told once, in time, and before the store shows it.
 
     In time is: when the TTL is over, counted from the sending of the last renewal that was answered
-    before its time was over. A renewal answered later is stale and extends nothing. Only who is
-    told that the lease expired must not be told earlier: a revocation may be known at any time.
+    before its time was over. A renewal answered later is stale and extends nothing. An answer that
+    gave no time means that the lease is gone: it is to be told at once. Otherwise only a reason
+    that is not ``"expired"`` may be told earlier: a revocation may be known at any time.
 
     Args:
         signals: Those of all leases.
@@ -102,7 +114,10 @@ def _check_lease(
     for signal in signals:
         if signal.kind in ("lost", "revoked"):
             break
-        if signal.kind in ("granted", "answered") and signal.ttl is not None:
+        if signal.kind == "answered" and signal.ttl is not None and signal.ttl <= 0:
+            deadline = min(deadline, signal.at_ns)  # the server has no such lease
+            earliest = -math.inf
+        elif signal.kind in ("granted", "answered") and signal.ttl is not None:
             sent = signal.at_ns if signal.sent_ns is None else signal.sent_ns
             until = sent + signal.ttl * 1e9
             if deadline == math.inf:
@@ -119,7 +134,7 @@ def _check_lease(
         if told > deadline + tolerance_ns:
             late = (told - deadline) / 1e9
             yield Violation("lease in time", f"{name}: told lost {late:.3f} s late", (losses[0],))
-        if losses[0].reason == "expired" and told < earliest - tolerance_ns < math.inf:
+        if losses[0].reason in ("expired", None) and told < earliest - tolerance_ns < math.inf:
             early = (earliest - told) / 1e9
             text = f"{name}: told expired {early:.3f} s before its time was over"
             yield Violation("lease too early", text, (losses[0],))
