@@ -13,7 +13,16 @@ import anyio.abc
 from aioetcd import Client, EtcdError, Event, EventType, Op
 from aioetcd.testing import Recorder
 from aioetcd.testing.checkers import assert_clean, check_history
-from aioetcd.testing.history import Delete, EventKind, Put, StoreRevision, Subscription, Txn
+from aioetcd.testing.history import (
+    Delete,
+    EventKind,
+    Operation,
+    Put,
+    Request,
+    StoreRevision,
+    Subscription,
+    Txn,
+)
 from aioetcd.watch import Watch
 
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
@@ -136,7 +145,20 @@ class Following:
         """Compare all that was delivered up to `through` with the store's own history."""
         if not self.recorder.of(StoreRevision):
             await read_history(store, self.recorder, start_revision, through)
-        assert_clean(check_history(self.recorder, watched_through=through))
+        written = {key for op in self.recorder.of(Operation) for key in keys_of(op.request)}
+        found = check_history(
+            self.recorder,
+            outside=lambda event: event.kv.key not in written,
+            watched_through=through,
+        )
+        assert_clean(found)
+
+
+def keys_of(request: Request) -> set[bytes]:
+    """The keys that a request names."""
+    if isinstance(request, Txn):
+        return {op.key for op in (*request.success, *request.failure)}
+    return {request.key}
 
 
 async def read_history(store: Client, recorder: Recorder, first: int, last: int) -> None:
