@@ -18,13 +18,13 @@ from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import queue, wait_for_queue
 from tests.waiting import lateness, until
 
+pytestmark = pytest.mark.own_logic("how long the client itself waits")
+
 # Everything at once, with the server paused.
 
 INTERRUPTED = """
 import asyncio, logging, signal, sys
 from aioetcd import Client
-
-pytestmark = pytest.mark.own_logic("how long the client itself waits")
 
 logging.basicConfig()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
