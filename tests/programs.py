@@ -88,8 +88,19 @@ async def refuse(request, context):
         await asyncio.Event().wait()
     await context.abort(grpc.StatusCode[ARGUMENTS[0]], ARGUMENTS[1])
 
+async def babble(request, context):
+    return bytes([255, 255])
+
+async def babble_on(requests, context):
+    async for _ in requests:
+        yield bytes([255, 255])
+
 class Refusing(grpc.GenericRpcHandler):
     def service(self, call):
+        if ARGUMENTS == ["BABBLE"] and call.method.startswith("/etcdserverpb."):
+            if call.method.endswith(("/Watch", "/LeaseKeepAlive")):
+                return grpc.stream_stream_rpc_method_handler(babble_on)
+            return grpc.unary_unary_rpc_method_handler(babble)
         if call.method.startswith("/etcdserverpb.KV/") and ARGUMENTS:
             return grpc.unary_unary_rpc_method_handler(refuse)
 
@@ -110,7 +121,8 @@ def stranger(*kv: str) -> Iterator[str]:
 
     Args:
         kv: The code and the text with which it refuses all calls of etcd's service KV, or "HANG",
-            which never answers one. Without any it has no service at all.
+            which never answers one; or "BABBLE": whatever of etcd's it is asked, it answers with
+            bytes that are no message. Without any it has no service at all.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + STRANGER, "", "asyncio", *kv],

@@ -28,6 +28,8 @@ from aioetcd.testing import EtcdServer
 from aioetcd.testing.proxy import FaultProxy
 from tests.waiting import until
 
+pytestmark = pytest.mark.own_logic("what a client does by itself: closing, loops, cancelling")
+
 
 @pytest.fixture
 async def hung(proxy: FaultProxy) -> AsyncIterator[Client]:
@@ -619,6 +621,7 @@ async def test_exception_leaves_as_itself(server: EtcdServer) -> None:
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.contract
 async def test_error_of_a_call_leaves_as_itself(client: Client) -> None:
     """A call's error in a user's task group is in the user's group alone, once."""
 
@@ -708,6 +711,7 @@ async def test_fails(function_client):
 """
 
 
+@pytest.mark.fault("runs a pytest of its own")
 def test_fixtures(
     pytester: pytest.Pytester, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from tests.loops import LOOPS, run_on
 from tests.programs import run_program
 from tests.waiting import until
 
+pytestmark = pytest.mark.own_logic("how the client ends when its loop or its tasks do")
+
 # --- the loop ends ------------------------------------------------------------------------------
 
 LOOP_ENDS = """

@@ -14,7 +14,10 @@ from tests.loops import LOOPS
 from tests.programs import Ended, run_program
 from tests.waiting import until
 
-pytestmark = pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="there is no fork")
+pytestmark = [
+    pytest.mark.own_logic("what forking makes of the client"),
+    pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="there is no fork"),
+]
 
 # Python itself warns where gRPC's threads are there, from 3.12 on.
 QUIET = ("-W", "ignore:This process:DeprecationWarning")

@@ -12,6 +12,8 @@ from tests.programs import run_program
 from tests.waiting import until
 from tests.watch.following import take
 
+pytestmark = pytest.mark.own_logic("what the client says of itself")
+
 
 def lines(caplog: pytest.LogCaptureFixture, layer: str) -> list[tuple[int, str]]:
     """Give the levels and texts of what a layer has written."""
@@ -22,6 +24,7 @@ def lines(caplog: pytest.LogCaptureFixture, layer: str) -> list[tuple[int, str]]
     ]
 
 
+@pytest.mark.fault("L1, W1: pauses between tries")
 async def test_one_line_when_it_is_lost_and_one_when_it_is_back(
     proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:

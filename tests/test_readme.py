@@ -111,6 +111,7 @@ async def test_example(example: Example, client: Client) -> None:
     assert checked == set(claims), "a result is stated that no expression gives"
 
 
+@pytest.mark.fault("runs whole programs")
 @pytest.mark.parametrize("example", examples("program"), ids=str)
 def test_program(example: Example, server: EtcdServer, tmp_path: Path) -> None:
     """A program prints the results that it states, and nothing else."""
@@ -153,7 +154,7 @@ async def test_service(
     assert not (await client.lease.leases()).ids
 
 
-@pytest.mark.contract
+@pytest.mark.fault("runs a pytest and an etcd of its own")
 @pytest.mark.parametrize("example", examples("pytest"), ids=str)
 def test_pytest_file(example: Example, pytester: pytest.Pytester) -> None:
     """A test file passes with nothing but the installed plugins."""

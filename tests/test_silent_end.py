@@ -12,6 +12,8 @@ from aioetcd.testing import EtcdServer
 from tests.loops import LOOPS
 from tests.programs import run_program, stranger
 
+pytestmark = pytest.mark.own_logic("what the client leaves behind")
+
 # --- silence at the end --------------------------------------------------------------------------
 
 MANY_RUNS = """
@@ -78,6 +80,7 @@ say(*sorted({type(error).__name__ for error in kept}))
 """
 
 
+@pytest.mark.fault("Z8")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it looks into /proc")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_z8_twenty_runs_are_silent(server: EtcdServer, loop: str) -> None:

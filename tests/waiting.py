@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from aioetcd.testing import EtcdServer
@@ -40,3 +43,32 @@ async def until_metric(server: EtcdServer, metric: str, count: int, *, within: f
         return seen == count
 
     await until(is_seen, within=within)
+
+
+class Lateness:
+    """How late the event loop was, at the worst; `lateness` makes it.
+
+    Attributes:
+        seconds: By so much may what the loop does at a time come later than promised.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    async def measure(self) -> None:
+        """Look for ever."""
+        while True:
+            before = monotonic()
+            await anyio.sleep(0.02)  # what is measured
+            self.seconds = max(self.seconds, monotonic() - before - 0.02)
+
+
+@asynccontextmanager
+async def lateness() -> AsyncIterator[Lateness]:
+    """Measure how late the loop is in a block, for bounds that follow the machine."""
+    late = Lateness()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(late.measure)
+        yield late
+        await anyio.lowlevel.checkpoint()  # one that is late just now is seen
+        tasks.cancel_scope.cancel()

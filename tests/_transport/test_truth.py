@@ -203,6 +203,7 @@ class Balancer:
                 writer.write(frame(HEADERS, END_HEADERS | END_STREAM, stream, headers))
 
 
+@pytest.mark.own_logic("the balancer answers, and no etcd")
 @pytest.mark.parametrize("status", STATUSES)
 async def test_z13_a_balancers_answer_is_not_etcds(status: int) -> None:
     """A status of HTTP says nothing of the user's rights nor of the server's version."""
@@ -218,6 +219,7 @@ async def test_z13_a_balancers_answer_is_not_etcds(status: int) -> None:
     assert (caught.value.code, caught.value.maybe_applied) == ("UNAVAILABLE", True)
 
 
+@pytest.mark.alone("the other endpoint has a head start of 0.3 s to answer first")
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
 async def test_z13_another_endpoint_is_asked(server: EtcdServer, status: int) -> None:
     """A read that a balancer answers with a status of HTTP is asked at another endpoint."""
@@ -232,6 +234,7 @@ async def test_z13_another_endpoint_is_asked(server: EtcdServer, status: int) ->
         assert client.stats().endpoint == server.endpoint
 
 
+@pytest.mark.own_logic("the balancer ends the stream")
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
 async def test_z13_a_balancers_answer_ends_no_watch(
     server: EtcdServer, client: Client, status: int

@@ -115,6 +115,7 @@ async def kills(
     return happened
 
 
+@pytest.mark.fault("X1")
 @on_either_lease
 @pytest.mark.parametrize(
     ("weather", "sections", "faults"), [(calm, 20, 0), (cuts, 6, 3), (kills, 8, 2)]

@@ -14,6 +14,8 @@ from aioetcd.testing import EtcdServer
 from tests.concurrency.locks import check_is_as_before
 from tests.waiting import until
 
+pytestmark = pytest.mark.own_logic("how bodies are cancelled by the client itself")
+
 # What is lost and what else is cancelled, in one callback of the loop: neither has been noticed
 # when the other one comes.
 

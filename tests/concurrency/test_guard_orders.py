@@ -15,6 +15,8 @@ from aioetcd import Client, LeaseLostError, Lock, LockLostError
 from tests.concurrency.locks import check_is_as_before, queue
 from tests.waiting import until
 
+pytestmark = pytest.mark.own_logic("how bodies are cancelled and left, by the client itself")
+
 # In any order.
 
 

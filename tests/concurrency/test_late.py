@@ -87,6 +87,7 @@ async def hung_member(server: EtcdServer) -> AsyncIterator[Late]:
         yield Late(server, proxy, client, oracle)
 
 
+@pytest.mark.fault("a member hangs until the client has left it")
 async def test_a_put_that_arrives_late_is_deleted(server: EtcdServer) -> None:
     """Acquisitions that were given up leave no key, though their txns are carried out later."""
     for _ in range(10):  # until one of them was
@@ -105,6 +106,7 @@ async def test_a_put_that_arrives_late_is_deleted(server: EtcdServer) -> None:
     pytest.fail("nothing arrived late")
 
 
+@pytest.mark.fault("a member hangs until the client has left it")
 async def test_a_put_that_was_sent_twice(server: EtcdServer) -> None:
     """What a member did not answer, and another one has done, is not done again for nobody."""
     for _ in range(10):
@@ -125,6 +127,7 @@ async def test_a_put_that_was_sent_twice(server: EtcdServer) -> None:
     pytest.fail("nothing arrived late")
 
 
+@pytest.mark.fault("a member hangs until the client has left it")
 async def test_the_next_holder_keeps_its_key(server: EtcdServer) -> None:
     """What was given up, and what undoes it, arrive late: the next holder's key stays its own."""
     async with hung_member(server) as late, late.client.session(ttl=3) as session:
@@ -143,6 +146,7 @@ async def test_the_next_holder_keeps_its_key(server: EtcdServer) -> None:
         assert (await late.oracle.kv.get("late/", prefix=True)).count == 0
 
 
+@pytest.mark.fault("a member hangs until the client has left it")
 async def test_a_deletion_that_arrives_late(server: EtcdServer) -> None:
     """A deletion that a member has not answered, and another one has done, deletes nothing else."""
     async with hung_member(server) as late, late.client.session(ttl=3) as session:
@@ -163,6 +167,7 @@ async def test_a_deletion_that_arrives_late(server: EtcdServer) -> None:
             await lock.release()
 
 
+@pytest.mark.fault("a lease runs out while the server is away")
 async def test_a_lease_that_ran_out_is_revoked_when_the_server_is_back() -> None:
     """A server that was away extends its leases: what was lost and left is revoked all the same."""
     async with EtcdServer(args=QUICK) as server, Client(server.endpoint) as client:

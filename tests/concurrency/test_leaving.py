@@ -17,6 +17,8 @@ from tests.loops import LOOPS, run_on
 from tests.waiting import until
 from tests.watch.following import WATCHERS
 
+pytestmark = pytest.mark.own_logic("what the client does with cancellations")
+
 # Cancelled at any moment.
 
 
@@ -199,6 +201,7 @@ async def _discard(work: Awaitable[None]) -> None:
     await work
 
 
+@pytest.mark.fault("Z1")
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("hold", [hold_lock, hold_session, hold_shared, watch])
 def test_z1_cancelled_at_any_moment(

@@ -26,7 +26,7 @@ from tests.concurrency.locks import (
     watches_created,
 )
 from tests.harness import Faulty, faulty_client
-from tests.waiting import until
+from tests.waiting import lateness, until
 
 # Faults that a lock lives through.
 
@@ -75,7 +75,8 @@ async def test_compaction_while_holding(faulty: Faulty) -> None:
         await body(lock, take_away)
 
 
-async def test_key_deleted_and_compacted_while_cut_off(faulty: Faulty) -> None:
+@pytest.mark.parametrize("made_again", [False, True])
+async def test_key_deleted_and_compacted_while_cut_off(faulty: Faulty, made_again: bool) -> None:
     """A deletion that only the history knew, and the history is gone, is noticed all the same."""
     lock = faulty.client.lock(NAME, ttl=60)
 
@@ -84,6 +85,8 @@ async def test_key_deleted_and_compacted_while_cut_off(faulty: Faulty) -> None:
         faulty.proxy.refuse()
         faulty.proxy.cut()
         await faulty.oracle.kv.delete(lock.key)
+        if made_again:  # a key of that name is there, and it is another one
+            await faulty.oracle.kv.put(lock.key, "", lease=lock.lease_id)
         await compact(faulty)
         assert not lock.is_lost
         await faulty.proxy.heal()
@@ -109,6 +112,7 @@ async def compact(faulty: Faulty) -> int:
     return put.header.revision
 
 
+@pytest.mark.fault("thirty broken connections")
 async def test_acquired_through_cuts(faulty: Faulty) -> None:
     """Connections that break at any byte of the acquisition change nothing: one key, one lease."""
     seed = random.randrange(2**32)
@@ -128,6 +132,7 @@ async def test_acquired_through_cuts(faulty: Faulty) -> None:
     assert await faulty.no_leases()
 
 
+@pytest.mark.fault("thirty broken connections")
 async def test_not_blocking_through_cuts(faulty: Faulty) -> None:
     """A lost answer is never taken for somebody else's lock."""
     seed = random.randrange(2**32)
@@ -143,6 +148,7 @@ async def test_not_blocking_through_cuts(faulty: Faulty) -> None:
     assert fired >= 15
 
 
+@pytest.mark.fault("X10")
 @on_either_lease
 async def test_x10_released_while_cut_off(
     quick_server: EtcdServer, caplog: pytest.LogCaptureFixture, shared: bool
@@ -158,8 +164,10 @@ async def test_x10_released_while_cut_off(
         faulty.proxy.blackhole()
         assert await queue(faulty.oracle) == [lock.key]
         before = monotonic()
-        await lock.release()
-        assert monotonic() - before < 1.3
+        async with lateness() as late:
+            await lock.release()
+            took = monotonic() - before
+        assert took < 1.3 + late.seconds
         assert faulty.proxy.bytes_swallowed > 0
         assert f"{lock.lease_id:x}" in caplog.text
         async with faulty.oracle.lock(NAME, ttl=60, timeout=3):
@@ -179,9 +187,12 @@ async def test_x10_released_while_cut_off_for_a_while(
         lock = make(NAME)
         await lock.acquire()
         faulty.proxy.blackhole()
-        before = monotonic()
-        await lock.release()
-        assert 0.4 < monotonic() - before < 1  # longer than the client tries anything else
+        async with lateness() as late:
+            before = monotonic()
+            await lock.release()
+            took = monotonic() - before
+        # Longer than the client tries anything else.
+        assert 0.4 < took < 1 + late.seconds
         assert faulty.proxy.bytes_swallowed > 0
         assert await queue(faulty.oracle) == [lock.key]
         await faulty.proxy.heal()
@@ -191,27 +202,32 @@ async def test_x10_released_while_cut_off_for_a_while(
             assert again.revision > lock.revision
 
 
+@pytest.mark.own_logic("how long the client itself waits")
 async def test_entering_without_a_server(quick_server: EtcdServer) -> None:
     """Without a reachable endpoint, acquiring fails at the client's timeout."""
     async with FaultProxy(quick_server.endpoint) as proxy:
         proxy.refuse()
         async with Client(proxy.endpoint, timeout=0.5) as client:
             for blocking in (True, False):
-                before = monotonic()
-                with pytest.raises(NoEndpointError):
-                    await client.lock(NAME, blocking=blocking).__aenter__()
-                assert monotonic() - before < 0.8
+                async with lateness() as late:
+                    before = monotonic()
+                    with pytest.raises(NoEndpointError):
+                        await client.lock(NAME, blocking=blocking).__aenter__()
+                    took = monotonic() - before
+                assert took < 0.8 + late.seconds
 
 
+@pytest.mark.own_logic("how long the client itself waits")
 async def test_timeout_without_a_server(quick_server: EtcdServer) -> None:
     """The lock's own timeout holds when nobody can be reached, too."""
     async with FaultProxy(quick_server.endpoint) as proxy:
         proxy.refuse()
-        async with Client(proxy.endpoint, timeout=5) as client:
+        async with Client(proxy.endpoint, timeout=5) as client, lateness() as late:
             before = monotonic()
-            with pytest.raises((LockTimeoutError, NoEndpointError)):
+            with pytest.raises(NoEndpointError):
                 await client.lock(NAME, timeout=0.3).__aenter__()
-            assert monotonic() - before < 0.8
+            took = monotonic() - before
+        assert took < 0.8 + late.seconds
 
 
 # Another implementation.

@@ -20,6 +20,7 @@ from tests.concurrency.locks import NAME, is_owner, queue, wait_for_queue
 # Without a block.
 
 
+@pytest.mark.own_logic("what a lock says of itself")
 @pytest.mark.parametrize("what", ["lock", "shared lock", "session"])
 async def test_z17_left(client: Client, what: str) -> None:
     """What was left has no time left, cannot be lost, and cannot be entered again: it says so."""
@@ -46,6 +47,7 @@ async def test_z17_left(client: Client, what: str) -> None:
         assert not held.is_lost
 
 
+@pytest.mark.own_logic("what a lock says of itself")
 async def test_no_time_is_left_of_what_is_lost(client: Client) -> None:
     """A lock whose key was deleted is not surely held, though its lease lives on."""
     async with client.session(ttl=60) as session:
@@ -59,6 +61,7 @@ async def test_no_time_is_left_of_what_is_lost(client: Client) -> None:
         assert isinstance(await lock.wait_lost(), LockLostError)
 
 
+@pytest.mark.own_logic("what a lock says of itself")
 async def test_acquire_and_release(client: Client) -> None:
     """A lock without a block is held from `acquire` to `release`, by whichever task."""
     lock = client.lock(NAME, ttl=60)
@@ -76,6 +79,7 @@ async def test_acquire_and_release(client: Client) -> None:
         await lock.acquire()
 
 
+@pytest.mark.own_logic("what a lock says of itself")
 async def test_a_loss_without_a_block(client: Client) -> None:
     """Nothing is cancelled, `wait_lost` tells, and releasing what is lost is no error."""
     lock = client.lock(NAME, ttl=60)
@@ -91,6 +95,7 @@ async def test_a_loss_without_a_block(client: Client) -> None:
     assert (await client.lease.leases()).ids == ()
 
 
+@pytest.mark.own_logic("what a lock says of itself")
 @pytest.mark.parametrize("shared", [False, True])
 async def test_no_owner_before_its_turn(client: Client, shared: bool) -> None:
     """A waiter has no token and no comparison: it must not pass for the owner."""

@@ -42,6 +42,7 @@ async def test_on_a_sessions_lease(client: Client) -> None:
         assert not session.is_lost
 
 
+@pytest.mark.own_logic("how a client shares a lease among its locks")
 async def test_many_locks_on_one_session(client: Client) -> None:
     """Any number of locks of different names stand on one session, and are left in any order."""
     async with client.session(ttl=60) as session:
@@ -58,6 +59,7 @@ async def test_many_locks_on_one_session(client: Client) -> None:
         assert session._tenure._seats == {}
 
 
+@pytest.mark.own_logic("how a client shares a lease among its locks")
 @pytest.mark.parametrize("sessions", [1, 2])
 async def test_tasks_with_the_same_session_exclude_one_another(
     client: Client, sessions: int
@@ -79,6 +81,7 @@ async def test_tasks_with_the_same_session_exclude_one_another(
         assert await queue(client) == []
 
 
+@pytest.mark.own_logic("how a client shares a lease among its locks")
 async def test_a_local_waiter_gives_up(client: Client) -> None:
     """Whoever waits for another holder on the same session learns who it is, and leaves nothing."""
     async with client.session(ttl=60) as session, client.lock(NAME, session=session) as lock:
@@ -94,6 +97,7 @@ async def test_a_local_waiter_gives_up(client: Client) -> None:
     assert await queue(client) == []
 
 
+@pytest.mark.own_logic("how a client shares a lease among its locks")
 async def test_not_blocking_against_a_task_of_the_same_session(client: Client) -> None:
     """Of two that come at once and do not wait, one has the lock and the other is told so."""
     async with client.session(ttl=60) as session:
@@ -135,6 +139,7 @@ async def test_a_cancelled_waiter_leaves_the_queue(client: Client) -> None:
                 pass
 
 
+@pytest.mark.own_logic("how a client shares a lease among its locks")
 async def test_the_session_is_lost(client: Client) -> None:
     """All that stands on a session's lease is told of its loss: a body, a waiter, and others."""
     session = client.session(ttl=60, on_lost="ignore")
@@ -162,6 +167,7 @@ async def test_the_session_is_lost(client: Client) -> None:
     await session.__aexit__(None, None, None)
 
 
+@pytest.mark.own_logic("how a client shares a lease among its locks")
 async def test_the_session_is_left_first(client: Client) -> None:
     """A lock whose session is left is lost at that moment, because its lease is revoked."""
     session = client.session(ttl=60)
@@ -175,6 +181,7 @@ async def test_the_session_is_left_first(client: Client) -> None:
     await lock.release()
 
 
+@pytest.mark.own_logic("how a client shares a lease among its locks")
 async def test_a_session_that_is_not_open(client: Client) -> None:
     """A lock needs its session open, and says so before anything is sent."""
     session = client.session(ttl=60)

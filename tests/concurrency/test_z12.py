@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import anyio
+import pytest
 
 from aioetcd import Client, Op
 from aioetcd.testing import EtcdServer
@@ -33,6 +34,7 @@ async def test_z12_locks_watch_on_a_stream_of_their_own() -> None:
             await asyncio.wait({waiting})
 
 
+@pytest.mark.alone("a flood that fills the server and the client, and a margin against it")
 async def test_z12_a_lock_is_handed_over_during_a_flood() -> None:
     """While a flood keeps all of the user's watches waiting, a lock goes to who waits for it."""
     # More than 2 MiB, which etcd splits slowly: it tries the size after each event.

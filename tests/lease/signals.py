@@ -14,10 +14,11 @@ from aioetcd._proto import rpc_pb2
 from aioetcd.lease._state import Lane
 from aioetcd.testing.checkers import assert_clean, check_leases
 from aioetcd.testing.history import LeaseSignal, Recorder
+from tests.waiting import Lateness
 
 SECOND = 1_000_000_000
 
-# How late an event loop on a busy machine may be.
+# How late an event loop may be, beside the lateness that is measured.
 LATENESS = 250_000_000
 
 
@@ -103,6 +104,7 @@ class LeaseWitness:
         deleted_ns: When the oracle saw a lease's key go, by the lease's id.
         errors: What the owners were told.
         excused: Leases whose owner could not be told in time, being stopped itself.
+        late: How late the event loop was.
     """
 
     def __init__(self, client: Client) -> None:
@@ -111,6 +113,7 @@ class LeaseWitness:
         self.deleted_ns: dict[int, int] = {}
         self.errors: dict[int, EtcdError] = {}
         self.excused: set[int] = set()
+        self.late = Lateness()
         self._changed = anyio.Event()
         self._client = client
 
@@ -201,7 +204,8 @@ class LeaseWitness:
             if lease_id not in revoked | self.excused
             and getattr(self.errors.get(lease_id), "reason", "expired") == "expired"
         }
-        for tolerance_ns, expired_ns in ((LATENESS, None), (0, ran_out)):
+        tolerance = LATENESS + int(self.late.seconds * SECOND)
+        for tolerance_ns, expired_ns in ((tolerance, None), (0, ran_out)):
             found = check_leases(
                 signals,
                 expired_ns=expired_ns,
@@ -222,6 +226,7 @@ async def witnessed(client: Client, oracle: Client) -> AsyncIterator[LeaseWitnes
     witness = LeaseWitness(client)
     async with anyio.create_task_group() as tasks:
         await tasks.start(witness.watch, oracle)
+        tasks.start_soon(witness.late.measure)
         yield witness
         witness.check()
         tasks.cancel_scope.cancel()

@@ -183,7 +183,7 @@ async def test_z17_asked_again_after_a_loss(client: Client) -> None:
     keep_alive = client.lease.keep_alive(lease.id)
     with pytest.raises(LeaseLostError):
         await follow(keep_alive, lambda: client.lease.revoke(lease.id))
-    for use in (enter, follow, take):
+    for use in (enter, enter, follow, take):
         with pytest.raises(LeaseLostError) as caught:
             await use(keep_alive)
         assert caught.value.reason == "revoked"
@@ -237,7 +237,7 @@ async def test_a_closed_client_is_told_before_all_else(server: EtcdServer) -> No
     await anext(used)
     await client.aclose()
     for keep_alive in (used, unused):
-        for use in (enter, follow, take):
+        for use in (enter, enter, follow, take):
             with pytest.raises(ClientClosedError):
                 await use(keep_alive)
     async with Client(server.endpoint) as other:

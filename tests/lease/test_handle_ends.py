@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from aioetcd import Client, EtcdError, KeepAlive, LeaseLostError, LeaseNotFoundError
+from aioetcd import (
+    Client,
+    DeadlineExceededError,
+    EtcdError,
+    KeepAlive,
+    LeaseLostError,
+    LeaseNotFoundError,
+)
+from aioetcd._proto import rpc_pb2
 from tests.harness import Faulty
 from tests.lease.renewals import MAKE_ANOTHER, UNKNOWN, follow
 from tests.waiting import until
@@ -88,6 +98,8 @@ async def test_a_keep_alive_that_nobody_has_any_more(
     entered: bool,
 ) -> None:
     """A lease is never renewed by nobody: what was dropped stops, wherever and however late."""
+    # In which asyncio refuses what another thread may not do.
+    asyncio.get_running_loop().set_debug(True)
     held = [client.lease.keep_alive(lease_id)]
     if entered:
         await held[0].__aenter__()
@@ -106,6 +118,17 @@ async def test_a_keep_alive_that_nobody_has_any_more(
     assert client.stats().leases == 0
     # The stream is closed as after any other stop.
     await until(lambda: all(s.connection is None for s in client.lease.streams.values()))
+
+
+async def test_dropped_when_its_loop_is_closed(client: Client, lease_id: int) -> None:
+    """A keep-alive that outlives its event loop, as at the end of a program, is dropped quietly."""
+    keep_alive = client.lease.keep_alive(lease_id)
+    await anext(keep_alive)
+    keep_alive._loop = asyncio.new_event_loop()
+    keep_alive._loop.close()
+    del keep_alive  # what it raised would be a warning, and so a failure
+    gc.collect()
+    assert client.stats().leases == 0
 
 
 async def test_z17_two_loops_without_a_block(client: Client, lease_id: int) -> None:
@@ -219,6 +242,40 @@ async def test_the_timeout_is_for_the_first_answer_only(faulty: Faulty) -> None:
     assert len(times) == 3
     assert max(after - before for before, after in pairwise(times)) > 0.2
     await faulty.client.lease.revoke(lease.id)
+
+
+async def test_a_first_answer_that_does_not_come_stops_the_renewing(faulty: Faulty) -> None:
+    """Whoever was told that a foreign lease does not answer has nothing renewing any more."""
+    lease = await faulty.oracle.lease.grant(600)
+    faulty.proxy.blackhole()
+    keep_alive = faulty.client.lease.keep_alive(lease.id, timeout=0.1)
+    with pytest.raises(DeadlineExceededError):
+        await anext(keep_alive)
+    assert faulty.client.stats().leases == 0
+    with pytest.raises(RuntimeError, match=MAKE_ANOTHER):
+        await anext(keep_alive)
+    await faulty.oracle.lease.revoke(lease.id)
+
+
+async def test_an_answer_in_the_moment_of_the_timeout(faulty: Faulty) -> None:
+    """A first answer that comes when the time is just over, but nobody was told yet, is given."""
+    lease = await faulty.oracle.lease.grant(600)
+    faulty.proxy.blackhole()
+    lane = faulty.client.lease.rules.lanes[0]  # what a first lease is renewed on
+    loop = asyncio.get_running_loop()
+
+    def answer() -> None:
+        response = rpc_pb2.LeaseKeepAliveResponse(ID=lease.id, TTL=600)
+        lane.received(response, response.ByteSize(), monotonic())
+
+    async with faulty.client.lease.keep_alive(lease.id, timeout=0.5) as keep_alive:
+        await until(lambda: bool(lane._in_flight))
+        waiting = asyncio.ensure_future(anext(keep_alive))
+        await asyncio.wait([waiting], timeout=0.01)
+        loop.call_later(0.6, answer)
+        time.sleep(0.7)  # noqa: ASYNC251  # both are due when it goes on, in their order
+        assert (await waiting).ttl == 600
+    await faulty.oracle.lease.revoke(lease.id)
 
 
 async def test_a_revocation_that_finds_nothing_ends_the_renewals(faulty: Faulty) -> None:

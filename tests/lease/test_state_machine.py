@@ -24,7 +24,7 @@ from aioetcd.lease._state import Lane, LeaseRules
 from tests.answers import received
 from tests.lease.model import Kept, LeaseServer, ServerStream, requests
 
-EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "2000"))
+EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "300"))
 
 # So that a failing example fails again.
 register_random(_state._jitter)
@@ -489,9 +489,7 @@ class Machine(RuleBasedStateMachine):
         assert len(self.leases._known) <= 64 + self.ids
 
 
-TestInterleavings = pytest.mark.timeout(600)(  # to find the shortest example
-    pytest.mark.fault("whatever may happen in whatever order, found by chance")(Machine.TestCase)
-)
+TestInterleavings = pytest.mark.timeout(600)(Machine.TestCase)  # to find the shortest example
 TestInterleavings.settings = settings(
     max_examples=EXAMPLES, stateful_step_count=20, deadline=None, print_blob=True
 )

@@ -48,6 +48,7 @@ async def _attempts(proxy: FaultProxy, count: int) -> list[int]:
     return times
 
 
+@pytest.mark.fault("enough attempts to tell a pattern from chance")
 async def test_outage(proxy: FaultProxy, dead_target: str) -> None:
     """While no server answers, attempts are bounded and random, and waiting costs no CPU."""
     target = proxy.target

@@ -117,7 +117,7 @@ def test_lateness_counts_only_where_it_was() -> None:
     assert lateness.in_time(1700) == 1200
 
 
-@pytest.mark.contract
+@pytest.mark.fault("ten seconds of faults and traffic")
 @pytest.mark.timeout(180)
 def test_a_short_run_finds_nothing() -> None:
     """Ten seconds of faults and traffic, with all checks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from aioetcd.testing import (
     find_binary,
 )
 from aioetcd.testing import server as server_module
-from aioetcd.testing._process import free_ports
+from aioetcd.testing._process import Ports, free_ports
 from tests.servers import QUICK
 from tests.waiting import until
 
@@ -257,13 +258,19 @@ async def test_cancelled_start_leaves_no_process() -> None:
     await server.aclose()
 
 
+def _ports(count: int, taken: dict[int, int]) -> Ports:
+    """Ports of which some, by their place, are somebody else's."""
+    ports = Ports(count)
+    ports.numbers = [taken.get(place, port) for place, port in enumerate(ports.numbers)]
+    return ports
+
+
 async def test_port_clash_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where somebody was quicker to take a port, the first start picks others."""
-    pick = free_ports
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        picks = iter([[port, *pick(2)], [*pick(1), port, *pick(1)]])
-        monkeypatch.setattr(server_module, "free_ports", lambda count: next(picks, pick(count)))
+        picks = iter([{0: port}, {1: port}])
+        monkeypatch.setattr(server_module, "Ports", lambda count: _ports(count, next(picks, {})))
         async with EtcdServer(args=QUICK) as server:
             assert await server.is_healthy()
             assert str(port) not in server.endpoint + server.peer_url
@@ -272,8 +279,8 @@ async def test_port_clash_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_port_clash_of_a_member_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A member whose URLs the others know does not move to other ports by itself."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = [taken.getsockname()[1], *free_ports(2)]
-        monkeypatch.setattr(server_module, "free_ports", lambda count: ports)
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(server_module, "Ports", lambda count: _ports(count, {0: port}))
         server = EtcdServer()
         server.args += ["--initial-cluster", f"default={server.peer_url}"]
         with pytest.raises(AddressInUseError, match="address already in use"):
@@ -289,6 +296,70 @@ def test_free_ports_without_a_known_range(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Path, "read_text", unknown)
     assert len(set(free_ports(5))) == 5
+
+
+_PICKING = """
+import sys
+from aioetcd.testing import EtcdServer
+servers = [EtcdServer() for _ in range(100)]
+print(*(port for server in servers for port in server._ports.numbers), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a server listen on held ports")
+def test_servers_of_several_processes_have_ports_of_their_own() -> None:
+    """Of many servers that live at a time in several processes no two are given the same port."""
+    command = [sys.executable, "-c", _PICKING]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(4)
+        ]
+        lines = [process.stdout.readline() for process in processes if process.stdout]
+    ports = [port for line in lines for port in line.split()]
+    assert len(ports) == 4 * 300
+    assert len(set(ports)) == len(ports)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a server listen on held ports")
+async def test_nobody_picks_the_ports_of_a_server_that_is_down() -> None:
+    """Its ports are its own until it is closed, and refuse while it is down."""
+    server = EtcdServer(args=QUICK)
+    ports = server._ports.numbers
+    assert [_can_be_bound(port) for port in ports] == [False] * 3
+    await server.start()
+    await server.kill()
+    assert [_can_be_bound(port) for port in ports] == [False] * 3
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+    await server.start()
+    assert server._ports.numbers == ports
+    await server.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a server listen on held ports")
+async def test_ports_of_a_closed_server_are_free() -> None:
+    """A server that is closed, or forgotten, keeps no port from others."""
+    closed, forgotten = EtcdServer(), EtcdServer()
+    ports = closed._ports.numbers + forgotten._ports.numbers
+    assert not any(_can_be_bound(port) for port in ports)
+    await closed.aclose()
+    del forgotten
+    await until(lambda: all(_can_be_bound(port) for port in ports))
+
+
+def _can_be_bound(port: int) -> bool:
+    """Whether a look for a free port could find this one."""
+    with socket.socket() as sock:
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 @pytest.mark.parametrize("flag", ["--name=x", "-data-dir", "--listen-client-urls"])

@@ -24,7 +24,7 @@ from aioetcd.watch._state import Phase
 from tests.answers import received
 from tests.watch.model import KEYS, POISON, Followed, ServerStream, Store, Version, size_of
 
-EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("AIOETCD_TEST_EXAMPLES", "300"))
 
 
 class World:

@@ -18,6 +18,8 @@ from aioetcd.watch._state import Phase
 from tests.waiting import until, until_metric
 from tests.watch.following import WATCHERS, put_all, revisions, take
 
+pytestmark = pytest.mark.own_logic("how the client hands over what it has, whatever sent it")
+
 
 def itself(watch: Watch) -> Watch:
     return watch

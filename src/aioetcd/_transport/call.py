@@ -19,6 +19,13 @@ class ChannelClosedError(Exception):
     """The call was cancelled here, but not by whoever waits for it: its channel closes."""
 
 
+def no_message() -> grpc.aio.AioRpcError:
+    """Make the failure of a call whose answer cannot be read, as gRPC's other languages tell it."""
+    nothing = grpc.aio.Metadata()
+    details = "the answer is no message of protobuf's"
+    return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, details=details)
+
+
 class Calls:
     """The calls of one channel with which gRPC is not done.
 
@@ -63,9 +70,12 @@ class Calls:
             del call
             raise
         try:
-            return await call
+            answer = await call
+            if answer is not None:
+                return answer
+            failure: Exception = no_message()  # grpc.aio logs why, and gives None
         except grpc.aio.AioRpcError as error:
-            failure: Exception = error.with_traceback(None)
+            failure = error.with_traceback(None)
         except asyncio.CancelledError:
             failure = ChannelClosedError()
         del call

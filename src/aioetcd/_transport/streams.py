@@ -17,8 +17,10 @@ import anyio
 import grpc
 import grpc.aio
 from anyio.lowlevel import checkpoint_if_cancelled
+from google.protobuf.message import DecodeError
 
 from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.call import no_message
 from aioetcd._transport.endpoints import Connection
 from aioetcd._transport.failures import Rule, error_from_status, rule_for, status_of
 from aioetcd._transport.group import Group
@@ -215,6 +217,8 @@ class SharedStream(Generic[Request, Response]):
                 del answer, response  # they may be large, and this frame may live for long
         except grpc.aio.AioRpcError as error:
             return error.with_traceback(None)  # whose frames hold the call, and gRPC's thread
+        except DecodeError:
+            return no_message()
         except asyncio.CancelledError:
             await checkpoint_if_cancelled()
             raise

@@ -8,12 +8,9 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import anyio
-
-if TYPE_CHECKING:
-    from aioetcd.testing._relay import Relay
 
 _UNDELAYED_BUFFER = 65_536
 _RATE_PIECE = 0.02
@@ -51,6 +48,19 @@ class CutBudget:
     claimed: bool = False
 
 
+class Connection(Protocol):
+    """One of the connections that share a link, as far as a fault of the link concerns it."""
+
+    holes: set[Direction]
+    """The directions in which it lost bytes."""
+
+    def reset(self) -> None:
+        """Send RST both ways; whatever is still queued is lost."""
+
+    def finish(self) -> None:
+        """Send FIN both ways; whatever is still queued is lost."""
+
+
 @dataclass(slots=True, eq=False)
 class Link:
     """The faults in force and the counters; made by the proxy, shared by its connections.
@@ -68,7 +78,7 @@ class Link:
     rate: float | None = None
     chunk: int | None = None
     budget: CutBudget | None = None
-    relays: set[Relay] = field(default_factory=set)
+    relays: set[Connection] = field(default_factory=set)
     connections_total: int = 0
     connect_failures: int = 0
     cuts: int = 0

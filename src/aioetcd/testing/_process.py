@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
-from typing import Self
 
 HOST = "127.0.0.1"
 
@@ -79,51 +79,80 @@ def _hexadecimal(port: int) -> str:
     return f"{'0100007F' if sys.byteorder == 'little' else '7F000001'}:{port:04X}"
 
 
-def free_ports(count: int) -> list[int]:
-    """Pick ports that nobody listens on.
+class Ports:
+    """Ports that nobody listens on, and that no other process picks before `release`.
 
-    Below the range that the kernel takes for outgoing connections where that is known: there, a
-    client that tries to reach a killed server could be given that server's own port, and the
-    server could not come back.
+    A socket is bound to each and never listens. A program that listens with `SO_REUSEADDR`, as
+    etcd does, may have the port beside it; whoever looks for a free one may not. So a server that
+    is down finds its ports free when it comes back, and its clients find no other server there.
+    Elsewhere than on Linux such a socket would keep etcd away: there the ports are only picked.
+
+    They are below the range that the kernel takes for outgoing connections where that is known:
+    there, a client that tries to reach a killed server could be given that server's own port, and
+    the server could not come back.
+
+    Released at the latest when it is collected.
+
+    Args:
+        count: How many.
+
+    Attributes:
+        numbers: The ports.
+
+    Raises:
+        RuntimeError: There were none.
     """
-    try:
-        limits = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-        candidates = range(15000, int(limits[0]))
-    except (OSError, ValueError, IndexError):
-        candidates = range(0)
-    ports: list[int] = []
-    with _Sockets() as sockets:
+
+    def __init__(self, count: int) -> None:
+        candidates = _candidates()
+        sockets: list[socket.socket] = []
         for _ in range(200):
-            if len(ports) == count:
+            if len(sockets) == count:
                 break
             port = random.choice(candidates) if len(candidates) > 1000 else 0
-            if (bound := sockets.bind(port)) is not None:
-                ports.append(bound)
-        else:
+            if (bound := _bound(port)) is not None:
+                sockets.append(bound)
+        self.numbers: list[int] = [bound.getsockname()[1] for bound in sockets]
+        self.release = weakref.finalize(self, _close, sockets)
+        if len(sockets) < count:
+            self.release()
             raise RuntimeError("found no free ports")
-    return ports
+        if not sys.platform.startswith("linux"):
+            self.release()
+        for bound in sockets:
+            # Only now: two sockets that were bound with it could be given the same port.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
-class _Sockets:
-    """Holds ports until all were picked, so that no two of them are the same."""
+def free_ports(count: int) -> list[int]:
+    """Pick ports that nobody listens on, and that may be somebody else's at once."""
+    ports = Ports(count)
+    ports.release()
+    return ports.numbers
 
-    def __enter__(self) -> Self:
-        self._sockets: list[socket.socket] = []
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        for sock in self._sockets:
-            sock.close()
+def _candidates() -> range:
+    try:
+        limits = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        return range(15000, int(limits[0]))
+    except (OSError, ValueError, IndexError):
+        return range(0)
 
-    def bind(self, port: int) -> int | None:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._sockets.append(sock)
-        try:
-            sock.bind((HOST, port))
-        except OSError:
-            return None
-        bound: int = sock.getsockname()[1]
-        return bound
+
+def _bound(port: int) -> socket.socket | None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.bind((HOST, port))
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+    sockets.clear()
 
 
 def spawn(command: list[str], output: int) -> subprocess.Popen[bytes]:

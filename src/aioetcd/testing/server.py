@@ -25,8 +25,8 @@ import anyio
 from aioetcd.testing._http import read_lines, request
 from aioetcd.testing._process import (
     HOST,
+    Ports,
     environment,
-    free_ports,
     is_stopped,
     listens,
     spawn,
@@ -95,7 +95,8 @@ class EtcdServer:
     be called from several tasks at a time.
 
     `stop`, `kill` and `restart` keep the data and the ports, so that clients find the same server
-    again; `aclose` (and leaving the block) removes a data directory that the server made.
+    again; `aclose` (and leaving the block) removes a data directory that the server made. Until
+    then no other server, of this or another process, is given its ports (on Linux).
 
     On Linux, etcd is killed when the process that started it ends, however that ends. On other
     systems an etcd whose parent is killed by SIGKILL stays.
@@ -307,6 +308,7 @@ class EtcdServer:
             self._temporary.cleanup()
             self._temporary = None
             self._has_started = False
+        self._ports.release()
 
     # -- beside the client ---------------------------------------------------------------------
 
@@ -374,7 +376,8 @@ class EtcdServer:
     # -- inside --------------------------------------------------------------------------------
 
     def _pick_ports(self) -> None:
-        self._client_port, self._peer_port, self._metrics_port = free_ports(3)
+        self._ports = Ports(3)  # those of before are released
+        self._client_port, self._peer_port, self._metrics_port = self._ports.numbers
 
     @property
     def _control_port(self) -> int:

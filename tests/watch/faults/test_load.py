@@ -24,6 +24,7 @@ from tests.watch.following import (
 )
 
 
+@pytest.mark.fault("W13")
 async def test_w13_an_idle_watch_and_a_compaction(rng: random.Random) -> None:
     """Bookmarks carry an idle watch over the compaction of all that it ever saw."""
     async with (
@@ -69,6 +70,7 @@ async def test_w13_an_idle_watch_and_a_compaction(rng: random.Random) -> None:
             assert [event.kv.value for event in events] == [b"first", b"last"]
 
 
+@pytest.mark.fault("W15")
 async def test_w15_a_slow_consumer(own_server: EtcdServer) -> None:
     """A consumer that sleeps costs bounded memory and nobody else's time, and loses nothing."""
     txns, size = 500, 2000  # 100 puts each: 50 000 events, 100 MB
@@ -158,6 +160,7 @@ async def test_w16_a_backlog_above_the_usual_limit(
         assert client.stats().reconnects == 0
 
 
+@pytest.mark.fault("W17")
 async def test_w17_a_thousand_watches_come_and_go_in_cuts(
     proxy: FaultProxy, client: Client, direct: Client, server: EtcdServer, rng: random.Random
 ) -> None:
@@ -204,6 +207,7 @@ async def test_w17_a_thousand_watches_come_and_go_in_cuts(
         await until_metric(server, WATCHERS, 1)
 
 
+@pytest.mark.fault("Z12")
 async def test_z12_a_txn_of_very_many_keys() -> None:
     """All others on the stream are told of what is theirs at once, though one gets a flood."""
     keys, each = 120_000, 10_000

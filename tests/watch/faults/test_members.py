@@ -56,6 +56,7 @@ def longest_gap(recorder: Recorder, watch: str) -> float:
     return max(after - before for before, after in pairwise(times)) / 1e9
 
 
+@pytest.mark.fault("W8")
 async def test_w8_the_server_is_killed(own_server: EtcdServer, rng: random.Random) -> None:
     """A server that crashes and comes back with its data goes on with its watches."""
     # These versions may tell a single member's last write before it is safe (#14370).
@@ -83,6 +84,7 @@ async def test_w8_the_server_is_killed(own_server: EtcdServer, rng: random.Rando
         assert client.stats().reconnects >= 3
 
 
+@pytest.mark.fault("W8")
 async def test_w8_a_member_is_killed(rng: random.Random) -> None:
     """The watches of a member that crashes go on at another one, and so on."""
     async with (
@@ -116,6 +118,7 @@ KEEPALIVE_GAP = 5 + 1 + 1 + 2
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+@pytest.mark.fault("W9")
 async def test_w9_a_member_stands_still(rng: random.Random, *, busy: bool) -> None:
     """Watches leave a member that is stopped without a word as soon as its pings are missed."""
     async with (
@@ -147,6 +150,7 @@ async def test_w9_a_member_stands_still(rng: random.Random, *, busy: bool) -> No
 
 
 @pytest.mark.parametrize("swallowed", ["answers", "requests"])
+@pytest.mark.fault("W10")
 async def test_w10_one_direction_is_swallowed(
     server: EtcdServer, direct: Client, rng: random.Random, swallowed: str
 ) -> None:
@@ -183,6 +187,7 @@ async def test_w10_one_direction_is_swallowed(
         await proxy.heal()
 
 
+@pytest.mark.fault("W11")
 async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> None:
     """Watches leave a member that has no leader; those that do not ask for one wait for it."""
     async with (
@@ -217,6 +222,7 @@ async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> No
         assert client.watch.streams[True].shared.reconnects > 0
 
 
+@pytest.mark.fault("W12")
 async def test_w12_a_member_that_lags(rng: random.Random) -> None:
     """A watch that resumes at a member behind it neither goes back nor takes that for an error."""
     async with (
@@ -263,6 +269,7 @@ async def test_w12_a_member_that_lags(rng: random.Random) -> None:
             await cluster.client_proxies[ahead].heal()
 
 
+@pytest.mark.fault("W20")
 async def test_w20_a_member_comes_back_by_a_snapshot(rng: random.Random) -> None:
     """A member that replaces its data under its watches makes them neither repeat nor skip."""
     args = [*CALM, "--snapshot-count=100"]

@@ -25,6 +25,7 @@ from tests.watch.faults.scenes import (
 from tests.watch.following import Traffic, following, revisions, take
 
 
+@pytest.mark.fault("W1")
 async def test_w1_random_cuts(
     proxy: FaultProxy, client: Client, direct: Client, rng: random.Random
 ) -> None:
@@ -51,6 +52,7 @@ async def test_w1_random_cuts(
     assert client.stats().reconnects > seconds
 
 
+@pytest.mark.fault("W2")
 async def test_w2_cut_between_created_and_the_past(
     proxy: FaultProxy, client: Client, direct: Client
 ) -> None:
@@ -129,6 +131,7 @@ async def test_w4_put_while_cut_off(proxy: FaultProxy, client: Client, direct: C
             assert revisions(await take(watch, 4)) == expected
 
 
+@pytest.mark.fault("W5")
 async def test_w5_cut_between_fragments(
     proxy: FaultProxy, client: Client, direct: Client, rng: random.Random
 ) -> None:
@@ -221,6 +224,7 @@ async def test_w6_compaction_beyond_the_watch(
 
 
 @pytest.mark.parametrize("kind", ["put", "delete"])
+@pytest.mark.fault("W7")
 async def test_w7_compaction_exactly_where_it_resumes(
     proxy: FaultProxy,
     client: Client,

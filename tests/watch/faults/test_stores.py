@@ -6,6 +6,7 @@ import random
 import shutil
 
 import anyio
+import pytest
 
 from aioetcd import Client, ClusterMismatchError, Op
 from aioetcd.testing import EtcdServer, FaultProxy
@@ -45,6 +46,7 @@ async def test_w18_the_history_went_back(own_server: EtcdServer) -> None:
         await expect_new_watches(client, direct, proxy)
 
 
+@pytest.mark.fault("W18")
 async def test_w18_another_cluster(
     proxy: FaultProxy, client: Client, direct: Client, own_server: EtcdServer
 ) -> None:
