@@ -85,6 +85,78 @@ def test_server_fixture_inside_a_running_loop(pytester: pytest.Pytester) -> None
     run(pytester, "--asyncio-mode=auto").assert_outcomes(passed=1)
 
 
+@pytest.mark.fault("starts an interpreter and three etcds")
+def test_own_servers(pytester: pytest.Pytester) -> None:
+    """A test's own server and cluster are started as the configuration and its marker say."""
+    pytester.makeini(
+        """
+        [pytest]
+        etcd_args =
+            --max-txn-ops=7
+            --heartbeat-interval=50
+            --election-timeout=250
+        asyncio_mode = auto
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.etcd(args=["--max-request-bytes=5000"])
+        async def test_server(etcd_own_server, etcd_server):
+            assert etcd_own_server is not etcd_server
+            assert etcd_own_server.args == [*etcd_server.args, "--max-request-bytes=5000"]
+            assert etcd_server.args[0] == "--max-txn-ops=7"
+            await etcd_own_server.restart()
+
+        @pytest.mark.etcd(members=1)
+        async def test_cluster(etcd_cluster):
+            assert len(etcd_cluster.members) == 1
+            await etcd_cluster.leader()
+
+        async def test_proxy(etcd_proxy, etcd_server):
+            assert etcd_proxy.target == etcd_server.endpoint
+
+        @pytest.mark.etcd("--max-txn-ops=7")
+        async def test_wrong_marker(etcd_own_server):
+            pass
+        """
+    )
+    result = run(pytester)
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: the marker etcd takes args=, binary= and members="])
+
+
+def test_binary_of_the_configuration(pytester: pytest.Pytester) -> None:
+    """The program that the configuration names is taken."""
+    pytester.makeini(f"[pytest]\netcd_binary = {pytester.path / 'absent'}\n")
+    pytester.makepyfile("def test_it(etcd_server): pass")
+    result = run(pytester)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*EtcdNotFoundError: *absent is not a program to run"])
+
+
+@pytest.mark.fault("starts an interpreter and three etcds")
+def test_logs_of_a_failed_test(pytester: pytest.Pytester) -> None:
+    """A failed test's report has the logs of its etcds, and their data is kept where asked for."""
+    pytester.makepyfile(
+        """
+        async def test_passes(etcd_own_server):
+            pass
+
+        async def test_fails(etcd_own_server, etcd_server):
+            assert False
+        """
+    )
+    kept = pytester.path / "kept"
+    result = run(pytester, "--asyncio-mode=auto", f"--etcd-keep={kept}")
+    result.assert_outcomes(passed=1, failed=1)
+    assert result.stdout.str().count("etcd's log (default)") == 2
+    assert [each.name for each in kept.iterdir()] == ["test_fails"]
+    assert (kept / "test_fails" / "default" / "data" / "member").is_dir()
+    assert (kept / "test_fails" / "default" / "log").read_text().startswith("{")
+
+
 def test_missing_etcd_is_told(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an etcd, the tests that need one fail with the way to get it."""
     monkeypatch.setenv("AIOETCD_TEST_ETCD", str(pytester.path / "absent"))

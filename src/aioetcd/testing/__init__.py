@@ -9,6 +9,7 @@ from aioetcd.testing.cluster import EtcdCluster
 from aioetcd.testing.history import Recorder
 from aioetcd.testing.observer import Observer, observe
 from aioetcd.testing.proxy import FaultProxy
+from aioetcd.testing.recording import RecordedClient
 from aioetcd.testing.server import (
     AddressInUseError,
     EtcdNotFoundError,
@@ -25,6 +26,7 @@ __all__ = [
     "EtcdStartError",
     "FaultProxy",
     "Observer",
+    "RecordedClient",
     "Recorder",
     "checkers",
     "find_binary",

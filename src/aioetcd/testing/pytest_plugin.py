@@ -1,33 +1,62 @@
-"""pytest fixtures: a running etcd, and a client connected to it.
+"""pytest fixtures: running etcds, faults before them, and a client connected.
 
 Loaded by itself where aioetcd is installed; what is heavy is imported by the fixtures that need
-it. `etcd_client` works with pytest-asyncio in auto and strict mode, and without it with anyio's
+it. The async ones work with pytest-asyncio in auto and strict mode, and without it with anyio's
 own plugin.
+
+- `etcd_server`: one etcd for the whole run.
+- `etcd_client`: a client of it.
+- `etcd_proxy`: a `FaultProxy` before it.
+- `etcd_own_server`, `etcd_cluster`: the test's own, which it may kill, pause and isolate.
+
+The etcd and more arguments for it come from pytest's configuration (``etcd_binary``,
+``etcd_args``), and for a test's own also from its marker::
+
+    @pytest.mark.etcd(args=["--quota-backend-bytes=1000000"], members=5)
+    async def test_full(etcd_cluster): ...
+
+When a test fails, the end of the log of each etcd that it used is in the report;
+``--etcd-keep=FOLDER`` keeps the data and the whole logs of its own ones there.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from aioetcd import Client
+    from aioetcd.testing.cluster import EtcdCluster
+    from aioetcd.testing.proxy import FaultProxy
     from aioetcd.testing.server import EtcdServer
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the configuration say which etcd, and how it is started."""
+    parser.addini("etcd_binary", "the etcd program of the etcd fixtures")
+    parser.addini("etcd_args", "more arguments for it, one a line", type="linelist", default=[])
+    parser.getgroup("etcd").addoption(
+        "--etcd-keep",
+        metavar="FOLDER",
+        help="keep the data and logs of a failed test's own etcds in FOLDER",
+    )
+
+
 @pytest.fixture(scope="session")
-def etcd_server() -> Iterator[EtcdServer]:
+def etcd_server(pytestconfig: pytest.Config) -> Iterator[EtcdServer]:
     """A real etcd for the whole run, without TLS and auth. See `aioetcd.testing.EtcdServer`.
 
     The tests share it and its data: ``await etcd_server.clear()`` empties it.
     """
     from aioetcd.testing.server import EtcdServer
 
-    server = EtcdServer()
+    server = EtcdServer(_binary(pytestconfig), args=pytestconfig.getini("etcd_args"))
     _run(server.start)
     try:
         yield server
@@ -36,14 +65,20 @@ def etcd_server() -> Iterator[EtcdServer]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Offer `etcd_client` by the plugin that runs async fixtures here."""
+    """Offer the async fixtures by the plugin that runs them here."""
+    config.addinivalue_line(
+        "markers",
+        "etcd(args=(), binary=None, members=3): how etcd_own_server and etcd_cluster are started",
+    )
     fixtures = ModuleType("aioetcd.testing.async_fixtures")
+    decorate: Callable[..., Any] = pytest.fixture
     if config.pluginmanager.hasplugin("asyncio"):
         import pytest_asyncio
 
-        fixtures.__dict__["etcd_client"] = pytest_asyncio.fixture(_etcd_client, name="etcd_client")
-    else:
-        fixtures.__dict__["etcd_client"] = pytest.fixture(_etcd_client, name="etcd_client")
+        decorate = pytest_asyncio.fixture
+    for function in (_etcd_client, _etcd_proxy, _etcd_own_server, _etcd_cluster):
+        name = function.__name__.removeprefix("_")
+        fixtures.__dict__[name] = decorate(function, name=name)
     config.pluginmanager.register(fixtures, fixtures.__name__)
 
 
@@ -53,6 +88,90 @@ async def _etcd_client(etcd_server: EtcdServer) -> AsyncIterator[Client]:
 
     async with Client(etcd_server.endpoint) as client:
         yield client
+
+
+async def _etcd_proxy(etcd_server: EtcdServer) -> AsyncIterator[FaultProxy]:
+    """A network before `etcd_server` that fails on demand. See `aioetcd.testing.FaultProxy`."""
+    from aioetcd.testing.proxy import FaultProxy
+
+    async with FaultProxy(etcd_server.endpoint) as proxy:
+        yield proxy
+
+
+async def _etcd_own_server(request: pytest.FixtureRequest) -> AsyncIterator[EtcdServer]:
+    """An etcd of the test's own, which it may stop, kill and pause."""
+    from aioetcd.testing.server import EtcdServer
+
+    marked = _marked(request)
+    marked.pop("members", None)
+    async with EtcdServer(marked.pop("binary"), **marked) as server:
+        yield server
+        _keep(request, [server])
+
+
+async def _etcd_cluster(request: pytest.FixtureRequest) -> AsyncIterator[EtcdCluster]:
+    """A cluster of the test's own. See `aioetcd.testing.EtcdCluster`."""
+    from aioetcd.testing.cluster import EtcdCluster
+
+    marked = _marked(request)
+    async with EtcdCluster(marked.pop("members", 3), **marked) as cluster:
+        yield cluster
+        _keep(request, cluster.members)
+
+
+def _binary(config: pytest.Config) -> str | None:
+    binary: str = config.getini("etcd_binary")
+    return binary or None
+
+
+def _marked(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Give what the configuration and the nearest marker say of a server."""
+    marker = request.node.get_closest_marker("etcd")
+    marked: dict[str, Any] = {} if marker is None else dict(marker.kwargs)
+    if marker is not None and (marker.args or marked.keys() - {"args", "binary", "members"}):
+        raise pytest.UsageError("the marker etcd takes args=, binary= and members=")
+    marked["args"] = [*request.config.getini("etcd_args"), *marked.get("args", ())]
+    marked.setdefault("binary", _binary(request.config))
+    return marked
+
+
+# --- what failed tests leave for their reader -----------------------------------------------
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the end of the logs of a failed test's etcds into its report."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+        for server in _servers(item):
+            try:
+                tail = server.log_tail()
+            except (OSError, RuntimeError):  # it never started
+                continue
+            report.sections.append((f"etcd's log ({server.name})", tail))
+    return report
+
+
+def _servers(item: pytest.Item) -> list[EtcdServer]:
+    values = getattr(item, "funcargs", {})
+    found = [values[name] for name in ("etcd_server", "etcd_own_server") if name in values]
+    return [*found, *(values["etcd_cluster"].members if "etcd_cluster" in values else ())]
+
+
+def _keep(request: pytest.FixtureRequest, servers: list[EtcdServer]) -> None:
+    """Copy what a failed test's servers have on disk, where that is asked for."""
+    folder = request.config.getoption("--etcd-keep")
+    if folder is None or not request.node.stash.get(_FAILED, False):
+        return
+    for server in servers:
+        target = Path(folder) / request.node.name / server.name
+        shutil.copytree(server.data_dir, target / "data", dirs_exist_ok=True)
+        shutil.copy(server.log_path, target / "log")
 
 
 def _run(function: Callable[[], Awaitable[None]]) -> None:
