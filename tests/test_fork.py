@@ -81,6 +81,8 @@ def os_fork():
     pid = os.fork()
     if pid == 0:
         child_use()
+        if ARGUMENTS[0] == "in a loop":  # in whose copy nobody may go on, not even to its end
+            os._exit(0)
         sys.exit(0)
     say("exit", wait_for(pid))
 
