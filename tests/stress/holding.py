@@ -21,9 +21,12 @@ from aioetcd import (
     Op,
     Session,
 )
-from aioetcd.testing.history import Comparison, GuardedTxn, LeaseSignal, LockHold, Put, Txn
+from aioetcd.testing.history import GuardedTxn, LeaseSignal, LockHold
 from tests.stress.shared import Party, Run, only_if_closed, tried
-from tests.stress.traffic import put
+from tests.stress.traffic import put, recorded
+
+SESSIONS, GUARDED = b"s/", b"guarded"
+"""Where sessions put their keys, and what only holders write."""
 
 LOCKS = ("locks/a", "locks/b", "locks/c")
 LONG = 600
@@ -65,12 +68,12 @@ async def holder(run: Run, party: Party, name: str) -> None:
 
 
 def _lease_key(lease_id: int) -> bytes:
-    return f"s/{lease_id}".encode()
+    return SESSIONS + b"%d" % lease_id
 
 
 def lease_of(key: bytes) -> int | None:
     """Whose key it is, where it is a session's."""
-    return int(key.removeprefix(b"s/")) if key.startswith(b"s/") else None
+    return int(key.removeprefix(SESSIONS)) if key.startswith(SESSIONS) else None
 
 
 def _end(session: Session) -> LeaseSignal:
@@ -124,14 +127,11 @@ class Hold:
 
     async def _guarded(self) -> None:
         run, lock = self._run, self._lock
-        value, token = run.value(), lock.revision
-        condition = Comparison(lock.key, "create_revision", "==", token)
-        request = Txn((condition,), (Put(b"guarded", value),))
-        with run.recorder.call(self._who, request) as call:
-            answer = await self._client.kv.txn(
-                compare=[lock.is_owner()], success=[Op.put("guarded", value)]
-            )
-            call.ok(run.saw(answer.header.revision), succeeded=answer.succeeded)
+        token = lock.revision
+        answer = await recorded(run, self._client, self._who).txn(
+            compare=[lock.is_owner()], success=[Op.put(GUARDED, run.value())]
+        )
+        run.saw(answer.header.revision)
         if answer.succeeded:
             run.recorder.add(GuardedTxn(self._name, token, answer.header.revision))
         run.counts["guarded txns" if answer.succeeded else "guarded txns refused"] += 1

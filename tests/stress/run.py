@@ -53,7 +53,7 @@ from tests.stress.checks import (
 )
 from tests.stress.faults import Faults
 from tests.stress.hasty import hasty
-from tests.stress.holding import holder, locker
+from tests.stress.holding import GUARDED, SESSIONS, holder, locker
 from tests.stress.observing import (
     Log,
     client_tasks,
@@ -275,7 +275,7 @@ class Stress:
         in_time = Recorder(map(self._told_in_time, recorder.records))
         found = check_history(
             in_time,
-            outside=lambda event: not event.kv.key.startswith((PREFIX, b"s/")),
+            outside=lambda event: not event.kv.key.startswith((PREFIX, SESSIONS, GUARDED)),
             watched_through=self._settled_at,
             compact_revision=faults.compact_revision,
             expired_ns=ran_out,
