@@ -26,13 +26,14 @@ from aioetcd.testing.history import (
     StoreRevision,
     Subscription,
     Txn,
+    WatchEnd,
 )
 from aioetcd.types import Event, EventType, KeyValue
 
 KV = KeyValueRecord(b"k\xff\x00", "höhe\n".encode(), 3, 4, 2)
 EVENT = EventRecord(EventKind.PUT, KV, KeyValueRecord(b"k", b"", 3, 3, 1), is_create=False)
 RECORDS: list[Record] = [
-    Operation("c1", Put(b"a", b"1"), 1, 2, "ok", revision=2),
+    Operation("c1", Put(b"a", b"1", lease=7), 1, 2, "ok", revision=2),
     Operation("c1", Get(b"a", b"\0", revision=2, limit=1, serializable=True), 3, 4, "ok", 2, (KV,)),
     Operation("c2", Delete(b"a"), 1, 2, "unknown", error="TimeoutError: é"),
     Operation(
@@ -44,12 +45,15 @@ RECORDS: list[Record] = [
         revision=3,
         deleted=0,
         succeeded=True,
+        reads=((KV, KV), ()),
     ),
     Operation("c2", Txn((Comparison(b"a", "version", ">", 0),)), 5, 6, "not_applied"),
     Subscription("w", b"a", 1),
     Subscription("w", b"a", 1, b"b", EventKind.DELETE, prev_kv=True),
     Delivery("w", 10, 4, (EVENT,)),
     Delivery("w", 11, 5),
+    WatchEnd("w", 12),
+    WatchEnd("w", 12, "CompactedError()"),
     LockHold("/lock", "h", 7, 1, 2),
     LockHold("/lock", "h", 8, 1, lost_ns=4),
     GuardedTxn("/lock", 7, 9),
