@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Protocol
 
 import anyio
@@ -39,13 +39,49 @@ class CutBudget:
         left: Bytes that are still to pass.
         fired: Set when they have passed and the cut was made, or the hold began.
         pause: Seconds between the last byte and the cut; None to hold instead of cutting.
-        claimed: Whether some connection writes the last byte, or has: nothing may follow.
+        claimed: Whether some connection has written the last byte: nothing may follow.
     """
 
     left: int
     fired: anyio.Event
     pause: float | None = 0.0
     claimed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The right to write some bytes from a time on, while the rate is what it was.
+
+    Attributes:
+        left: Bytes that may still be written.
+        opens_at: The monotonic time from which on.
+        pace: The rate that it was given out for.
+    """
+
+    left: int
+    opens_at: float
+    pace: Pace
+
+
+@dataclass(slots=True, eq=False)
+class Pace:
+    """A rate as it was set once; all connections take turns in it.
+
+    Setting a rate makes a new one, so that what was promised at the old rate binds nobody.
+    """
+
+    rate: float
+    _free_at: dict[Direction, float] = field(
+        default_factory=lambda: dict.fromkeys(Direction, monotonic())
+    )
+
+    def slot(self, direction: Direction, size: int) -> Slot:
+        """Take the next turn, for at most `size` bytes; it opens when the link has carried them."""
+        size = min(size, max(1, int(self.rate * _RATE_PIECE)))
+        # A late timer may be made up for, or the rate would be lower than asked.
+        start = max(monotonic() - _RATE_CATCH_UP, self._free_at[direction])
+        self._free_at[direction] = start + size / self.rate
+        return Slot(size, self._free_at[direction], self)
 
 
 class Connection(Protocol):
@@ -60,13 +96,16 @@ class Connection(Protocol):
     def finish(self) -> None:
         """Send FIN both ways; whatever is still queued is lost."""
 
+    def resume(self) -> None:
+        """Go by the faults that are in force now."""
+
 
 @dataclass(slots=True, eq=False)
 class Link:
     """The faults in force and the counters; made by the proxy, shared by its connections.
 
-    What changes it is synchronous, so a change made by one task is seen
-    by all of them before the next byte is written.
+    What changes it is synchronous, so a change made by one task is seen by all connections before
+    the next byte is written. Who changes a fault calls `faults_changed`.
     """
 
     random: random.Random
@@ -75,17 +114,17 @@ class Link:
     swallowed: frozenset[Direction] = frozenset()
     delay: float = 0.0
     jitter: float = 0.0
-    rate: float | None = None
+    pace: Pace | None = None
     chunk: int | None = None
     budget: CutBudget | None = None
-    relays: set[Connection] = field(default_factory=set)
+    # In the order in which they came: a fault meets them in the same order in each run.
+    relays: dict[Connection, None] = field(default_factory=dict)
     connections_total: int = 0
     connect_failures: int = 0
     cuts: int = 0
     bytes_swallowed: int = 0
     bytes_passed: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
     writes: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
-    _free_at: dict[Direction, float] = field(default_factory=lambda: dict.fromkeys(Direction, 0.0))
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: int = 0
 
@@ -100,6 +139,12 @@ class Link:
             self._changed.set()
             self._changed = asyncio.Event()
 
+    def faults_changed(self) -> None:
+        """Let every connection go by the faults that are in force now, and wake who waits."""
+        for relay in list(self.relays):
+            relay.resume()
+        self.changed()
+
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition over this link's state; cancelling it changes nothing."""
         while not condition():
@@ -109,33 +154,10 @@ class Link:
             finally:
                 self._waiting -= 1
 
-    async def wait_not_hanging(self) -> None:
-        """Wait while the link hangs."""
-        if self.hanging:
-            await self.wait_until(lambda: not self.hanging)
-
     def due(self) -> float:
         """The monotonic time at which a byte that arrives now may go on."""
         extra = self.random.uniform(0, self.jitter) if self.jitter else 0.0
-        return time.monotonic() + self.delay + extra
-
-    def piece(self, length: int) -> int:
-        """How many of `length` bytes the next write may carry."""
-        if self.chunk is not None:
-            length = min(length, self.chunk)
-        if self.rate is not None:
-            length = min(length, max(1, int(self.rate * _RATE_PIECE)))
-        return length
-
-    async def pace(self, direction: Direction, size: int) -> None:
-        """Wait until the link, shared by all connections, has carried `size` bytes."""
-        if self.rate is None:
-            return
-        now = time.monotonic()
-        # A late timer may be made up for, or the rate would be lower than asked.
-        start = max(now - _RATE_CATCH_UP, self._free_at[direction])
-        self._free_at[direction] = start + size / self.rate
-        await anyio.sleep(max(0.0, self._free_at[direction] - now))
+        return monotonic() + self.delay + extra
 
     def count(self, direction: Direction, size: int) -> None:
         """Account for one write."""
@@ -145,15 +167,23 @@ class Link:
 
     def cut(self) -> int:
         """Reset every connection and return how many there were; a hold under way ends."""
+        fired = None
+        if self.budget is not None and self.budget.claimed:
+            fired, self.budget = self.budget.fired, None
         relays = list(self.relays)
         for relay in relays:
             relay.reset()
         self.cuts += len(relays)
-        if self.budget is not None and self.budget.claimed:
-            self.budget.fired.set()
-            self.budget = None
+        if fired is not None:
+            fired.set()
         self.changed()
         return len(relays)
+
+    def reset_holes(self) -> None:
+        """Reset the connections that lost bytes in a direction that is open again."""
+        for relay in list(self.relays):
+            if relay.holes - self.swallowed:
+                relay.reset()
 
     def spend(self, budget: CutBudget) -> None:
         """Cut or hold, the last byte having left, unless it was disarmed meanwhile."""

@@ -4,291 +4,205 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import errno
 import socket
-import struct
-import sys
-import time
-from array import array
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import anyio
-
-from aioetcd.testing._link import CutBudget, Direction, Link
-
-READ_SIZE = 65_536
-"""Bytes taken from a socket at once; also half of what asyncio's reader holds before it pauses."""
+from aioetcd.testing._flow import READ_SIZE, Flow
+from aioetcd.testing._link import Direction, Link
+from aioetcd.testing._sockets import close_with_reset, no_delay
 
 _CLOSE_GRACE = 1.0
-_SIOCOUTQNSD = 0x894B
-_LINGER_ZERO = struct.pack("ii", 1, 0)
-_CLOSED_SOCKET = (OSError, ValueError)  # asyncio's and uvloop's way to say so
+_READS_AT_ONCE = 64
 
-
-@dataclass(slots=True, eq=False)
-class _Flow:
-    """One direction of one connection: `fill` reads and stamps, `empty` writes when due."""
-
-    link: Link
-    relay: Relay
-    direction: Direction
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    _queue: deque[tuple[float, bytes]] = field(default_factory=deque)
-    _queued: int = 0
-    _last_due: float = 0.0
-    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    _room: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def fill(self) -> None:
-        while True:
-            await self.link.wait_not_hanging()
-            try:
-                data = await self.reader.read(READ_SIZE)
-            except OSError:
-                await self._broken(self.direction)
-                return
-            self._last_due = max(self._last_due, self.link.due())
-            self._queue.append((self._last_due, data))
-            self._queued += len(data)
-            self._arrived.set()
-            if not data:
-                return
-            while self._queued >= self.link.buffer_limit:
-                self._room.clear()
-                await self._room.wait()
-
-    async def empty(self) -> None:
-        while True:
-            while not self._queue:
-                self._arrived.clear()
-                await self._arrived.wait()
-            due, data = self._queue.popleft()
-            wait = due - time.monotonic()
-            if wait > 0:
-                await anyio.sleep(wait)
-            try:
-                if not data:
-                    await self._end()
-                    return
-                await self._forward(memoryview(data))
-            except OSError:
-                await self._broken(self.direction.opposite)
-                return
-            self._queued -= len(data)
-            self._room.set()
-
-    async def _forward(self, data: memoryview) -> None:
-        link = self.link
-        while data:
-            size = link.piece(len(data))
-            await link.pace(self.direction, size)
-            await link.wait_not_hanging()
-            if self.relay.is_over:  # the cancellation is on its way
-                await anyio.sleep_forever()
-            if self.direction in link.swallowed:
-                self.relay.holes.add(self.direction)
-                link.bytes_swallowed += len(data)
-                link.changed()
-                return
-            budget = link.budget if self.direction is Direction.FROM_SERVER else None
-            if budget is not None:
-                if budget.claimed:  # another connection carries the last byte: the cut comes
-                    await link.wait_until(lambda: link.budget is not budget)  # noqa: B023
-                    continue
-                size = min(size, budget.left)
-                budget.left -= size
-                budget.claimed = budget.left == 0
-            await self._write(data[:size], budget)
-            if link.chunk is not None:
-                await asyncio.sleep(0)  # some loops gather the writes of one turn
-            data = data[size:]
-
-    async def _write(self, piece: memoryview, budget: CutBudget | None) -> None:
-        try:
-            if piece:
-                self.writer.write(piece)
-                self.link.count(self.direction, len(piece))
-                await self.writer.drain()
-            if budget is not None and budget.claimed:
-                await self._sent()
-                await anyio.sleep(budget.pause or 0)
-        finally:  # also where this connection breaks meanwhile: the others wait for it
-            if budget is not None and budget.claimed:
-                self.link.spend(budget)
-
-    async def _sent(self) -> None:
-        """Wait until the kernel has sent everything: a reset throws away what it still holds."""
-        sock = self.writer.get_extra_info("socket")
-        while sock is not None and _unsent(sock):
-            await anyio.sleep(0.001)
-
-    async def _end(self) -> None:
-        await self.link.wait_not_hanging()
-        if self.direction in self.link.swallowed:
-            self.relay.holes.add(self.direction)
-            await anyio.sleep_forever()
-        if self.writer.can_write_eof():
-            self.writer.write_eof()
-
-    async def _broken(self, news: Direction) -> None:
-        """A side was reset; the other learns it unless the link swallows that news as well."""
-        await self.link.wait_not_hanging()
-        if news in self.link.swallowed:
-            self.relay.holes.add(news)
-            await anyio.sleep_forever()
-        self.relay.reset()
+_Infos = list[tuple[Any, ...]]
+"""What `socket.getaddrinfo` gives."""
 
 
 class Relay:
     """One client connection and its connection to the target.
 
-    Made and run by the task that asyncio's server starts for the connection; it ends with both
-    sockets closed. `reset` and `finish` may be called from any task of the loop.
+    It lives in callbacks of the event loop and has no task: whoever ends it, by `reset` or as a
+    fault, has closed its sockets when the call returns, and nothing can cancel that half-way.
+
+    Made by the proxy, which owns it through its link. It connects when `resume` is first called,
+    or when the link hangs no longer.
+
+    Args:
+        link: The faults and counters that it shares.
+        client: The client's connection, which does not block. It is closed here.
+        host: Where the target is; a name is resolved in a thread of the loop's.
+        port: The target's port.
     """
 
-    def __init__(
-        self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, link: Link, client: socket.socket, host: str, port: int) -> None:
         self.holes: set[Direction] = set()
         self._link = link
-        self._streams = [(reader, writer)]
-        self._scope = anyio.CancelScope()
-        self._finishing = False
+        self._loop = asyncio.get_running_loop()
+        self._target = (host, port)
+        self._client = client
+        self._server: socket.socket | None = None
+        self._flows: tuple[Flow, ...] = ()
+        self._dialing: asyncio.Handle | None = None
+        self._addresses: _Infos = []
+        self._resolving: asyncio.Future[_Infos] | None = None
+        self._passed: set[Direction] = set()
+        self._grace: asyncio.TimerHandle | None = None
+        self._is_over = False
+        no_delay(client)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it was reset or finished, so that nothing may be written any more."""
-        return self._scope.cancel_called
+    # --- what the link tells it ---------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Go by the faults that are in force now."""
+        if self._is_over or self._grace is not None:
+            return
+        for flow in self._flows:
+            flow.resume()
+        if self._dialing is None and not self._link.hanging:
+            # In the next turn: a client in this loop learns first that it is connected, and then
+            # that the target is dead.
+            self._dialing = self._loop.call_soon(self._resolve)
 
     def reset(self) -> None:
         """Send RST both ways; whatever is still queued is lost."""
-        for _, writer in self._streams:
-            _reset(writer)
-        self._scope.cancel()
+        self._close(close_with_reset)
 
     def finish(self) -> None:
         """Send FIN both ways; whatever is still queued is lost."""
-        self._finishing = True
-        self._scope.cancel()
+        if self._is_over or self._grace is not None:
+            return
+        self._grace = self._loop.call_later(_CLOSE_GRACE, self._close)
+        if not self._flows:
+            self._stop_dialing()
+        for flow in self._flows:
+            flow.stop()
+        # Read on to the peer's own end: closing with bytes unread would send RST.
+        open_ones = {sock for sock in (self._client, self._server) if sock is not None}
+        for sock in list(open_ones):
+            if not self._is_over:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_WR)
+                self._loop.add_reader(sock, self._discard, sock, open_ones)
 
-    async def run(self, host: str, port: int) -> None:
-        """Relay until both ends have closed, or one was reset, or the link was cut."""
+    # --- what its flows tell it ---------------------------------------------------------------
+
+    def lost(self, direction: Direction) -> None:
+        """Know that the peer that sends in this direction has reset the connection."""
+        for flow in self._flows:
+            if flow.direction is not direction:
+                flow.stop()  # there is nobody to write to
+        for flow in self._flows:
+            if flow.direction is direction:
+                flow.source_was_reset()
+
+    def fin_passed(self, direction: Direction) -> None:
+        """Know that the end of this direction was passed on."""
+        self._passed.add(direction)
+        if len(self._passed) == len(self._flows):
+            self._close()
+
+    # --- connecting ---------------------------------------------------------------------------
+
+    def _resolve(self) -> None:
+        if self._link.hanging:
+            self._dialing = None
+            return
+        host, port = self._target
+        look_up: Callable[..., _Infos]
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
-            with self._scope:
-                await self._link.wait_not_hanging()
-                if await self._connect(host, port):
-                    await self._relay()
-            if self._finishing:
-                await self._say_goodbye()
+            self._addresses = look_up(flags=socket.AI_NUMERICHOST)
+        except OSError:  # a name: asking for it takes time
+            self._resolving = self._loop.run_in_executor(None, look_up)
+            self._resolving.add_done_callback(self._resolved)
+        else:
+            self._dial()
+
+    def _resolved(self, infos: asyncio.Future[_Infos]) -> None:
+        if infos.cancelled() or self._is_over or self._grace is not None:
+            return
+        if infos.exception() is None:
+            self._addresses = infos.result()
+        self._dial()
+
+    def _dial(self) -> None:
+        while self._addresses:
+            family, kind, protocol, _, address = self._addresses.pop(0)
+            try:
+                self._server = socket.socket(family, kind, protocol)
+            except OSError:
+                continue
+            self._server.setblocking(False)
+            if self._server.connect_ex(address) in (0, errno.EINPROGRESS):
+                self._loop.add_writer(self._server, self._dialed)
+                return
+            self._hang_up()
+        self._link.connect_failures += 1
+        self.reset()
+
+    def _hang_up(self) -> None:
+        if self._server is not None:
+            self._loop.remove_writer(self._server)
+            self._server.close()
+            self._server = None
+
+    def _stop_dialing(self) -> None:
+        if self._dialing is not None:
+            self._dialing.cancel()
+        if self._resolving is not None:
+            self._resolving.cancel()
+        self._hang_up()
+
+    def _dialed(self) -> None:
+        assert self._server is not None
+        if self._server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._hang_up()
+            self._dial()
+            return
+        self._loop.remove_writer(self._server)
+        no_delay(self._server)
+        link, client, server = self._link, self._client, self._server
+        self._flows = (
+            Flow(link, Direction.FROM_CLIENT, client, server, self),
+            Flow(link, Direction.FROM_SERVER, server, client, self),
+        )
+        self.resume()
+
+    # --- ending -------------------------------------------------------------------------------
+
+    def _discard(self, sock: socket.socket, open_ones: set[socket.socket]) -> None:
+        for _ in range(_READS_AT_ONCE):
+            try:
+                if sock.recv(READ_SIZE):
+                    continue
+            except BlockingIOError:
+                return
+            except OSError:
+                pass
+            self._loop.remove_reader(sock)
+            open_ones.discard(sock)
+            if not open_ones:
+                self._close()
+            return
+
+    def _close(self, close: Callable[[socket.socket], None] = socket.socket.close) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._link.relays.pop(self, None)
+        if self._grace is not None:
+            self._grace.cancel()
+        try:
+            for flow in self._flows:
+                flow.stop()
         finally:
-            with anyio.move_on_after(_CLOSE_GRACE, shield=True):
-                await self._close()
-
-    async def _connect(self, host: str, port: int) -> bool:
-        try:
-            stream = await asyncio.open_connection(host, port, limit=READ_SIZE)
-        except OSError:
-            self._link.connect_failures += 1
-            self.reset()
-            return False
-        self._streams.append(stream)
-        for _, writer in self._streams:
-            writer.transport.set_write_buffer_limits(high=0)
-        return True
-
-    async def _relay(self) -> None:
-        (client_in, client_out), (server_in, server_out) = self._streams
-        up = _Flow(self._link, self, Direction.FROM_CLIENT, client_in, server_out)
-        down = _Flow(self._link, self, Direction.FROM_SERVER, server_in, client_out)
-        async with anyio.create_task_group() as tasks:
-            for flow in (up, down):
-                tasks.start_soon(flow.fill)
-                tasks.start_soon(flow.empty)
-
-    async def _say_goodbye(self) -> None:
-        """FIN, then read on to the peer's own: closing with bytes unread would send RST."""
-        with anyio.move_on_after(_CLOSE_GRACE), contextlib.suppress(OSError):
-            for _, writer in self._streams:
-                if writer.can_write_eof():
-                    writer.write_eof()
-            for reader, _ in self._streams:
-                while await reader.read(READ_SIZE):
-                    pass
-
-    async def _close(self) -> None:
-        for _, writer in self._streams:
-            if writer.transport.get_write_buffer_size():
-                writer.transport.abort()
-            writer.close()
-        for _, writer in self._streams:
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    sock = writer.get_extra_info("socket")
-    if sock is not None:
-        with contextlib.suppress(*_CLOSED_SOCKET):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-    writer.transport.abort()
-
-
-def _unsent(sock: socket.socket) -> int:
-    """Bytes that wait in the kernel for the peer's window; 0 where it cannot be asked."""
-    if sys.platform != "linux":
-        return 0
-    answer = array("i", [0])
-    with contextlib.suppress(*_CLOSED_SOCKET):
-        fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, answer)
-    return answer[0]
-
-
-def stop_listening(server: asyncio.Server) -> None:
-    """Refuse new connections from now on; `stop_accepting` must follow, but may follow later.
-
-    What the kernel has queued for asyncio is reset. The port is free to be bound, and to be
-    listened on, by a socket with `SO_REUSEADDR`.
-    """
-    loop = asyncio.get_running_loop()
-    for listening in server.sockets:
-        loop.remove_reader(listening.fileno())
-        try:
-            listening.shutdown(socket.SHUT_RD)
-        except (OSError, TypeError):
-            # Only Linux can. Under uvloop there is no need: it hands over at once what it accepts.
-            server.close()
-
-
-async def stop_accepting(server: asyncio.Server) -> None:
-    """Stop listening, and let what the kernel has accepted come out of asyncio to its handler.
-
-    A server that is closed while asyncio is about to hand it a connection loses that: its socket is
-    left to the garbage collector. So first nothing more is accepted, and then it is closed.
-    """
-    loop = asyncio.get_running_loop()
-    for listening in server.sockets:
-        loop.remove_reader(listening.fileno())
-    await _turns()
-    server.close()
-    await _turns()
-
-
-async def _turns() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-def host_and_port(target: str) -> tuple[str, int]:
-    """Take `host:port` apart, which may have a scheme."""
-    address = target.partition("://")[2] or target
-    host, colon, port = address.rstrip("/").rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise ValueError(f"target must be 'host:port', not {target!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def joined(host: str, port: int) -> str:
-    """Put host and port together."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if not self._flows:
+                self._stop_dialing()
+            for sock in (self._client, self._server):
+                if sock is not None:
+                    self._loop.remove_reader(sock)  # of `finish`
+                    close(sock)
+            self._link.changed()

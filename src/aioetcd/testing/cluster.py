@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import Self
 import anyio
 
 from aioetcd.testing._process import HOST, connects
-from aioetcd.testing._relay import stop_accepting
+from aioetcd.testing._sockets import Listener, bind, close_with_reset
 from aioetcd.testing.proxy import FaultProxy
 from aioetcd.testing.server import AddressInUseError, EtcdServer, EtcdStartError
 
@@ -91,7 +92,7 @@ class EtcdCluster:
         self._args = [*(_QUICK if quick else ()), *args]
         self._seed = seed
         self._stack = contextlib.AsyncExitStack()
-        self._fronts: list[asyncio.Server] = []
+        self._fronts: list[Listener] = []
         self._pairs: dict[tuple[int, int], FaultProxy] = {}
         self._isolated: set[int] = set()
         self.client_proxies: list[FaultProxy] = []
@@ -231,9 +232,9 @@ class EtcdCluster:
                 proxy = FaultProxy(member.peer_url, seed=chance.getrandbits(32))
                 self._pairs[source, target] = proxy
                 self._stack.push_async_callback(proxy.aclose)
-            self._fronts.append(await self._front(target))
+            self._fronts.append(self._front(target))
         urls = [
-            f"{member.peer_url.partition('://')[0]}://{HOST}:{_port(front)}"
+            f"{member.peer_url.partition('://')[0]}://{HOST}:{front.port}"
             for member, front in zip(self.members, self._fronts, strict=True)
         ]
         cluster = ",".join(
@@ -266,32 +267,34 @@ class EtcdCluster:
     async def _clear(self) -> None:
         with anyio.CancelScope(shield=True):
             for front in self._fronts:
-                await stop_accepting(front)  # to the pairs' proxies
+                front.close()
             await self._stack.aclose()
-            for front in self._fronts:
-                await front.wait_closed()
         self._fronts = []
         self._pairs = {}
         self._isolated = set()
         self.client_proxies = []
 
-    async def _front(self, target: int) -> asyncio.Server:
+    def _front(self, target: int) -> Listener:
         """Listen where a member's peers dial it; each connection goes to its pair's proxy."""
 
-        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            source = self._who_dials(writer, target)
+        def on_connection(connection: socket.socket) -> None:
+            source = self._who_dials(connection, target)
             if source is None:  # it has ended meanwhile, or is none of ours
-                writer.transport.abort()
+                loop.call_soon(close_with_reset, connection)  # first it learns that it is connected
             else:
-                await self._pairs[source, target].relay(reader, writer)
+                self._pairs[source, target].relay(connection)
 
-        return await asyncio.start_server(on_connection, HOST, 0)
+        loop = asyncio.get_running_loop()
+        return Listener(bind(HOST, 0), on_connection)
 
-    def _who_dials(self, writer: asyncio.StreamWriter, target: int) -> int | None:
+    def _who_dials(self, connection: socket.socket, target: int) -> int | None:
         if not sys.platform.startswith("linux"):
             return target  # one proxy for all of them
-        local: int = writer.get_extra_info("peername")[1]
-        remote: int = writer.get_extra_info("sockname")[1]
+        try:
+            local: int = connection.getpeername()[1]
+        except OSError:  # it has ended
+            return None
+        remote: int = connection.getsockname()[1]
         for index, member in enumerate(self.members):
             if member.is_running and connects(member.pid, local, remote):
                 return index
@@ -343,8 +346,3 @@ class EtcdCluster:
             leader_id=int(answer.get("leader", 0)),
             raft_term=int(header["raft_term"]),
         )
-
-
-def _port(server: asyncio.Server) -> int:
-    port: int = server.sockets[0].getsockname()[1]
-    return port

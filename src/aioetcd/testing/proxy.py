@@ -16,7 +16,6 @@ Counters (`connections_total`, `bytes_from_server`, `cuts` …) prove that a fau
 
 from __future__ import annotations
 
-import asyncio
 import random
 import socket
 from collections.abc import Callable
@@ -25,32 +24,34 @@ from typing import Self
 
 import anyio
 
-from aioetcd.testing._link import CutBudget, Direction, Link
-from aioetcd.testing._relay import (
-    READ_SIZE,
-    Relay,
+from aioetcd.testing._link import CutBudget, Direction, Link, Pace
+from aioetcd.testing._relay import Relay
+from aioetcd.testing._sockets import (
+    Listener,
+    bind,
+    close_with_reset,
     host_and_port,
     joined,
-    stop_accepting,
-    stop_listening,
+    port_of,
 )
 
 __all__ = ["FaultProxy"]
-
-_BACKLOG = 1024
 
 
 class FaultProxy:
     """A TCP proxy whose faults are switched on and off while connections are open.
 
     Made by a test, opened by `async with` (or `start`) and closed by leaving it (or `aclose`),
-    which resets what is still open and leaves no task and no socket behind. Entering and leaving
-    may happen in different tasks, so it fits a fixture; all tasks of the loop may share it.
+    which resets what is still open. Both are done without awaiting and it has no task, so that no
+    cancellation, whenever it comes, leaves a socket behind. Entering and leaving may happen in
+    different tasks, so it fits a fixture; all tasks of the loop may share it.
 
     Faults add up and stay until `heal`. They take effect at once: after `blackhole` or `hang`
-    returns not one more byte is written, and a reset leaves with the loop's next turn. RST and FIN
-    pass through as what they are. At most `buffer_bytes` a direction and connection are held in
-    memory while a delay is set, 128 KiB or so otherwise; then the sender feels back-pressure.
+    returns not one more byte is written (what the kernel has got already is under way), and a
+    reset has left. RST and FIN pass through as what they are, behind the bytes that came before
+    them and as late; only a peer that takes no bytes for half a second does not keep a RST
+    waiting. At most `buffer_bytes` a direction and connection are held in memory while a delay is
+    set, 128 KiB or so otherwise; then the sender feels back-pressure.
 
     Three things a proxy cannot do: it accepts before it knows whether the target does (a dead
     target therefore looks like an accepted connection that is reset; use `refuse` for "connection
@@ -84,9 +85,10 @@ class FaultProxy:
         self._target = host_and_port(target)
         self._address = (host, port)
         self._link = Link(random.Random(seed), buffer_bytes)
-        self._server: asyncio.Server | None = None
-        self._refusing: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._reserved: socket.socket | None = None
+        self._refuses = False
+        self._started = False
         self._closed = False
 
     # --- life -------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class FaultProxy:
         await self.aclose()
 
     async def start(self) -> None:
-        """Listen. Does nothing when it listens already.
+        """Listen, or refuse where `refuse` said so. Does nothing when it was started already.
 
         Raises:
             OSError: The port is taken.
@@ -112,23 +114,30 @@ class FaultProxy:
         """
         if self._closed:
             raise RuntimeError("this proxy is closed")
-        await self.accept()
+        if self._started:
+            return
+        self._reserved = bind(*self._address)
+        self._address = (self._address[0], port_of(self._reserved))
+        if not self._refuses:
+            self._listen()
+        self._started = True
 
     async def aclose(self) -> None:
-        """Stop listening, reset what is open, wait until every socket is closed."""
+        """Stop listening and reset what is open: every socket is closed, and the port is free.
+
+        It does not wait for anything, so that it cannot be cancelled half-way.
+        """
         self._closed = True
-        servers = [server for server in (self._server, self._refusing) if server is not None]
-        self._server = self._refusing = None
-        for server in servers:
-            await stop_accepting(server)
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._reserved is not None:
             self._reserved.close()
             self._reserved = None
+        self._link.budget = None
         for relay in list(self._link.relays):
             relay.reset()
-        await self._link.wait_until(lambda: not self._link.relays)
-        for server in servers:
-            await server.wait_closed()
+        self._link.changed()
 
     @property
     def endpoint(self) -> str:
@@ -167,36 +176,27 @@ class FaultProxy:
     def refuse(self) -> None:
         """Refuse new connections, as where no process listens; open ones go on.
 
-        A connection that the kernel has accepted already is refused or relayed, whichever asyncio
-        is about to do. The port stays reserved for `accept` and `heal`.
+        A connection that the kernel has accepted and the loop has not seen yet is reset. The port
+        stays reserved for `accept` and `heal`. Before `start` it lets the proxy begin so.
+
+        Raises:
+            OSError: Another process took the port in this moment.
         """
-        if self._server is None:
-            return
-        # The server itself is closed later: asyncio may be about to hand it a connection.
-        stop_listening(self._server)
-        self._refusing, self._server = self._server, None
-        self._reserved = self._bind()
+        self._refuses = True
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            self._reserved = bind(*self._address)
 
     async def accept(self) -> None:
         """Accept new connections again after `refuse`, on the same port.
 
         Raises:
-            OSError: Another process took the port in the moment of `refuse`.
+            OSError: Another process listens on the port, although it was reserved.
         """
-        if self._refusing is not None:
-            server, self._refusing = self._refusing, None
-            await stop_accepting(server)
-        if self._server is not None or self._closed:
-            return
-        sock, self._reserved = self._reserved or self._bind(), None
-        self._address = (self._address[0], int(sock.getsockname()[1]))
-        try:
-            self._server = await asyncio.start_server(
-                self.relay, sock=sock, limit=READ_SIZE, backlog=_BACKLOG
-            )
-        except BaseException:
-            sock.close()
-            raise
+        self._refuses = False
+        if self._started and not self._closed and self._listener is None:
+            self._listen()
 
     def hang(self) -> None:
         """Neither read nor forward anything, as by a server process that was stopped.
@@ -205,7 +205,7 @@ class FaultProxy:
         the target. Nothing is lost: all of them go on where they were after `heal`.
         """
         self._link.hanging = True
-        self._link.changed()
+        self._link.faults_changed()
 
     def blackhole(self, *, client_to_server: bool = True, server_to_client: bool = True) -> None:
         """Swallow every byte in the directions given; the connections stay open.
@@ -218,7 +218,8 @@ class FaultProxy:
         if server_to_client:
             swallowed.add(Direction.FROM_SERVER)
         self._link.swallowed = frozenset(swallowed)
-        self._reset_holes()
+        self._link.reset_holes()
+        self._link.faults_changed()
 
     def delay(self, seconds: float, jitter: float = 0.0) -> None:
         """Let every byte arrive later, each way, in order and without limiting the throughput.
@@ -230,18 +231,24 @@ class FaultProxy:
         if seconds < 0 or jitter < 0:
             raise ValueError("seconds and jitter must not be negative")
         self._link.delay, self._link.jitter = seconds, jitter
+        self._link.faults_changed()
 
     def rate(self, bytes_per_second: float) -> None:
-        """Limit the throughput of each direction, shared by all connections."""
+        """Limit the throughput of each direction, shared by all connections.
+
+        What waits for its turn at another rate waits for it at this one.
+        """
         if bytes_per_second <= 0:
             raise ValueError("bytes_per_second must be positive")
-        self._link.rate = bytes_per_second
+        self._link.pace = Pace(bytes_per_second)
+        self._link.faults_changed()
 
     def chunk(self, size: int = 1) -> None:
         """Write at most `size` bytes at a time, each in a system call of its own."""
         if size < 1:
             raise ValueError("size must be positive")
         self._link.chunk = size
+        self._link.faults_changed()
 
     def cut_after(self, size: int, *, pause: float = 0.0) -> anyio.Event:
         """Reset every connection as soon as exactly `size` more bytes from the server passed.
@@ -295,26 +302,27 @@ class FaultProxy:
         link = self._link
         link.swallowed = frozenset()
         link.delay = link.jitter = 0.0
-        link.rate = link.chunk = link.budget = None
-        self._reset_holes()
+        link.pace = link.chunk = link.budget = None
+        link.reset_holes()
         link.hanging = False
-        link.changed()
+        link.faults_changed()
         await self.accept()
 
-    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Relay a connection that somebody else accepted, as if it had come here."""
-        link = self._link
-        relay = Relay(link, reader, writer)
-        link.relays.add(relay)
-        link.connections_total += 1
-        link.changed()
+    def relay(self, connection: socket.socket) -> None:
+        """Relay a connection that somebody else accepted, as if it had come here; it is ours now.
+
+        The proxy need not be started for that.
+        """
         if self._closed:
-            relay.reset()
-        try:
-            await relay.run(*self._target)
-        finally:
-            link.relays.discard(relay)
-            link.changed()
+            close_with_reset(connection)
+            return
+        connection.setblocking(False)
+        link = self._link
+        relay = Relay(link, connection, *self._target)
+        link.relays[relay] = None
+        link.connections_total += 1
+        relay.resume()
+        link.changed()
 
     # --- proof ------------------------------------------------------------------------------
 
@@ -395,22 +403,9 @@ class FaultProxy:
             raise ValueError("size must not be negative")
         budget = CutBudget(size, anyio.Event(), pause)
         self._link.budget = budget
-        self._link.changed()
+        self._link.faults_changed()
         return budget.fired
 
-    def _bind(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setblocking(False)
-            sock.bind(self._address)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _reset_holes(self) -> None:
-        for relay in list(self._link.relays):
-            if relay.holes - self._link.swallowed:
-                relay.reset()
+    def _listen(self) -> None:
+        bound, self._reserved = self._reserved or bind(*self._address), None
+        self._listener = Listener(bound, self.relay)
