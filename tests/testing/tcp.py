@@ -1,15 +1,22 @@
-"""A backend and a client for the tests of the proxy, which see how a connection ends."""
+"""Both ends of connections for the tests of the proxy, which see how a connection ends.
+
+`Backend` and `Peer` take what comes at once, as programs do; `Wire` reads nothing unasked.
+"""
 
 import asyncio
 import contextlib
+import random
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import cast
 
 import anyio
 
+from aioetcd.testing._sockets import close_with_reset, host_and_port, joined, unsent
 from aioetcd.testing.proxy import FaultProxy
+from tests.waiting import until
 
 BOUND = 10.0
 
@@ -167,3 +174,111 @@ async def connected(proxy: FaultProxy) -> AsyncIterator[Peer]:
         yield peer
     finally:
         peer.transport.abort()
+
+
+@dataclass
+class End:
+    """One end of a connection, as a bare socket: what it does not ask for stays in the kernel."""
+
+    sock: socket.socket
+
+    async def send(self, data: bytes) -> None:
+        """Give all of it to the kernel."""
+        with anyio.fail_after(BOUND):
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def fill(self) -> int:
+        """Send until nothing is taken any more: every buffer on the way is full."""
+        sent = 0
+        progress = time.monotonic()
+        while time.monotonic() - progress < 0.25:
+            try:
+                sent += self.sock.send(pattern(sent, 65_536))
+                progress = time.monotonic()
+            except BlockingIOError:
+                await anyio.sleep(0.005)  # absence of progress can only be shown by waiting
+        return sent
+
+    async def read(self, count: int) -> bytes:
+        """Take so many bytes."""
+        data = bytearray()
+        with anyio.fail_after(BOUND):
+            while len(data) < count:
+                more = await asyncio.get_running_loop().sock_recv(self.sock, count - len(data))
+                assert more, "FIN"
+                data += more
+        return bytes(data)
+
+    async def read_some(self) -> bytes:
+        """Take what has come, at least a byte."""
+        with anyio.fail_after(BOUND):
+            return await asyncio.get_running_loop().sock_recv(self.sock, 1 << 20)
+
+    async def read_until_silent(self, seconds: float = 0.2) -> bytes:
+        """Take what comes, until nothing does for a while."""
+        data = bytearray()
+        while True:
+            more = b""
+            with anyio.move_on_after(seconds):
+                more = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 20)
+            if not more:
+                return bytes(data)
+            data += more
+
+    async def ending(self) -> tuple[bytes, str]:
+        """What still comes, and how the connection ended."""
+        data = bytearray()
+        with anyio.fail_after(BOUND):
+            while True:
+                try:
+                    more = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 20)
+                except ConnectionResetError:
+                    return bytes(data), "RST"
+                if not more:
+                    return bytes(data), "FIN"
+                data += more
+
+    async def finish(self) -> None:
+        """Send FIN behind what was sent; reading goes on."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    async def reset(self) -> None:
+        """Send RST, when all that was sent has reached the peer's kernel."""
+        await until(lambda: not unsent(self.sock))
+        close_with_reset(self.sock)
+
+
+@dataclass
+class Wire:
+    """A connection through a proxy, by its ends."""
+
+    client: End
+    server: End
+
+    def ends(self, way: str) -> tuple[End, End]:
+        """The end that sends and the one that receives, for "up" (to the server) or "down"."""
+        return (self.client, self.server) if way == "up" else (self.server, self.client)
+
+
+@contextlib.asynccontextmanager
+async def wired(proxy: FaultProxy) -> AsyncIterator[Wire]:
+    """A connection through a proxy whose target is ours for the block."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+        listening.setblocking(False)
+        client.setblocking(False)
+        proxy.retarget(joined(*listening.getsockname()))
+        with anyio.fail_after(BOUND):
+            await loop.sock_connect(client, host_and_port(proxy.endpoint))
+            server, _ = await loop.sock_accept(listening)
+        with server:
+            yield Wire(End(client), End(server))
+
+
+def pattern(start: int, size: int) -> bytes:
+    """A piece of an endless sequence of bytes in which a gap or a repetition is seen."""
+    lead = start % len(_PATTERN)
+    return (_PATTERN * (size // len(_PATTERN) + 2))[lead : lead + size]
+
+
+_PATTERN = random.Random(0).randbytes(10_007)

@@ -242,7 +242,9 @@ async def test_listens_where_it_is_told(backend: Backend) -> None:
         assert again.endpoint == f"127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize("target", ["", "host", "host:", ":2379", "host:http", "http://host"])
+@pytest.mark.parametrize(
+    "target", ["", "host", "host:", ":2379", "host:http", "http://host", "host:65536"]
+)
 def test_wrong_target(target: str) -> None:
     """A target that is not host:port is refused where it is given."""
     with pytest.raises(ValueError, match="host:port"):

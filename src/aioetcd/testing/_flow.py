@@ -17,7 +17,8 @@ READ_SIZE = 65_536
 """Bytes taken from a socket at once."""
 
 _READS_AT_ONCE = 8
-_LOOK_INTERVAL = 0.5
+_LOOK_INTERVAL = 0.1
+_LOOKS_IN_VAIN = 5  # several, for one may come late, and before the peer had its turn
 _SETTLE_INTERVAL = 0.001
 
 
@@ -86,7 +87,8 @@ class Flow:
         self._look_timer: asyncio.TimerHandle | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
         self._written = 0
-        self._written_at_last_look = -1
+        self._left_at_last_look = -1
+        self._looks_in_vain = 0
 
     def resume(self) -> None:
         """Go by the faults that are in force now; also the start."""
@@ -182,20 +184,23 @@ class Flow:
             self._relay.lost(self.direction)
         if self._stopped:
             return
-        if self._source_reset_due is not None and self._is_stuck():
-            self._relay.reset()
-            return
-        self._written_at_last_look = self._written
+        if self._reset_waits():
+            left = self._written - unsent(self._sink)
+            in_vain = left == self._left_at_last_look
+            self._left_at_last_look = left
+            self._looks_in_vain = self._looks_in_vain + 1 if in_vain else 0
+            if self._looks_in_vain >= _LOOKS_IN_VAIN:
+                self._relay.reset()
+                return
         self._watch()
 
-    def _is_stuck(self) -> bool:
-        """Whether a reset waits behind bytes that the sink's peer does not take."""
+    def _reset_waits(self) -> bool:
+        """Whether the sink's peer has to take bytes before it hears of a reset that is due."""
         return (
-            self._full
+            self._source_reset_due is not None
+            and self._source_reset_due <= monotonic()
             and self.direction not in self._link.swallowed
-            and self._written == self._written_at_last_look
-            and self._source_reset_due is not None
-            and monotonic() >= self._source_reset_due
+            and (self._full or (bool(self._queue) and self._queue[0][1] is _End.RESET))
         )
 
     # --- writing ----------------------------------------------------------------------------
@@ -210,11 +215,14 @@ class Flow:
             if (early := due - monotonic()) > 0:
                 self._pump_later(early)
                 break
-            if isinstance(what, _End):
+            if self.direction in self._link.swallowed:
+                self._swallow(what)
+            elif isinstance(what, _End):
+                if what is _End.RESET and unsent(self._sink):  # it would throw that away
+                    self._pump_later(_SETTLE_INTERVAL)
+                    break
                 self._queue.popleft()
                 self._pass_on(what)
-            elif self.direction in self._link.swallowed:
-                self._swallow(what)
             elif not self._write(due, what):
                 break
         self._watch()
@@ -223,21 +231,20 @@ class Flow:
         self._pump_timer = self._loop.call_later(delay, self._pump)
 
     def _pass_on(self, end: _End) -> None:
-        if self.direction in self._link.swallowed:
-            self._relay.holes.add(self.direction)
-        elif end is _End.RESET:
+        if end is _End.RESET:
             self._relay.reset()
-        else:
-            with contextlib.suppress(OSError):  # it was reset: its own direction tells of it
-                self._sink.shutdown(socket.SHUT_WR)
-            self._relay.fin_passed(self.direction)
+            return
+        with contextlib.suppress(OSError):  # it was reset: its own direction tells of it
+            self._sink.shutdown(socket.SHUT_WR)
+        self._relay.fin_passed(self.direction)
 
-    def _swallow(self, data: memoryview) -> None:
+    def _swallow(self, what: memoryview | _End) -> None:
         self._queue.popleft()
-        self._queued -= len(data)
         self._relay.holes.add(self.direction)
-        self._link.bytes_swallowed += len(data)
-        self._link.changed()
+        if not isinstance(what, _End):
+            self._queued -= len(what)
+            self._link.bytes_swallowed += len(what)
+            self._link.changed()
 
     def _write(self, due: float, data: memoryview) -> bool:
         """Write once, if the link lets us; give whether more may be written at once."""
@@ -319,6 +326,12 @@ class Flow:
         elif unsent(self._sink):
             self._settle_timer = self._loop.call_later(_SETTLE_INTERVAL, self._settle)
         elif budget.pause:
-            self._settle_timer = self._loop.call_later(budget.pause, self._link.spend, budget)
+            self._spend_at(budget, monotonic() + budget.pause)
+        else:
+            self._link.spend(budget)
+
+    def _spend_at(self, budget: CutBudget, due: float) -> None:
+        if (early := due - monotonic()) > 0:  # uvloop's timers may be, by a millisecond
+            self._settle_timer = self._loop.call_later(early, self._spend_at, budget, due)
         else:
             self._link.spend(budget)

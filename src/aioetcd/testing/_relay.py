@@ -17,6 +17,9 @@ from aioetcd.testing._sockets import close_with_reset, no_delay
 _CLOSE_GRACE = 1.0
 _READS_AT_ONCE = 64
 
+# What a connection tells that was made, and reset before we saw it: its bytes can still be read.
+_RESET = (errno.ECONNRESET, errno.EPIPE)
+
 _Infos = list[tuple[Any, ...]]
 """What `socket.getaddrinfo` gives."""
 
@@ -115,7 +118,7 @@ class Relay:
         look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
             self._addresses = look_up(flags=socket.AI_NUMERICHOST)
-        except OSError:  # a name: asking for it takes time
+        except (OSError, UnicodeError):  # a name: asking for it takes time
             self._resolving = self._loop.run_in_executor(None, look_up)
             self._resolving.add_done_callback(self._resolved)
         else:
@@ -158,7 +161,8 @@ class Relay:
 
     def _dialed(self) -> None:
         assert self._server is not None
-        if self._server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        error = self._server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error and error not in _RESET:
             self._hang_up()
             self._dial()
             return
@@ -169,6 +173,8 @@ class Relay:
             Flow(link, Direction.FROM_CLIENT, client, server, self),
             Flow(link, Direction.FROM_SERVER, server, client, self),
         )
+        if error:
+            self.lost(Direction.FROM_SERVER)
         self.resume()
 
     # --- ending -------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def host_and_port(target: str) -> tuple[str, int]:
     """Take `host:port` apart, which may have a scheme."""
     address = target.partition("://")[2] or target
     host, colon, port = address.rstrip("/").rpartition(":")
-    if not colon or not host or not port.isdigit():
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError(f"target must be 'host:port', not {target!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
