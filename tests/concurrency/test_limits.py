@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from time import monotonic
 
 import anyio
 import pytest
 
-from aioetcd import Client, DeadlineExceededError, EtcdError, LockTimeoutError, NoEndpointError
+from aioetcd import (
+    Client,
+    DeadlineExceededError,
+    EtcdError,
+    LeaseNotFoundError,
+    LockTimeoutError,
+    NoEndpointError,
+)
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import queue, wait_for_queue
 from tests.waiting import lateness, until
@@ -141,7 +148,7 @@ async def test_each_task_has_patience_of_its_own(
 # Limits of time.
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def two_clients(
     server: EtcdServer, *, timeout: float = 10.0
 ) -> AsyncIterator[tuple[FaultProxy, Client, Client]]:
@@ -266,6 +273,21 @@ async def test_a_lock_that_is_held_names_its_holder(client: Client) -> None:
         tasks.cancel_scope.cancel()
 
 
+async def test_a_turn_that_comes_with_the_end_of_the_time(client: Client) -> None:
+    """Whoever stands first itself when its time is over is not told that it waits for itself."""
+    lock = client.lock("L", ttl=60, timeout=0.2)
+    take = lock._turn.take
+
+    async def take_and_dawdle() -> None:
+        await take()
+        await asyncio.sleep(10)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LockTimeoutError) as caught:
+        patch.setattr(lock._turn, "take", take_and_dawdle)
+        await lock.acquire()
+    assert caught.value.holder is None
+
+
 @pytest.mark.fault("a server that is away for all of a closing")
 async def test_what_could_not_be_revoked_is_logged(
     server: EtcdServer, caplog: pytest.LogCaptureFixture
@@ -282,3 +304,20 @@ async def test_what_could_not_be_revoked_is_logged(
             assert caplog.text.count("could not be revoked") == 1
             assert f"{session.lease_id:x}" in caplog.text
             await oracle.lease.revoke(session.lease_id)
+
+
+@pytest.mark.fault("a server that is away for all of a closing")
+async def test_the_log_names_the_time_that_was_granted(
+    server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What could not be revoked stays for as long as the server has said, not as was asked."""
+    async with FaultProxy(server.endpoint) as proxy, Client(server.endpoint) as oracle:
+        shortest = await oracle.lease.grant(1)
+        assert shortest.ttl > 1
+        async with Client(proxy.endpoint) as client, client.session(ttl=1) as session:
+            proxy.blackhole()
+        assert f"lease {session.lease_id:x} could not be revoked" in caplog.text
+        assert f"for up to {shortest.ttl} s" in caplog.text
+        for lease_id in (shortest.id, session.lease_id):
+            with contextlib.suppress(LeaseNotFoundError):
+                await oracle.lease.revoke(lease_id)

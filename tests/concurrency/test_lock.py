@@ -49,6 +49,12 @@ async def test_served_in_the_order_of_coming(client: Client) -> None:
     assert served == list(range(10))
 
 
+async def test_default_ttl(client: Client) -> None:
+    """A lock of its own lives 10 s without renewals unless told otherwise."""
+    async with client.lock(NAME) as lock:
+        assert (await client.lease.time_to_live(lock.lease_id)).granted_ttl == 10
+
+
 async def test_waiters_that_give_up_do_not_hold_up_the_others(client: Client) -> None:
     """With waiters leaving anywhere in the queue at any moment, the others are served in order."""
     seed = random.randrange(2**32)

@@ -78,6 +78,19 @@ async def test_default_ttl(client: Client) -> None:
 
 
 @pytest.mark.own_logic("what the client keeps by itself")
+async def test_what_else_keeps_its_lease_alive(client: Client) -> None:
+    """Whoever renews the lease of a session that is left is told at once, not when it renews."""
+    async with contextlib.AsyncExitStack() as stack:
+        session = await stack.enter_async_context(client.session(ttl=600))
+        async with client.lease.keep_alive(session.lease_id) as renewals:
+            await anext(renewals)
+            await stack.aclose()
+            with anyio.fail_after(10), pytest.raises(LeaseLostError) as caught:
+                await anext(renewals)
+        assert caught.value.reason == "revoked"
+
+
+@pytest.mark.own_logic("what the client keeps by itself")
 async def test_many_tasks_many_sessions(client: Client) -> None:
     """Sessions of one client are independent of one another."""
 
