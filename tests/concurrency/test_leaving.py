@@ -162,7 +162,7 @@ async def cancel_at_any_moment(
             if chance.random() < leaving:  # while it leaves, or a moment after
                 began = monotonic()
                 await moment.leaves.wait()
-                took += (1.5 * (monotonic() - began) - took) / WORKERS
+                took += (1.5 * (monotonic() - began) - took) / 8
                 await asyncio.sleep(took * chance.uniform(0, 0.4) if chance.random() < 0.8 else 0)
             else:
                 await asyncio.sleep(took * chance.uniform(0, 1))
