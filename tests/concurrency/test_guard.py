@@ -374,7 +374,7 @@ async def test_lost_while_entering(client: Client) -> None:
     await until(lambda: len(client.lease.rules) == 1)
     lose(client, session)
     with pytest.raises(LeaseLostError):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             await entering
             await session.__aexit__(None, None, None)
     assert session.is_lost

@@ -96,7 +96,7 @@ async def test_a_local_waiter_gives_up(client: Client) -> None:
         assert await is_owner(client, lock)
         assert not lock.is_lost
         await lock.release()
-        async with asyncio.timeout(3), client.lock(NAME, session=session, blocking=False):
+        async with asyncio.timeout(10), client.lock(NAME, session=session, blocking=False):
             pass  # nobody waits for who has given up
     assert await queue(client) == []
 
@@ -124,7 +124,7 @@ async def test_not_blocking_against_a_task_of_the_same_session(client: Client) -
             locks = [
                 client.lock(f"/both/{number}", session=session, blocking=False) for _ in range(3)
             ]
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(10):
                 results = await asyncio.gather(
                     *(lock.acquire() for lock in locks), return_exceptions=True
                 )
@@ -317,7 +317,7 @@ async def test_a_deletion_that_nobody_answered(
         with pytest.raises(NoEndpointError):  # though nobody else on this lease has it
             await waiting.acquire()
         await proxy.heal()
-        async with client.lock(NAME, session=session, timeout=5) as after:
+        async with client.lock(NAME, session=session, timeout=10) as after:
             assert after.revision > before.revision
             assert await is_owner(oracle, after)
             assert not await is_owner(oracle, before)
