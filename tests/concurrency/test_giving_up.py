@@ -71,7 +71,7 @@ async def _gives_up(lock: Lock) -> None:
         await lock.acquire()
 
 
-@pytest.mark.own_logic("what the client does with cancellations")
+@pytest.mark.fault("X5")
 async def test_x5_cancelled_at_any_moment(client: Client, rng: random.Random) -> None:
     """200 acquisitions cancelled at random moments leave neither a key nor a lease."""
     outcomes: dict[str, int] = {}
