@@ -19,7 +19,8 @@ from aioetcd import (
     NoEndpointError,
     UnavailableError,
 )
-from aioetcd._transport.transport import Transport
+from aioetcd._transport import endpoints as endpoints_module
+from aioetcd._transport.transport import Transport, channel_options
 from aioetcd.config import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
@@ -207,6 +208,53 @@ async def test_a_reason_ends_with_a_good_answer(proxy: FaultProxy) -> None:
         (connection,) = transport.endpoints
         assert connection.reason is None
         assert "refused" not in str(transport.endpoints.unreachable())
+
+
+async def test_a_failed_endpoint_comes_last(proxy: FaultProxy, server: EtcdServer) -> None:
+    """An endpoint that failed is the last to be tried, also where it would answer again."""
+    async with connected(proxy.endpoint, server.endpoint) as transport:
+        kv = KV(transport)
+        await kv.get("k")
+        assert [c.endpoint.name for c in transport.endpoints] == [proxy.endpoint, server.endpoint]
+        proxy.hang()
+        with pytest.raises(DeadlineExceededError):
+            await kv.get("k", timeout=0.2)
+        assert [c.endpoint.name for c in transport.endpoints] == [server.endpoint, proxy.endpoint]
+
+
+async def test_each_loss_is_told(proxy: FaultProxy, caplog: pytest.LogCaptureFixture) -> None:
+    """The log has a line for each loss of the endpoint, and one for each return."""
+    caplog.set_level("INFO", "aioetcd.transport")
+    async with connected(proxy.endpoint) as transport:
+        kv = KV(transport)
+        for times in (1, 2):
+            await kv.get("k")
+            proxy.hang()
+            with pytest.raises(DeadlineExceededError):
+                await kv.get("k", timeout=0.2)
+            await proxy.heal()
+            await kv.get("k")
+            assert caplog.text.count(f"endpoint {proxy.endpoint} is lost") == times
+            assert caplog.text.count(f"endpoint {proxy.endpoint} is in use after") == times
+
+
+async def test_silence_is_no_health(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that accepts and never answers the health check is not used."""
+    monkeypatch.setattr(endpoints_module, "CONNECT_TIMEOUT", 0.2)
+    proxy.blackhole(client_to_server=False)
+    async with connected(proxy.endpoint) as transport:
+        with pytest.raises(NoEndpointError) as caught:
+            await KV(transport).get("k", timeout=1)
+        assert caught.value.reasons == {proxy.endpoint: "no answer within 0.2 s"}
+        assert transport.endpoints.current is None
+
+
+def test_pings_are_in_milliseconds() -> None:
+    """gRPC is told of the pings in its own unit."""
+    options = dict(channel_options(10.0, 2.5))
+    assert options["grpc.keepalive_time_ms"] == 10_000
+    assert options["grpc.keepalive_timeout_ms"] == 2_500
+    assert options["grpc.http2.ping_timeout_ms"] == 2_500
 
 
 @pytest.mark.fault("C5")

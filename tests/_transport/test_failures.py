@@ -569,3 +569,14 @@ def test_status_of(details: str | None) -> None:
     empty = grpc.aio.Metadata()
     error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, details=details)
     assert status_of(error) == ("UNAVAILABLE", details or "")
+
+
+def test_a_reset_at_the_deadline_is_the_deadline() -> None:
+    """A server whose timer was first resets the call: not so before the call's time is over."""
+    empty = grpc.aio.Metadata()
+    details = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+    error = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, empty, empty, details=details)
+    assert rule_for(*status_of(error, is_over=True)).error is e.DeadlineExceededError
+    assert rule_for(*status_of(error)).error is e.UnavailableError
+    other = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, details="Socket closed")
+    assert status_of(other, is_over=True) == ("UNAVAILABLE", "Socket closed")

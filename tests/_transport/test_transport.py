@@ -237,16 +237,18 @@ async def test_uncertain_txn_stays_uncertain(proxy: FaultProxy, direct: Client) 
         async with anyio.create_task_group() as group:
 
             async def txn() -> None:
-                with pytest.raises(EtcdError) as caught:
+                with pytest.raises(UnavailableError) as caught:
                     await kv.txn(
                         compare=[Compare.version("k") == 0],
                         success=[Op.put("k", "v")],
                         idempotent=True,
-                        timeout=1,
+                        timeout=1.5,
                     )
                 assert caught.value.maybe_applied is True
                 # whose promise is that nothing was applied
                 assert not isinstance(caught.value, NoEndpointError)
+                assert type(caught.value) is UnavailableError
+                assert transport.retries == 1
 
             group.start_soon(txn)
             await until_answer_lost(proxy, lambda: exists(direct, "k"))

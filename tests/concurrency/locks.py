@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from aioetcd import Client, Lock, Op
-from tests.waiting import until
+from tests.waiting import lateness, until
 
 NAME = "/locks/nightly"
 
@@ -50,6 +50,15 @@ async def wait_for_queue(client: Client, length: int, name: str = NAME) -> None:
         return len(await queue(client, name)) == length
 
     await until(is_long_enough)
+
+
+async def soon(condition: Callable[[], Awaitable[bool]], *, within: float = 1.0) -> None:
+    """See that a condition comes to hold within a time that is the client's promise."""
+    async with lateness() as late:
+        began = monotonic()
+        await until(condition)
+        took = monotonic() - began
+    assert took < within + late.seconds
 
 
 async def check_is_as_before() -> None:

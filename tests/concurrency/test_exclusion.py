@@ -316,7 +316,7 @@ async def test_x8_the_one_before_goes_between_reading_and_watching(
         before = client.lock(NAME, ttl=60, on_lost="ignore")
         await before.acquire()
         async with gone_once_seen(client, monkeypatch, compacted=compacted) as gone:
-            with anyio.fail_after(3):
+            with anyio.fail_after(10):
                 async with make(NAME) as lock:
                     assert await is_owner(client, lock)
         assert gone == [before.key]
@@ -333,7 +333,7 @@ async def test_x8_the_one_before_goes_in_the_middle_of_the_queue(
         await wait_for_queue(faulty.oracle, 2)
         middle = (await queue(faulty.oracle))[1]
         async with gone_once_seen(faulty.oracle, monkeypatch, compacted=False) as gone:
-            last = asyncio.create_task(faulty.client.lock(NAME, ttl=60, timeout=5).acquire())
+            last = asyncio.create_task(faulty.client.lock(NAME, ttl=60, timeout=30).acquire())
             with pytest.raises(LockLostError):
                 await between
             await until(lambda: gone == [middle])

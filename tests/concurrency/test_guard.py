@@ -9,7 +9,14 @@ from collections.abc import Awaitable, Callable
 import anyio
 import pytest
 
-from aioetcd import Client, LeaseLostError, LockLostError, Session
+from aioetcd import (
+    Client,
+    Lease,
+    LeaseLostError,
+    LeaseNotFoundError,
+    LockLostError,
+    Session,
+)
 from aioetcd.testing import EtcdServer
 from tests.concurrency.locks import check_is_as_before
 from tests.waiting import until
@@ -24,6 +31,11 @@ def lose(client: Client, *sessions: Session) -> None:
     """Lose sessions, here and now."""
     for session in sessions:
         client.lease.rules.revoked(session.lease_id)
+
+
+async def revoke(client: Client, session: Session) -> None:
+    """Lose a session by the server's own account."""
+    await client.lease.revoke(session.lease_id)
 
 
 def both(first: Callable[[], object], second: Callable[[], object]) -> None:
@@ -288,6 +300,37 @@ async def test_a_body_that_ends_before_it_is_told(client: Client) -> None:
     await client.lease.revoke(session.lease_id)
 
 
+@pytest.mark.parametrize("reason", ["revoked", "closed"])
+async def test_lost_in_a_task_that_was_cancelled_before(server: EtcdServer, reason: str) -> None:
+    """What a cancelled task enters while it tidies up is cancelled by the loss, and tells it."""
+    async with Client(server.endpoint) as client:
+
+        async def tidy_up() -> None:
+            async with client.session(ttl=60) as session:
+                if reason == "closed":
+                    losing = asyncio.create_task(client.aclose())
+                else:
+                    losing = asyncio.create_task(revoke(client, session))
+                await asyncio.sleep(10)
+                pytest.fail(f"{losing} has not cancelled the body")
+
+        async def body() -> int:
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                with pytest.raises(LeaseLostError) as caught:
+                    await tidy_up()
+                assert caught.value.reason == reason
+            task = asyncio.current_task()
+            assert task is not None
+            return task.cancelling()
+
+        task = asyncio.create_task(body())
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == 1
+
+
 async def test_both_of_two_nested_blocks_lost(client: Client) -> None:
     """With two blocks lost at once, the outer one tells, as of two timeouts."""
     outer, inner = client.session(ttl=60), client.session(ttl=60)
@@ -314,6 +357,16 @@ async def test_the_first_loss_is_the_one(client: Client) -> None:
         assert await lock.wait_lost() is caught.value
 
 
+async def test_a_loss_that_is_noticed_after_leaving(client: Client) -> None:
+    """What was left is not lost any more, whatever is seen of its key then."""
+    async with client.lock("L", ttl=60) as lock:
+        pass
+    lock._turn._lost("too late", None)
+    assert not lock.is_lost
+    with pytest.raises(RuntimeError, match="left"):
+        await lock.wait_lost()
+
+
 async def test_lost_while_entering(client: Client) -> None:
     """A loss between the grant and the body is raised by the entering."""
     session = client.session(ttl=60)
@@ -321,11 +374,30 @@ async def test_lost_while_entering(client: Client) -> None:
     await until(lambda: len(client.lease.rules) == 1)
     lose(client, session)
     with pytest.raises(LeaseLostError):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             await entering
             await session.__aexit__(None, None, None)
     assert session.is_lost
     await client.lease.revoke(session.lease_id)
+
+
+async def test_blocked_before_the_first_renewal(quick_server: EtcdServer) -> None:
+    """A lease that was gone before anything could be renewed is lost as one that is not there."""
+    async with Client(quick_server.endpoint) as client, Client(quick_server.endpoint) as other:
+        grant = client.lease.grant
+
+        async def grant_and_block(ttl: int, *, lease_id: int, timeout: float | None) -> Lease:
+            lease = await grant(ttl, lease_id=lease_id, timeout=timeout)
+            await other.lease.revoke(lease_id)
+            time.sleep(1.2)  # noqa: ASYNC251  # what this is about
+            return lease
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(LeaseLostError) as caught:
+            patch.setattr(client.lease, "grant", grant_and_block)
+            async with client.session(ttl=1):
+                await asyncio.sleep(10)
+        assert caught.value.reason == "not found"
+        assert isinstance(caught.value.__cause__, LeaseNotFoundError)
 
 
 async def test_blocked_while_acquiring(quick_server: EtcdServer) -> None:

@@ -97,12 +97,12 @@ async def enter_in_a_task_group(stack: AsyncExitStack, lock: Lock) -> None:
 
 
 async def enter_with_fail_after(stack: AsyncExitStack, lock: Lock) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(10):
         await stack.enter_async_context(lock)
 
 
 async def enter_with_timeout(stack: AsyncExitStack, lock: Lock) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         await stack.enter_async_context(lock)
 
 

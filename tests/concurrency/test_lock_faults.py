@@ -51,7 +51,7 @@ async def test_compaction_while_waiting(faulty: Faulty) -> None:
             await cut_watches(faulty)
             await watches_created(faulty.client, 2, after=compacted)
             assert not acquired.is_set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(10):
             await acquired.wait()
         leave.set()
 
@@ -167,11 +167,12 @@ async def test_x10_released_while_cut_off(
         async with lateness() as late:
             await lock.release()
             took = monotonic() - before
+            assert faulty.proxy.bytes_swallowed > 0
+            assert f"{lock.lease_id:x}" in caplog.text
+            async with faulty.oracle.lock(NAME, ttl=60, timeout=10):
+                next_one = monotonic() - before
         assert took < 1.3 + late.seconds
-        assert faulty.proxy.bytes_swallowed > 0
-        assert f"{lock.lease_id:x}" in caplog.text
-        async with faulty.oracle.lock(NAME, ttl=60, timeout=3):
-            assert monotonic() - before < 3
+        assert next_one < 3 + late.seconds
 
 
 @on_either_lease
@@ -198,7 +199,7 @@ async def test_x10_released_while_cut_off_for_a_while(
         await faulty.proxy.heal()
         async with faulty.oracle.lock(NAME, ttl=60, timeout=4):
             pass
-        async with make(NAME, timeout=1) as again:
+        async with make(NAME, timeout=10) as again:
             assert again.revision > lock.revision
 
 
@@ -263,7 +264,7 @@ class Etcdctl:
         """End it as Ctrl-C does."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
-        with anyio.fail_after(5):
+        with anyio.fail_after(10):
             await self._process.wait()
 
     async def aclose(self) -> None:
@@ -327,5 +328,5 @@ async def test_we_wait_for_etcdctl(client: Client, server: EtcdServer, shared: b
             await wait_for_queue(client, 2)
             assert not acquired.is_set()
             await etcdctl.release()
-            with anyio.fail_after(5):
+            with anyio.fail_after(10):
                 await acquired.wait()

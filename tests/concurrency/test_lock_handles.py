@@ -85,7 +85,7 @@ async def test_a_loss_without_a_block(client: Client) -> None:
     lock = client.lock(NAME, ttl=60)
     await lock.acquire()
     await client.kv.delete(lock.key)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         error = await lock.wait_lost()
     assert isinstance(error, LockLostError)
     task = asyncio.current_task()
@@ -121,7 +121,7 @@ async def test_data_below_the_name(client: Client, blocking: bool, with_lease: b
     async with client.session(ttl=60) as session:
         lease = session.lease_id if with_lease else None
         await client.kv.put(NAME + "/config", "data", lease=lease)
-        with anyio.fail_after(3), pytest.raises(LockNotAcquiredError) as caught:
+        with anyio.fail_after(10), pytest.raises(LockNotAcquiredError) as caught:
             await client.lock(NAME, ttl=60, blocking=blocking).acquire()
         assert f"{NAME}/config" in str(caught.value)
         assert caught.value.holder.value == b"data"
@@ -137,7 +137,7 @@ async def test_data_before_everybody(client: Client) -> None:
     await client.kv.put(NAME + "/config", "data")
     async with client.session(ttl=60) as session:
         await client.kv.put(f"{NAME}/{session.lease_id:x}", "a holder", lease=session.lease_id)
-        with anyio.fail_after(3), pytest.raises(LockNotAcquiredError, match="config"):
+        with anyio.fail_after(10), pytest.raises(LockNotAcquiredError, match="config"):
             await client.lock(NAME, ttl=60).acquire()
     await client.kv.delete(NAME + "/config")
 
@@ -152,7 +152,7 @@ async def test_data_between_two_holders(client: Client) -> None:
     async with client.lock(NAME, ttl=60) as first:
         await client.kv.put(NAME + "/config", "data")
         task = asyncio.create_task(wait(client.lock(NAME, ttl=60)))
-        with anyio.fail_after(3), pytest.raises(LockNotAcquiredError, match="config"):
+        with anyio.fail_after(10), pytest.raises(LockNotAcquiredError, match="config"):
             await task
         assert await is_owner(client, first)
     await client.kv.delete(NAME + "/config")

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from aioetcd import (
     Client,
+    DeadlineExceededError,
     LeaseLostError,
     LockLostError,
     LockNotAcquiredError,
@@ -94,7 +95,25 @@ async def test_a_local_waiter_gives_up(client: Client) -> None:
         assert timed_out.value.holder.key == lock.key
         assert await is_owner(client, lock)
         assert not lock.is_lost
+        await lock.release()
+        async with asyncio.timeout(10), client.lock(NAME, session=session, blocking=False):
+            pass  # nobody waits for who has given up
     assert await queue(client) == []
+
+
+@pytest.mark.own_logic("how a client shares a lease among its locks")
+async def test_a_refusal_costs_one_request(client: Client, server: EtcdServer) -> None:
+    """Whoever does not wait for somebody else's lock asks once, and has nothing to tidy up."""
+    async with (
+        Client(server.endpoint) as own,
+        own.session(ttl=60) as session,
+        client.lock(NAME, ttl=60),
+    ):
+        calls = own.stats().calls
+        with pytest.raises(LockNotAcquiredError):
+            await own.lock(NAME, session=session, blocking=False).acquire()
+        assert own.stats().calls == calls + 1
+        assert session._tenure._seats == {}
 
 
 @pytest.mark.own_logic("how a client shares a lease among its locks")
@@ -105,7 +124,7 @@ async def test_not_blocking_against_a_task_of_the_same_session(client: Client) -
             locks = [
                 client.lock(f"/both/{number}", session=session, blocking=False) for _ in range(3)
             ]
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(10):
                 results = await asyncio.gather(
                     *(lock.acquire() for lock in locks), return_exceptions=True
                 )
@@ -225,11 +244,12 @@ def test_a_session_of_another_client() -> None:
         Client("127.0.0.1:1").lock("L", session=session)
 
 
-async def test_an_acquisition_whose_answer_is_lost(etcd_server: EtcdServer) -> None:
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_an_acquisition_whose_answer_is_lost(etcd_server: EtcdServer, blocking: bool) -> None:
     """The token of a key whose txn was answered late is its create revision, not the repeat's."""
     async with faulty_client(etcd_server) as faulty:
         async with faulty.client.session(ttl=60) as session:
-            lock = faulty.client.lock(NAME, session=session)
+            lock = faulty.client.lock(NAME, session=session, blocking=blocking)
             faulty.proxy.blackhole(client_to_server=False)
             acquiring = asyncio.create_task(lock.acquire())
 
@@ -248,6 +268,33 @@ async def test_an_acquisition_whose_answer_is_lost(etcd_server: EtcdServer) -> N
         await faulty.oracle.kv.delete("another")
 
 
+async def test_an_acquisition_that_nobody_answered(server: EtcdServer) -> None:
+    """A key that was put, though its txn has failed without an answer, does not stay."""
+    async with (
+        faulty_client(server, timeout=0.5) as faulty,
+        faulty.client.session(ttl=60, on_lost="ignore") as session,
+    ):
+        lock = faulty.client.lock(NAME, session=session)
+        faulty.proxy.blackhole(client_to_server=False)
+        with pytest.raises(DeadlineExceededError) as caught:
+            await lock.acquire()
+        assert caught.value.maybe_applied
+        assert await queue(faulty.oracle) == [lock.key]
+        await faulty.proxy.heal()
+
+        async def is_deleted() -> bool:
+            return await queue(faulty.oracle) == []
+
+        await until(is_deleted)
+        # It might arrive once more, as long as there is the lease.
+        await until(lambda: list(session._tenure.late) == [lock.key])
+        assert not session.is_lost
+        await faulty.client.lease.revoke(session.lease_id)
+        await until(lambda: session._tenure.late == {})
+        await until(lambda: faulty.client.stats().watches == 0)
+
+
+@pytest.mark.fault("a client that waits for its timeouts, one after the other")
 async def test_a_deletion_that_nobody_answered(
     server: EtcdServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -262,12 +309,15 @@ async def test_a_deletion_that_nobody_answered(
             async with client.lock(NAME, session=session) as before:
                 proxy.blackhole()
             await until(lambda: "could not be deleted" in caplog.text)
+            calls = client.stats().calls
+            await until(lambda: client.stats().calls > calls + 1)  # it tries again and again
+            assert caplog.text.count("could not be deleted") == 1
         assert await queue(oracle) == [before.key]
         waiting = client.lock(NAME, session=session, timeout=0.2)
         with pytest.raises(NoEndpointError):  # though nobody else on this lease has it
             await waiting.acquire()
         await proxy.heal()
-        async with client.lock(NAME, session=session, timeout=5) as after:
+        async with client.lock(NAME, session=session, timeout=10) as after:
             assert after.revision > before.revision
             assert await is_owner(oracle, after)
             assert not await is_owner(oracle, before)

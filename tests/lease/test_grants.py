@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import anyio
 import pytest
@@ -17,6 +18,7 @@ from aioetcd import (
     LeaseNotFoundError,
     NoSpaceError,
 )
+from aioetcd._transport.methods import LEASE_TIME_TO_LIVE
 from aioetcd.testing import EtcdServer
 from tests.harness import Faulty, faulty_client, lose_answer, refused_calls
 from tests.lease.signals import SECOND, kept_lease, wait_renewed_for, witnessed
@@ -84,6 +86,83 @@ async def test_l11_grant_never_answered(
         await until(lambda: "could not be revoked" in caplog.text)
         assert faulty.proxy.bytes_swallowed > 0
         await until(faulty.no_leases)
+
+
+def break_before_asking(faulty: Faulty) -> None:
+    """Let no answer come any more from when the client asks what is left of a lease."""
+    transport = faulty.client.lease._transport
+    unary = transport.unary
+
+    async def asking(method: Any, *args: Any) -> Any:
+        if method is LEASE_TIME_TO_LIVE:
+            faulty.proxy.blackhole(client_to_server=False)
+        return await unary(method, *args)
+
+    transport.unary = asking  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.fault("L11")
+async def test_l11_grant_without_an_answer_twice(faulty: Faulty) -> None:
+    """A grant repeated that cannot be told from another's may be applied, and ends at its time."""
+    break_before_asking(faulty)
+    faulty.proxy.blackhole(client_to_server=False)
+
+    async def is_granted() -> bool:
+        return await faulty.lease_ids() != ()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lose_answer, faulty.proxy, is_granted)
+        with pytest.raises(DeadlineExceededError) as caught:
+            await faulty.client.lease.grant(600, lease_id=78, timeout=2)
+    assert caught.value.maybe_applied
+    assert caught.value.timeout is not None
+    assert caught.value.timeout < 2  # what was left
+    await faulty.oracle.lease.revoke(78)
+
+
+@pytest.mark.fault("L13")
+async def test_l13_revocation_without_an_answer_twice(faulty: Faulty) -> None:
+    """A revocation repeated of which the end is not known may be applied, and ends at its time."""
+    lease = await faulty.client.lease.grant(600)
+    break_before_asking(faulty)
+    faulty.proxy.blackhole(client_to_server=False)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lose_answer, faulty.proxy, faulty.no_leases)
+        with pytest.raises(DeadlineExceededError) as caught:
+            await faulty.client.lease.revoke(lease.id, timeout=2)
+    assert caught.value.maybe_applied
+    assert caught.value.timeout is not None
+    assert caught.value.timeout < 2  # what was left
+
+
+@pytest.mark.fault("L11")
+async def test_l11_grant_answered_too_late_and_then_nothing(faulty: Faulty) -> None:
+    """Where it cannot be asked whether a lease granted so late still lives, it may be there."""
+    faulty.proxy.hold_after(0)
+    rules = faulty.client.lease.rules
+    granted = rules.granted
+
+    def break_when_granted(lease_id: int, ttl: int, sent_at: float, now: float) -> None:
+        faulty.proxy.blackhole()
+        granted(lease_id, ttl, sent_at, now)
+
+    rules.granted = break_when_granted  # type: ignore[method-assign]
+
+    async def outlive() -> None:
+        async def is_granted() -> bool:
+            return await faulty.lease_ids() != ()
+
+        await until(is_granted)
+        await until(faulty.no_leases)
+        await faulty.proxy.heal()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outlive)
+        with pytest.raises(DeadlineExceededError) as caught:
+            await faulty.client.lease.grant(1, timeout=5)
+    assert caught.value.maybe_applied
+    assert caught.value.timeout is not None
+    assert caught.value.timeout < 5  # what was left
 
 
 @pytest.mark.fault("L12")

@@ -173,6 +173,14 @@ async def test_time_to_live(client: Client) -> None:
     await client.lease.revoke(lease.id)
 
 
+async def test_time_to_live_of_the_last_second(faulty: Faulty) -> None:
+    """A lease with less than a second left, which etcd tells as 0, is there."""
+    lease = await faulty.client.lease.grant(1)
+    left = await faulty.client.lease.time_to_live(lease.id)
+    assert (left.id, left.ttl, left.granted_ttl) == (lease.id, 0, 1)
+    await faulty.client.lease.revoke(lease.id)
+
+
 async def test_leases_lists_all(client: Client) -> None:
     """Leases of every client are listed."""
     ids = {(await client.lease.grant(60)).id for _ in range(5)}

@@ -175,6 +175,29 @@ async def test_l7_leader_change() -> None:
 
 
 @pytest.mark.fault("L7")
+async def test_l7_a_leader_after_a_while() -> None:
+    """A member without a leader is asked again and again, and renews once it has one."""
+    async with EtcdCluster(quick=False) as cluster:
+        asked, *others = cluster.members
+        await cluster.move_leader(asked)
+        async with (
+            Client(cluster.endpoints[0]) as client,
+            Client(cluster.direct_endpoints) as oracle,
+            witnessed(client, oracle) as witness,
+            kept_lease(witness, client, 20) as (lease_id, _),
+        ):
+            await witness.wait_answered(lease_id, since_ns=0)
+            for member in others:
+                await member.pause()
+            await until(lambda: len(witness.spy.reopened_ns) >= 5, within=15)
+            for member in others:
+                await member.resume()
+            resumed_ns = time.monotonic_ns()
+            await witness.wait_answered(lease_id, since_ns=resumed_ns)
+            assert witness.nothing_lost
+
+
+@pytest.mark.fault("L7")
 async def test_l7_the_member_stands_still() -> None:
     """A lease whose member is stopped without a word is renewed at another one in time.
 

@@ -480,6 +480,21 @@ def test_a_refusal_ends_only_what_has_no_deadline() -> None:
 # Silence: 12 s to live, so that half of it is 6 s; 0.6 of what is left is taken of a silence.
 
 
+def test_a_loss_does_not_say_what_is_over() -> None:
+    """Once another stream has answered, why the one before had ended is no reason any more."""
+    scene = Scene()
+    scene.granted(1, 10)
+    alive = scene.keep(1, 0.0)
+    scene.lane.lost(UnavailableError("cut"), final=False, now=0.0)
+    scene.lane.opened("e", 1.0)
+    assert scene.sent(1.0) == [1]
+    received(scene.lane, answer(1, 10), 2.0)
+    scene.lane.tick(11.0)
+    (error,) = alive.errors
+    assert isinstance(error, LeaseExpiredError)
+    assert error.__cause__ is None
+
+
 def silent_at(scene: Scene) -> float:
     """Follow the ticks that the rules want, and give when they say that it is silent for too long.
 

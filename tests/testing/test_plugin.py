@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.contract
+pytestmark = pytest.mark.fault("each starts an interpreter and an etcd")
 
 STRICT = """
 import pytest

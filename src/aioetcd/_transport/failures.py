@@ -199,6 +199,9 @@ _NO_ANSWER_TEXT = re.compile(
     r"Received http2 header with status: |Received RST_STREAM |Stream removed \(|No status received"
 )
 
+# HTTP/2's CANCEL, by a server that lost its interest in a call.
+_CANCELLED_BY_SERVER = "Received RST_STREAM with error code 8"
+
 # A server of gRPC in Go that has no such RPC; there was nobody to apply anything.
 _NO_SUCH_RPC = _refused(e.UnsupportedByServerError, "UNIMPLEMENTED")
 _NO_SUCH_RPC_TEXT = re.compile(r"unknown service \S+$|unknown method \S+ for service \S+$")
@@ -323,6 +326,15 @@ def error_from_reason(reason: str, *, what: str, endpoint: str | None) -> e.Etcd
     )
 
 
-def status_of(error: grpc.aio.AioRpcError) -> tuple[str, str]:
-    """Give the code's name and the message of a gRPC error."""
-    return error.code().name, error.details() or ""
+def status_of(error: grpc.aio.AioRpcError, *, is_over: bool = False) -> tuple[str, str]:
+    """Give the code's name and the message of a gRPC error.
+
+    Args:
+        error: What gRPC raised.
+        is_over: Whether the call's deadline has passed by now.
+    """
+    code, details = error.code().name, error.details() or ""
+    if is_over and _CANCELLED_BY_SERVER in details:
+        # The server's timer was first: it drops the call, and tells that to nobody but HTTP/2.
+        return "DEADLINE_EXCEEDED", "Deadline Exceeded"
+    return code, details

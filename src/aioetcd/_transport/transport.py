@@ -188,10 +188,11 @@ class Transport:
                 raise closed from closed.__cause__
             else:
                 return response
-            code, details = status_of(rpc_error)
-            rule = rule_for(code, details, request_size=request.ByteSize())
             left = None if deadline is None else deadline - monotonic()
-            timed_out = code == "DEADLINE_EXCEEDED" and left is not None and left <= 0.01
+            is_over = left is not None and left <= 0.01
+            code, details = status_of(rpc_error, is_over=is_over)
+            rule = rule_for(code, details, request_size=request.ByteSize())
+            timed_out = is_over and code == "DEADLINE_EXCEEDED"
             failure = error_from_status(
                 rule,
                 code=code,

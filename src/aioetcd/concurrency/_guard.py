@@ -35,13 +35,11 @@ class BodyGuard:
         self._has_cancelled = False
 
     def enter(self) -> None:
-        """Begin the body, in the task that runs it."""
+        """Begin the body, in the task that runs it; nothing was lost up to here."""
         task = asyncio.current_task()
         if self._cancels and task is not None:
             self._task = task
             self._cancelling = task.cancelling()
-            if self.error is not None:
-                self._cancel_soon(task)
 
     def lost(self, error: EtcdError) -> None:
         """Tell the loss. Only the first counts."""

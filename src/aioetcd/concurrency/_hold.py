@@ -112,7 +112,11 @@ class Hold(ABC):
             raise RuntimeError(f"a {self._kind} can be entered once: make another one")
         self._entered = True
         try:
-            await self._take()
+            try:
+                await self._take()
+            except EtcdError:
+                if self._guard.error is None:
+                    raise  # else it is what failed next, and the loss is told
             self._tenure.check()  # the event loop may have been blocked meanwhile
             if self._guard.error is not None:
                 raise self._guard.error

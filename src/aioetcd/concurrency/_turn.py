@@ -104,6 +104,10 @@ class Turn:
         """Whether it is the key that was put here."""
         return kv is not None and kv.create_revision == self._revision
 
+    def maybe_ours(self, kv: KeyValue | None) -> bool:
+        """Whether it may be the key that was put here, though nobody has answered that."""
+        return kv is not None and kv.key == self.key and self._maybe_put
+
     async def take_if_first(self) -> KeyValue | None:
         """Take a place if nobody has one. Give the first key of the queue if it is another's."""
         # Whoever has the place on this lease is about to put the key, or to delete it.

@@ -217,7 +217,7 @@ class Lock(Hold):
         return LockTimeoutError(
             f"the lock {self._name!r} was not free within {self._timeout:g} s",
             timeout=self._timeout,
-            holder=None if self._turn.is_ours(holder) else holder,
+            holder=None if self._turn.maybe_ours(holder) else holder,
         )
 
     def _lease_lost(self, error: LeaseLostError) -> None:
