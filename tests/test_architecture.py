@@ -25,6 +25,23 @@ def calls(tree: ast.AST) -> Iterator[str]:
                     yield name
 
 
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Give the full name of everything that is imported, whole modules and names of them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def owners_of(name: str) -> Iterator[str]:
+    """Give the packages in which alone a name may be imported: those of its private parts."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if part.startswith("_") and not part.startswith("__"):
+            yield ".".join(parts[:index])
+
+
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_no_module_is_too_long(module: Path) -> None:
     """A module of more than 600 lines holds more than one idea."""
@@ -51,6 +68,16 @@ def test_only_the_transport_imports_grpc(module: Path) -> None:
             continue
         if any(name.partition(".")[0] == "grpc" for name in names):
             assert module.parts[0] == "_transport"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_what_is_private_is_imported_in_its_package_alone(module: Path) -> None:
+    """Of `a.b._c`, a module or a name, nobody outside of `a.b` knows."""
+    package = ".".join(["aioetcd", *module.parts[:-1]])
+    for name in imports(ast.parse((SOURCE / module).read_text())):
+        if name.split(".")[0] == "aioetcd":
+            for owner in owners_of(name):
+                assert f"{package}.".startswith(f"{owner}."), f"{name} is of {owner} alone"
 
 
 def test_everything_public_is_exported_and_documented() -> None:

@@ -7,8 +7,7 @@ from time import monotonic
 from types import TracebackType
 
 from aioetcd._transport.transport import Transport
-from aioetcd.concurrency import Lock, Session
-from aioetcd.concurrency._guard import OnLost
+from aioetcd.concurrency import Lock, OnLost, Session
 from aioetcd.config import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.lease import LeaseService
