@@ -208,10 +208,10 @@ async def test_keep_alive_outlives_the_ttl(client: Client) -> None:
     await client.lease.revoke(lease.id)
 
 
-@pytest.mark.own_logic("what is kept for a slow reader")
+@pytest.mark.fault("a lease outlives its time, which takes longer than that")
 async def test_a_slow_loop_keeps_the_lease_alive(faulty: Faulty) -> None:
     """The lease is renewed whether or not the loop keeps pace, and the loop sees the latest."""
-    lease = await faulty.client.lease.grant(1)
+    lease = await faulty.client.lease.grant(3)
     _, _, before = await keep_alive_metrics(faulty.server)
 
     async def renewed_often() -> bool:
@@ -353,11 +353,11 @@ async def test_entered_when_cancelled_already(
 @pytest.mark.fault("a lease outlives its time, which takes longer than that")
 async def test_leaving_one_lease_does_not_stop_the_others(faulty: Faulty) -> None:
     """The renewals of a lease go on when those of others are no longer wanted."""
-    kept, *left = [await faulty.client.lease.grant(1) for _ in range(20)]
+    kept, *left = [await faulty.client.lease.grant(3) for _ in range(20)]
     async with faulty.client.lease.keep_alive(kept.id) as keep_alive:
         for lease in left:  # they would be due at different times
             await leave_the_block(faulty.client.lease.keep_alive(lease.id))
-        assert len(await renewed_for(keep_alive, 3)) >= 3
+        assert len(await renewed_for(keep_alive, 3.5)) >= 3
     await faulty.client.lease.revoke(kept.id)
     await until(faulty.no_leases)
 
@@ -386,17 +386,17 @@ async def test_leases_that_come_and_go(faulty: Faulty, rng: random.Random) -> No
             tasks.start_soon(come_and_go)
 
 
-@pytest.mark.own_logic("who of several gets an answer")
+@pytest.mark.fault("a lease outlives its time, which takes longer than that")
 async def test_two_keep_alives_of_one_lease(faulty: Faulty) -> None:
     """Each of two loops sees the answers, and the lease is kept until the second one is left."""
-    lease = await faulty.client.lease.grant(1)
+    lease = await faulty.client.lease.grant(3)
     both = [faulty.client.lease.keep_alive(lease.id) for _ in range(2)]
     async with both[1]:
         async with both[0]:
             for keep_alive in both:
-                assert (await anext(keep_alive)).ttl == 1
+                assert (await anext(keep_alive)).ttl == 3
             assert faulty.client.stats().leases == 1
-        assert len(await renewed_for(both[1], 1.5)) >= 2
+        assert len(await renewed_for(both[1], 3.5)) >= 2
     assert await faulty.lease_ids() == (lease.id,)
     await faulty.client.lease.revoke(lease.id)
 
@@ -428,14 +428,15 @@ async def test_all_leases_share_one_stream(client: Client, server: EtcdServer) -
         await client.lease.revoke(lease.id)
 
 
+@pytest.mark.fault("a lease outlives its time, which takes longer than that")
 async def test_keep_alive_of_a_foreign_lease(faulty: Faulty) -> None:
     """A lease that another client granted can be kept alive; its time is known by the answer."""
-    lease = await faulty.oracle.lease.grant(1)
+    lease = await faulty.oracle.lease.grant(3)
     assert faulty.client.lease.keep_alive(lease.id).expires_in is None
     keep_alive = faulty.client.lease.keep_alive(lease.id)
-    assert (await anext(keep_alive)).ttl == 1
-    assert 0 < (keep_alive.expires_in or 0) <= 1
-    assert len(await renewed_for(keep_alive, 1.5)) >= 2
+    assert (await anext(keep_alive)).ttl == 3
+    assert 0 < (keep_alive.expires_in or 0) <= 3
+    assert len(await renewed_for(keep_alive, 3.5)) >= 2
     assert await faulty.lease_ids() == (lease.id,)
     await faulty.oracle.lease.revoke(lease.id)
 

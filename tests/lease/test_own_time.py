@@ -102,7 +102,7 @@ async def test_l4_blocked_loop(faulty: Faulty, *, asks: bool) -> None:
 @pytest.mark.fault("P1")
 async def test_p1_blocked_loop_with_much_in_use(faulty: Faulty) -> None:
     """A loop blocked for three times the leases' time loses each of them once, and no watch."""
-    ttl = 1
+    ttl = 2
     told: list[tuple[int, EtcdError]] = []
     raised: list[EtcdError] = []
     held: list[Session | Lock] = []

@@ -78,7 +78,7 @@ async def test_a_member_that_granted_and_then_hangs(
             await client.lease.revoke(other.id)
 
 
-@pytest.mark.fault("L9")
+@pytest.mark.alone("L9: a link as slow as so short a lease can stand leaves no time to lose")
 async def test_a_slow_link_is_not_left(quick_server: EtcdServer) -> None:
     """Answers over a link of 300 ms each way and 20 kB/s are waited for, the first one too."""
     async with two_ways(quick_server) as (client, first, second, witness):
