@@ -44,7 +44,7 @@ def run(
     with pytest.MonkeyPatch.context() as patch:  # not for the test that calls us
         patch.setattr(tiers, "_stalled", stalled)
         if slow:
-            patch.setattr(tiers, "SLOW", 0.0)
+            patch.setattr(tiers, "SLOW", 1e-9)
         return pytester.runpytest_inprocess(*OPTIONS, *options)
 
 
@@ -69,7 +69,7 @@ def test_a_slow_test_is_refused(pytester: pytest.Pytester, marker: str) -> None:
     """A test that takes too long fails in every tier that is for quick ones, and says why."""
     result = run(pytester, f"{marker}\ndef test_it(): pass", slow=True)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*took 0.0 s: from 0 s on a test is marked fault or alone*"])
+    result.stdout.fnmatch_lines(["*took 0.0 s: from 1e-09 s on a test is marked fault or alone*"])
 
 
 @pytest.mark.parametrize("marker", ["fault('L7')", "alone('counts CPU')", "packaging"])

@@ -24,7 +24,7 @@ from aioetcd import (
     UnsupportedByServerError,
 )
 from aioetcd.testing import EtcdServer, find_binary
-from aioetcd.testing._process import HOST, free_ports, spawn
+from aioetcd.testing._process import HOST, Ports, spawn
 from tests.waiting import until
 
 # What a balancer says, and the code that gRPC makes of it: internal, two refusals of
@@ -65,7 +65,8 @@ async def test_r1_no_space_does_not_deny_that_it_was_applied() -> None:
 @asynccontextmanager
 async def grpc_proxy(server: EtcdServer, directory: Path) -> AsyncIterator[str]:
     """Put etcd's own proxy, which takes no large messages, before a server."""
-    (port,) = free_ports(1)
+    ports = Ports(1)
+    (port,) = ports.numbers
     command = [
         *(str(find_binary()), "grpc-proxy", "start", f"--endpoints={server.endpoint}"),
         *(f"--listen-addr={HOST}:{port}", f"--data-dir={directory}"),
@@ -78,6 +79,7 @@ async def grpc_proxy(server: EtcdServer, directory: Path) -> AsyncIterator[str]:
         finally:
             process.terminate()
             await anyio.to_thread.run_sync(process.wait)
+            ports.release()
 
 
 async def test_too_large_for_a_proxy(server: EtcdServer, client: Client, tmp_path: Path) -> None:

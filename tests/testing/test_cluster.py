@@ -203,7 +203,7 @@ async def test_isolate_and_rejoin(calm_cluster: EtcdCluster, leads: bool) -> Non
 
     await until(is_alone)
     assert await cluster.leader() is not cut_off
-    with pytest.raises((TimeoutError, RuntimeError)):  # the gateway's answer, or none in time
+    with pytest.raises(TimeoutError):  # there is no answer: the write waits for a leader
         await cut_off.gateway("kv/put", {"key": _base64("k"), "value": _base64("lost")})
     for member in _others(cluster, cut_off):
         await _put(member, "k", f"at {member.name}")
@@ -258,7 +258,7 @@ async def test_strangers_do_not_get_through(cluster: EtcdCluster) -> None:
     )
     host, _, port = url.partition("://")[2].partition(":")
     async with await anyio.connect_tcp(host, int(port)) as stream:
-        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+        with pytest.raises(anyio.BrokenResourceError):
             await stream.receive()
 
 

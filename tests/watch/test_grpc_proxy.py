@@ -12,7 +12,7 @@ import pytest
 
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
-from aioetcd.testing._process import HOST, free_ports, spawn
+from aioetcd.testing._process import HOST, Ports, spawn
 from tests.watch.following import put_all, short, take
 
 
@@ -20,7 +20,8 @@ from tests.watch.following import put_all, short, take
 async def grpc_proxy(server: EtcdServer, tmp_path: Path) -> AsyncIterator[str]:
     """A grpc-proxy before the session's etcd, which has no keys at first."""
     await server.clear()
-    (port,) = free_ports(1)
+    ports = Ports(1)
+    (port,) = ports.numbers
     command = [
         *(str(find_binary()), "grpc-proxy", "start", f"--endpoints={server.endpoint}"),
         *(f"--listen-addr={HOST}:{port}", f"--data-dir={tmp_path / 'proxy'}"),
@@ -32,6 +33,7 @@ async def grpc_proxy(server: EtcdServer, tmp_path: Path) -> AsyncIterator[str]:
         finally:
             process.terminate()
             await anyio.to_thread.run_sync(process.wait)
+            ports.release()
 
 
 async def test_each_watch_gets_its_own_events(grpc_proxy: str, server: EtcdServer) -> None:
