@@ -77,6 +77,7 @@ async def test_members_form_one_cluster(cluster: EtcdCluster) -> None:
     assert {entry["name"] for entry in listed} == {member.name for member in cluster.members}
 
 
+@pytest.mark.own_logic("which proxy is before whom is decided here")
 async def test_endpoints_lead_to_the_members_in_order(cluster: EtcdCluster) -> None:
     """Each endpoint is a proxy in front of the member of the same index."""
     assert [proxy.target for proxy in cluster.client_proxies] == cluster.direct_endpoints
@@ -113,12 +114,14 @@ async def test_one_member() -> None:
         assert "--max-txn-ops=3" in cluster.members[0].args
 
 
+@pytest.mark.own_logic("nothing is started")
 def test_a_cluster_of_none_is_refused() -> None:
     """A size below one is an error before anything starts."""
     with pytest.raises(ValueError, match="size"):
         EtcdCluster(0)
 
 
+@pytest.mark.own_logic("what becomes of the others is decided here")
 async def test_a_member_that_cannot_start_fails_the_cluster() -> None:
     """The error of the member that failed comes out as it is, and the others are gone."""
     cluster = EtcdCluster(args=["--no-such-flag"])
@@ -128,6 +131,7 @@ async def test_a_member_that_cannot_start_fails_the_cluster() -> None:
     assert not any(member.is_running for member in cluster.members)
 
 
+@pytest.mark.own_logic("ports are picked here")
 async def test_ports_that_were_taken_meanwhile_are_replaced() -> None:
     """Where somebody took a member's port after it was picked, the cluster takes others."""
     cluster = EtcdCluster(1)
@@ -249,6 +253,7 @@ async def test_isolating_two_leaves_no_majority(cluster: EtcdCluster) -> None:
     await cluster.wait_healthy()
 
 
+@pytest.mark.own_logic("who dials is found out from the kernel")
 async def test_strangers_do_not_get_through(cluster: EtcdCluster) -> None:
     """A connection to a peer URL from outside of the cluster is reset: no pair is its own."""
     url = next(
@@ -262,6 +267,7 @@ async def test_strangers_do_not_get_through(cluster: EtcdCluster) -> None:
             await stream.receive()
 
 
+@pytest.mark.own_logic("chance is drawn in the proxies")
 async def test_a_seed_decides_the_jitter() -> None:
     """With the same seed all proxies of two clusters draw the same delays, each its own."""
     drawn = []
@@ -296,6 +302,7 @@ async def test_nothing_is_left(cluster: EtcdCluster) -> None:
     assert all(Path(member.log_path).exists() for member in cluster.members)
 
 
+@pytest.mark.own_logic("how the block is left")
 async def test_an_exception_in_the_block_closes_too() -> None:
     """An exception in the block passes, and everything is closed."""
     cluster = EtcdCluster(1)
