@@ -269,8 +269,8 @@ async def test_rate_is_never_exceeded(proxy: FaultProxy, way: str) -> None:
     """At no time have more bytes arrived than the rate allows, over two connections together."""
     rate, arrived = 100_000, 0
     async with wired(proxy) as one, wired(proxy) as two, anyio.create_task_group() as tasks:
-        proxy.rate(rate)
         start = time.monotonic()
+        proxy.rate(rate)
 
         async def receive(end: End) -> None:
             nonlocal arrived
