@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ TIERS = ("contract", "fault", "alone", "own_logic", "packaging")
 
 SLOW = 2.0
 """Seconds from which on a test is of the tier `fault` or `alone`."""
+
+_COVERAGE_COSTS = 2
+"""So many times as long takes what only computes, while its coverage is measured."""
 
 _WITH_A_REASON = ("fault", "alone", "own_logic")
 _FOR_SLOW_ONES = ("fault", "alone", "packaging")
@@ -68,7 +72,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     took = time.monotonic() - began
     if stalled is None or (now := _stalled()) is None or tier_of(item) in _FOR_SLOW_ONES:
         return
-    if took - (now - stalled) >= SLOW:
+    if took - (now - stalled) >= SLOW * (_COVERAGE_COSTS if _is_traced() else 1):
         pytest.fail(f"took {took:.1f} s: from {SLOW:g} s on a test is marked fault or alone")
 
 
@@ -91,6 +95,11 @@ def rows_of(item: pytest.Item) -> list[str]:
     reasons = [str(mark.args[0]) for tier in ("fault", "alone") for mark in item.iter_markers(tier)]
     found = [_ROW.match(text) for text in (*reasons, item.name)]
     return list({match[1].upper(): None for match in found if match})
+
+
+def _is_traced() -> bool:
+    coverage = sys.modules.get("coverage")
+    return coverage is not None and coverage.Coverage.current() is not None
 
 
 def _stalled() -> float | None:

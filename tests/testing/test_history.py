@@ -83,7 +83,7 @@ def test_any_bytes(
     tmp_path_factory: pytest.TempPathFactory, key: bytes, value: bytes, client: str
 ) -> None:
     """Any bytes and any text survive the file."""
-    path = tmp_path_factory.mktemp("history") / "h"
+    path = tmp_path_factory.getbasetemp() / "any-bytes.jsonl"  # the same for each example
     records: list[Record] = [Operation(client, Put(key, value), 0, 1, "ok")]
     Recorder(records).dump(path)
     assert Recorder.load(path).records == records
