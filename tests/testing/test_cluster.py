@@ -17,6 +17,8 @@ import pytest
 from aioetcd.testing import EtcdCluster, EtcdServer, EtcdStartError
 from tests.waiting import until
 
+pytestmark = pytest.mark.fault("three members, and their elections")
+
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[EtcdCluster]:
@@ -156,15 +158,15 @@ async def test_move_leader(calm_cluster: EtcdCluster) -> None:
     assert await calm_cluster.leader() is old
 
 
-async def test_killing_the_leader_elects_another(cluster: EtcdCluster) -> None:
+async def test_killing_the_leader_elects_another(calm_cluster: EtcdCluster) -> None:
     """Two of three elect a new leader and take writes; the old one comes back as a follower."""
-    old = await cluster.leader()
+    old = await calm_cluster.leader()
     await old.kill()
-    new = await cluster.leader()
+    new = await calm_cluster.leader()
     assert new is not old
     await _put(new, "k", "while it was away")
     await old.start()
-    await cluster.wait_healthy()
+    await calm_cluster.wait_healthy()
     assert await _value(old, "k") == "while it was away"
 
 
