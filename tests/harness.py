@@ -48,6 +48,10 @@ class Faulty:
         """The leases at the server."""
         return (await self.oracle.lease.leases()).ids
 
+    async def has_leases(self) -> bool:
+        """Whether the server has a lease."""
+        return not await self.no_leases()
+
     async def no_leases(self) -> bool:
         """Whether the server has no lease."""
         return await self.lease_ids() == ()

@@ -7,10 +7,10 @@ import asyncio
 import anyio
 import pytest
 
-from aioetcd import Client, Op
+from aioetcd import Client
 from aioetcd.testing import EtcdServer
 from tests.concurrency.locks import NAME, queue, wait_for_queue, watches_created
-from tests.watch.following import put_all, revisions, take
+from tests.watch.following import fill, put_all, revisions, take, take_revision
 
 STREAMS = "etcd_debugging_mvcc_watch_stream_total"
 
@@ -44,10 +44,7 @@ async def test_z12_a_lock_is_handed_over_during_a_flood() -> None:
         Client(server.endpoint) as client,
         Client(server.endpoint) as direct,
     ):
-        for first in range(0, keys, each):
-            await direct.kv.txn(
-                success=[Op.put(f"k{number:079}", "") for number in range(first, first + each)]
-            )
+        await fill(direct, keys, each=each, digits=79)
         holder, waiter = direct.lock(NAME, ttl=60), client.lock(NAME, ttl=60)
         async with (
             client.watch("k", prefix=True, fragment=True) as flooded,
@@ -70,11 +67,5 @@ async def test_z12_a_lock_is_handed_over_during_a_flood() -> None:
             assert flooded.revision == before
             assert took <= 1.0
             assert revisions(await stalled) == [put]
-            got = 0
-            with anyio.fail_after(20):
-                async for batch in flooded.batches():
-                    assert batch.revision == deleted.header.revision
-                    got += len(batch.events)
-                    if got == keys:
-                        break
+            await take_revision(flooded, deleted.header.revision, keys)
             await waiter.release()

@@ -31,11 +31,8 @@ async def test_l11_grant_without_an_answer(faulty: Faulty) -> None:
     existed = await refused_calls(faulty.server, "LeaseGrant", "FailedPrecondition")
     faulty.proxy.blackhole(client_to_server=False)
 
-    async def is_granted() -> bool:
-        return await faulty.lease_ids() != ()
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lose_answer, faulty.proxy, is_granted)
+        tasks.start_soon(lose_answer, faulty.proxy, faulty.has_leases)
         async with faulty.client.session(ttl=600) as session:
             assert await faulty.lease_ids() == (session.lease_id,)
             assert (await faulty.oracle.lease.time_to_live(session.lease_id)).granted_ttl == 600
@@ -44,6 +41,13 @@ async def test_l11_grant_without_an_answer(faulty: Faulty) -> None:
     assert told == existed + 1
     assert faulty.client.stats().retries == 1
     assert await faulty.lease_ids() == ()
+
+
+async def heal_when_it_has_run_out(faulty: Faulty) -> None:
+    """Wait until a lease was granted, and is over."""
+    await until(faulty.has_leases)
+    await until(faulty.no_leases)
+    await faulty.proxy.heal()
 
 
 async def test_l11_grant_answered_too_late(faulty: Faulty) -> None:
@@ -56,16 +60,8 @@ async def test_l11_grant_answered_too_late(faulty: Faulty) -> None:
         async with faulty.client.session(ttl=1):
             entered = True
 
-    async def outlive() -> None:
-        async def is_granted() -> bool:
-            return await faulty.lease_ids() != ()
-
-        await until(is_granted)
-        await until(faulty.no_leases)
-        await faulty.proxy.heal()
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(outlive)
+        tasks.start_soon(heal_when_it_has_run_out, faulty)
         with pytest.raises(LeaseNotFoundError):
             await use()
     assert not entered
@@ -107,11 +103,8 @@ async def test_l11_grant_without_an_answer_twice(faulty: Faulty) -> None:
     break_before_asking(faulty)
     faulty.proxy.blackhole(client_to_server=False)
 
-    async def is_granted() -> bool:
-        return await faulty.lease_ids() != ()
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lose_answer, faulty.proxy, is_granted)
+        tasks.start_soon(lose_answer, faulty.proxy, faulty.has_leases)
         with pytest.raises(DeadlineExceededError) as caught:
             await faulty.client.lease.grant(600, lease_id=78, timeout=2)
     assert caught.value.maybe_applied
@@ -148,16 +141,8 @@ async def test_l11_grant_answered_too_late_and_then_nothing(faulty: Faulty) -> N
 
     rules.granted = break_when_granted  # type: ignore[method-assign]
 
-    async def outlive() -> None:
-        async def is_granted() -> bool:
-            return await faulty.lease_ids() != ()
-
-        await until(is_granted)
-        await until(faulty.no_leases)
-        await faulty.proxy.heal()
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(outlive)
+        tasks.start_soon(heal_when_it_has_run_out, faulty)
         with pytest.raises(DeadlineExceededError) as caught:
             await faulty.client.lease.grant(1, timeout=5)
     assert caught.value.maybe_applied

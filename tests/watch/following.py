@@ -10,18 +10,15 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from aioetcd import Client, EtcdError, Event, EventType, Op
-from aioetcd.testing import Recorder
+from aioetcd import Client, DeleteResponse, EtcdError, Event, EventType, Op
+from aioetcd.testing import RecordedClient, Recorder
 from aioetcd.testing.checkers import assert_clean, check_history
+from aioetcd.testing.checkers.requests import all_requests
 from aioetcd.testing.history import (
-    Delete,
     EventKind,
     Operation,
-    Put,
-    Request,
     StoreRevision,
     Subscription,
-    Txn,
 )
 from aioetcd.watch import Watch
 
@@ -145,20 +142,15 @@ class Following:
         """Compare all that was delivered up to `through` with the store's own history."""
         if not self.recorder.of(StoreRevision):
             await read_history(store, self.recorder, start_revision, through)
-        written = {key for op in self.recorder.of(Operation) for key in keys_of(op.request)}
+        written = {
+            each.key for op in self.recorder.of(Operation) for each in all_requests(op.request)
+        }
         found = check_history(
             self.recorder,
             outside=lambda event: event.kv.key not in written,
             watched_through=through,
         )
         assert_clean(found)
-
-
-def keys_of(request: Request) -> set[bytes]:
-    """The keys that a request names."""
-    if isinstance(request, Txn):
-        return {op.key for op in (*request.success, *request.failure)}
-    return {request.key}
 
 
 async def read_history(store: Client, recorder: Recorder, first: int, last: int) -> None:
@@ -199,37 +191,26 @@ class Traffic:
     ) -> None:
         self.revision = 0
         self.failures = 0
-        self._client = client
-        self._recorder = recorder
+        self._kv = RecordedClient(client, recorder, "writer").kv
         self._keys = [f"{prefix}{number}".encode() for number in range(keys)]
         self._rng = rng
         self._count = 0
 
-    def _put(self, key: bytes) -> Put:
+    def _value(self, key: bytes) -> bytes:
         self._count += 1
-        return Put(key, b"%s=%d" % (key, self._count))
+        return b"%s=%d" % (key, self._count)
 
     async def write(self) -> None:
         """Write once."""
         kind = self._rng.random()
-        kv = self._client.kv
         (key,) = self._rng.sample(self._keys, 1)
         if kind < 0.6:
-            put = self._put(key)
-            with self._recorder.call("writer", put) as call:
-                header = (await kv.put(put.key, put.value)).header
-                call.ok(header.revision)
+            header = (await self._kv.put(key, self._value(key))).header
         elif kind < 0.75:
-            with self._recorder.call("writer", Delete(key)) as call:
-                answer = await kv.delete(key)
-                header = answer.header
-                call.ok(header.revision, deleted=answer.deleted)
+            header = (await self._kv.delete(key)).header
         else:
-            puts = tuple(map(self._put, self._rng.sample(self._keys, self._rng.randint(2, 5))))
-            with self._recorder.call("writer", Txn((), puts)) as call:
-                done = await kv.txn(success=[Op.put(put.key, put.value) for put in puts])
-                header = done.header
-                call.ok(header.revision, succeeded=done.succeeded)
+            keys = self._rng.sample(self._keys, self._rng.randint(2, 5))
+            header = (await self._kv.txn(success=[Op.put(k, self._value(k)) for k in keys])).header
         self.revision = max(self.revision, header.revision)
 
     async def run(self, per_second: float) -> None:
@@ -248,21 +229,19 @@ class Traffic:
         end = self._keys[0] + b"/end"
         with anyio.fail_after(within):
             while True:
-                first, last = self._put(end), self._put(self._keys[0])
                 try:
-                    with self._recorder.call("writer", first) as call:
-                        call.ok((await self._client.kv.put(end, first.value)).header.revision)
-                    with self._recorder.call("writer", Txn((), (last, Delete(end)))) as call:
-                        done = await self._client.kv.txn(
-                            success=[Op.put(last.key, last.value), Op.delete(end)]
-                        )
-                        revision = done.header.revision
-                        call.ok(revision, succeeded=True, deleted=1)
+                    await self._kv.put(end, self._value(end))
+                    done = await self._kv.txn(
+                        success=[Op.put(self._keys[0], self._value(self._keys[0])), Op.delete(end)]
+                    )
                 except EtcdError:
                     self.failures += 1
                 else:
-                    self.revision = max(self.revision, revision)
-                    return revision
+                    deletion = done.responses[1]
+                    assert isinstance(deletion, DeleteResponse)
+                    assert deletion.deleted == 1
+                    self.revision = max(self.revision, done.header.revision)
+                    return done.header.revision
 
 
 @contextlib.contextmanager
@@ -271,6 +250,25 @@ def takes_at_most(seconds: float) -> Iterator[None]:
     start = anyio.current_time()
     yield
     assert anyio.current_time() - start <= seconds
+
+
+async def fill(client: Client, count: int, *, each: int, digits: int) -> None:
+    """Put keys below ``k``, so many in a transaction, each of a letter and so many digits."""
+    for first in range(0, count, each):
+        await client.kv.txn(
+            success=[Op.put(f"k{n:0{digits}}", "") for n in range(first, first + each)]
+        )
+
+
+async def take_revision(watch: Watch, revision: int, count: int) -> None:
+    """Take so many events, all of them of one revision."""
+    got = 0
+    with anyio.fail_after(20):
+        async for batch in watch.batches():
+            assert batch.revision == revision
+            got += len(batch.events)
+            if got == count:
+                break
 
 
 async def put_all(client: Client, *keys: str) -> int:

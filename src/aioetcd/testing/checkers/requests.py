@@ -24,11 +24,14 @@ def branch(operation: Operation) -> Sequence[Put | Get | Delete]:
     return (request,)
 
 
+def all_requests(request: Request) -> Sequence[Put | Get | Delete]:
+    """What a request may execute: of a transaction, both branches."""
+    return (*request.success, *request.failure) if isinstance(request, Txn) else (request,)
+
+
 def may_write(request: Request) -> bool:
     """Whether a request may change anything."""
-    if isinstance(request, Txn):
-        return any(not isinstance(op, Get) for op in (*request.success, *request.failure))
-    return not isinstance(request, Get)
+    return any(not isinstance(op, Get) for op in all_requests(request))
 
 
 def has_changed(operation: Operation) -> bool:
@@ -38,10 +41,7 @@ def has_changed(operation: Operation) -> bool:
 
 def is_serializable(request: Request) -> bool:
     """Whether a member may answer from its own state; etcd counts empty transactions in."""
-    if isinstance(request, Txn):
-        both = (*request.success, *request.failure)
-        return all(isinstance(op, Get) and op.serializable for op in both)
-    return isinstance(request, Get) and request.serializable
+    return all(isinstance(op, Get) and op.serializable for op in all_requests(request))
 
 
 def all_hold(txn: Txn, oracle: Oracle, revision: int) -> bool:

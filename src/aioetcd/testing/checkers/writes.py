@@ -9,12 +9,18 @@ which of several revisions nobody knows; that each can have one of its own is a 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from aioetcd.testing.checkers.oracle import Oracle, in_range
-from aioetcd.testing.checkers.requests import all_hold, branch, is_serializable, may_write
+from aioetcd.testing.checkers.requests import (
+    all_hold,
+    all_requests,
+    branch,
+    is_serializable,
+    may_write,
+)
 from aioetcd.testing.checkers.violation import Violation
 from aioetcd.testing.records import Delete, EventKind, EventRecord, Get, Operation, Put, Txn
 
@@ -61,7 +67,7 @@ class _Books:
         self._oracle = oracle
         self._outside = outside
         self._makers: dict[int, Operation] = {}
-        self._leases = _Leases(self._operations, oracle)
+        self._leases = _Leases(oracle)
         self._floors = _Floors(operations)
 
     def acknowledged(self) -> Iterable[Violation]:
@@ -103,9 +109,8 @@ class _Books:
             yield Violation("ok write", text, (operation,))
 
     def _has(self, revision: int, expected: list[_Change]) -> bool:
-        return sorted(map(_change, self._oracle.events(revision)), key=repr) == sorted(
-            expected, key=repr
-        )
+        """Whether a revision has these changes and no others; their order is for the watches."""
+        return Counter(map(_change, self._oracle.events(revision))) == Counter(expected)
 
     def others(self) -> Iterable[Violation]:
         """Give each revision that nobody was told a maker of its own."""
@@ -146,12 +151,10 @@ class _Books:
 
     def _effect_of(self, operation: Operation, revision: int) -> list[_Change]:
         request = operation.request
-        taken: Sequence[Put | Get | Delete] = ()
-        if isinstance(request, Txn):
-            holds = all_hold(request, self._oracle, revision - 1)
-            taken = request.success if holds else request.failure
-        else:
-            taken = (request,)
+        if not isinstance(request, Txn):
+            return _effect((request,), self._oracle, revision)
+        holds = all_hold(request, self._oracle, revision - 1)
+        taken = request.success if holds else request.failure
         return _effect(taken, self._oracle, revision)
 
     def _nobodys(self, revision: int, unknown: list[Operation]) -> Violation:
@@ -180,7 +183,7 @@ class _Books:
             if op.outcome == "not_applied" and self._could_make(op, revision):
                 return Violation("not applied", f"{what} is in the store", (op,))
             if op.outcome == "unknown" and made.intersection(
-                _effect(_all_ops(op), self._oracle, revision)
+                _effect(all_requests(op.request), self._oracle, revision)
             ):
                 return Violation("unknown write", f"{what} is not what its call makes", (op,))
         return Violation("unaccounted", f"{what} was made by nobody", events)
@@ -222,7 +225,7 @@ class _Makers:
         self._keys: defaultdict[bytes, list[Operation]] = defaultdict(list)
         self._ranges: list[tuple[Delete, Operation]] = []
         for operation in operations:
-            for op in _all_ops(operation):
+            for op in all_requests(operation.request):
                 if isinstance(op, Put):
                     self._puts[op.key, op.value].append(operation)
                 elif isinstance(op, Delete) and not op.range_end:
@@ -231,9 +234,7 @@ class _Makers:
                     self._ranges.append((op, operation))
 
     def of(self, events: Sequence[EventRecord]) -> list[Operation]:
-        """Give those that can have made the first of the changes, each once."""
-        if not events:
-            return []
+        """Give those that can have made the first of some changes, each once."""
         kv = events[0].kv
         if events[0].type is EventKind.PUT:
             found = self._puts.get((kv.key, kv.value), [])
@@ -241,11 +242,6 @@ class _Makers:
             covering = [o for op, o in self._ranges if in_range(kv.key, op.key, op.range_end)]
             found = [*self._keys.get(kv.key, ()), *covering]
         return list({id(operation): operation for operation in found}.values())
-
-
-def _all_ops(operation: Operation) -> Sequence[Put | Get | Delete]:
-    request = operation.request
-    return (*request.success, *request.failure) if isinstance(request, Txn) else (request,)
 
 
 def _without_a_maker(candidates: dict[int, list[Operation]]) -> list[int]:
@@ -296,9 +292,9 @@ class _Floors:
 
 
 class _Leases:
-    """Which keys hang on which lease, as events and the recorded puts say."""
+    """Which keys hang on which lease, as the events say."""
 
-    def __init__(self, operations: Iterable[Operation], oracle: Oracle) -> None:
+    def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
         self._last_put: dict[int, int] = {}
         self._keys: defaultdict[int, set[bytes]] = defaultdict(set)
@@ -310,7 +306,7 @@ class _Leases:
     def end_explains(self, revision: int) -> bool:
         """Whether a revision is the end of one lease: all of its keys go, and none comes again."""
         events = self._oracle.events(revision)
-        if not events or any(event.type is not EventKind.DELETE for event in events):
+        if any(event.type is not EventKind.DELETE for event in events):
             return False
         gone = {event.kv.key for event in events}
         before = self._oracle.get(events[0].kv.key, revision - 1)
