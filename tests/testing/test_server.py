@@ -23,6 +23,7 @@ from aioetcd.testing import (
     find_binary,
 )
 from aioetcd.testing import server as server_module
+from aioetcd.testing._binary import ask
 from aioetcd.testing._process import Ports, free_ports
 from tests.servers import QUICK
 from tests.waiting import until
@@ -500,7 +501,7 @@ async def test_error_of_a_start_in_a_thread_reaches_it(monkeypatch: pytest.Monke
         raise OSError("no more processes")
 
     server = EtcdServer(args=QUICK)
-    _ = server_module._ask(server.binary, "--help")
+    _ = server.version, await ask(server.binary, "--help")
     monkeypatch.setattr(subprocess, "Popen", fail)
     with pytest.raises(OSError, match="no more processes"):
         await anyio.to_thread.run_sync(lambda: anyio.run(server.start))
