@@ -203,6 +203,8 @@ async def test_no_descriptor_is_free() -> None:
                         taken.append(os.dup(client.fileno()))
                 await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
                 await until(lambda: len(told) > 0)
+                for _ in range(50):
+                    await asyncio.sleep(0)
                 assert proxy.connections_total == 0
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
