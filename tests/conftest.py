@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
-from tests.servers import QUICK, SERVER
+from tests.servers import SERVER
 
 if TYPE_CHECKING:
     from aioetcd import Client
@@ -91,7 +91,7 @@ async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
 @pytest.fixture
 async def own_server() -> AsyncIterator[EtcdServer]:
     """An etcd that a test may kill."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         yield server
 
 

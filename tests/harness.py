@@ -12,14 +12,13 @@ import pytest
 
 from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.servers import QUICK
 from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
 def quick_server() -> Iterator[EtcdServer]:
     """An etcd whose leases may be as short as 1 s. Do not stop, kill or pause it."""
-    server = EtcdServer(args=QUICK)
+    server = EtcdServer(quick=True)
     with ThreadPoolExecutor(1) as pool:  # this thread may have a loop already
         pool.submit(lambda: anyio.run(server.start)).result()
         try:

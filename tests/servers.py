@@ -1,15 +1,34 @@
 """How the servers of tests are started, and where the session's is found."""
 
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 
-from aioetcd.testing import EtcdServer
+from aioetcd.testing import EtcdServer, find_binary
+from aioetcd.testing._process import HOST, Ports, spawn
 
 SERVER = pytest.StashKey[EtcdServer]()
 """The session's etcd, in the stash of pytest's config, once a test has asked for it."""
 
-# A single member elects itself after one election timeout when it comes back; its leases may be as
-# short as 1 s.
-QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
-
-# Several members on a busy machine would lose their leader all the time with that.
+# Several members on a busy machine would lose their leader all the time with less.
 CALM = ("--heartbeat-interval=100", "--election-timeout=600")
+
+
+@asynccontextmanager
+async def grpc_proxy(server: EtcdServer, *options: str) -> AsyncIterator[str]:
+    """Put etcd's own proxy before a server; gives its endpoint."""
+    ports = Ports(1)
+    (port,) = ports.numbers
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as log:
+        command = [
+            *(str(find_binary()), "grpc-proxy", "start", f"--endpoints={server.endpoint}"),
+            *(f"--listen-addr={HOST}:{port}", f"--data-dir={directory}", *options),
+        ]
+        process = spawn(command, log.fileno())
+        try:
+            yield f"{HOST}:{port}"
+        finally:
+            process.kill()
+            ports.release()

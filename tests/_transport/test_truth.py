@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -23,9 +20,13 @@ from aioetcd import (
     UnavailableError,
     UnsupportedByServerError,
 )
-from aioetcd.testing import EtcdServer, find_binary
-from aioetcd.testing._process import HOST, Ports, spawn
+from aioetcd.testing import EtcdServer
+from aioetcd.testing._process import HOST
+from tests.servers import grpc_proxy
 from tests.waiting import until
+
+# A proxy of etcd's own that takes no large messages.
+TIGHT = ("--max-send-bytes=100000", "--max-recv-bytes=300000")
 
 # What a balancer says, and the code that gRPC makes of it: internal, two refusals of
 # authentication, unimplemented, unavailable, unknown.
@@ -62,31 +63,11 @@ async def test_r1_no_space_does_not_deny_that_it_was_applied() -> None:
     pytest.fail("the fault did not happen: the server has applied nothing that it refused")
 
 
-@asynccontextmanager
-async def grpc_proxy(server: EtcdServer, directory: Path) -> AsyncIterator[str]:
-    """Put etcd's own proxy, which takes no large messages, before a server."""
-    ports = Ports(1)
-    (port,) = ports.numbers
-    command = [
-        *(str(find_binary()), "grpc-proxy", "start", f"--endpoints={server.endpoint}"),
-        *(f"--listen-addr={HOST}:{port}", f"--data-dir={directory}"),
-        *("--max-send-bytes=100000", "--max-recv-bytes=300000"),
-    ]
-    with tempfile.TemporaryFile() as log:
-        process: subprocess.Popen[bytes] = spawn(command, log.fileno())
-        try:
-            yield f"{HOST}:{port}"
-        finally:
-            process.terminate()
-            await anyio.to_thread.run_sync(process.wait)
-            ports.release()
-
-
-async def test_too_large_for_a_proxy(server: EtcdServer, client: Client, tmp_path: Path) -> None:
+async def test_too_large_for_a_proxy(server: EtcdServer, client: Client) -> None:
     """An answer too large for a proxy is not told as a request that was too large."""
     for number in range(5):
         await client.kv.put(f"big/{number}", b"x" * 90_000)
-    async with grpc_proxy(server, tmp_path / "proxy") as endpoint, Client(endpoint) as proxied:
+    async with grpc_proxy(server, *TIGHT) as endpoint, Client(endpoint) as proxied:
         with pytest.raises(EtcdError, match="received message larger than max") as caught:
             await proxied.kv.get("big/", prefix=True)
         assert type(caught.value) is EtcdError
@@ -107,9 +88,9 @@ async def test_too_large_for_a_proxy(server: EtcdServer, client: Client, tmp_pat
         assert (await client.kv.get("big/", prefix=True, count_only=True)).count == 0
 
 
-async def test_a_proxy_loses_the_codes(server: EtcdServer, client: Client, tmp_path: Path) -> None:
+async def test_a_proxy_loses_the_codes(server: EtcdServer, client: Client) -> None:
     """Behind etcd's own proxy, which sends every text as UNKNOWN, errors are what they are."""
-    async with grpc_proxy(server, tmp_path / "proxy") as endpoint, Client(endpoint) as proxied:
+    async with grpc_proxy(server, *TIGHT) as endpoint, Client(endpoint) as proxied:
         with pytest.raises(EtcdError, match="requested lease not found") as caught:
             await proxied.kv.put("k", "v", lease=7)
         assert caught.value.__cause__ is not None

@@ -11,7 +11,6 @@ import pytest
 from aioetcd import Client, LeaseExpiredError, Lock, LockLostError, LockNotAcquiredError
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import is_owner, soon
-from tests.servers import QUICK
 from tests.waiting import until
 
 NAMES = [f"late/{number}" for number in range(30)]
@@ -190,7 +189,7 @@ async def test_a_deletion_that_arrives_late(server: EtcdServer) -> None:
 @pytest.mark.fault("a lease runs out while the server is away")
 async def test_a_lease_that_ran_out_is_revoked_when_the_server_is_back() -> None:
     """A server that was away extends its leases: what was lost and left is revoked all the same."""
-    async with EtcdServer(args=QUICK) as server, Client(server.endpoint) as client:
+    async with EtcdServer(quick=True) as server, Client(server.endpoint) as client:
         lock = client.lock("L", ttl=2)
         with pytest.raises(LockLostError) as caught:
             async with lock:

@@ -27,7 +27,6 @@ from aioetcd import (
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.harness import Faulty, faulty_client
 from tests.lease.renewals import keep_alive_metrics
-from tests.servers import QUICK
 from tests.waiting import lateness, until, until_metric
 from tests.watch.following import STREAMS, WATCHERS
 
@@ -141,7 +140,7 @@ async def test_p4_close_during(fault: str) -> None:
         async with what:
             await anyio.sleep_forever()
 
-    async with EtcdServer(args=QUICK) as server, FaultProxy(server.endpoint) as proxy:
+    async with EtcdServer(quick=True) as server, FaultProxy(server.endpoint) as proxy:
         client = Client(proxy.endpoint)
         leases = [await client.lease.grant(30) for _ in range(5)]
         async with anyio.create_task_group() as tasks:

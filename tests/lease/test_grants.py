@@ -22,7 +22,6 @@ from aioetcd._transport.methods import LEASE_TIME_TO_LIVE
 from aioetcd.testing import EtcdServer
 from tests.harness import Faulty, faulty_client, lose_answer, refused_calls
 from tests.lease.signals import SECOND, kept_lease, wait_renewed_for, witnessed
-from tests.servers import QUICK
 from tests.waiting import until
 
 
@@ -183,7 +182,7 @@ async def test_l12_the_granted_time_counts(election_timeout: int, granted: int) 
 async def test_l14_no_space() -> None:
     """A store without space refuses grants clearly and once, and goes on renewing leases."""
     async with (
-        EtcdServer(args=[*QUICK, "--quota-backend-bytes=17000000"]) as server,
+        EtcdServer(quick=True, args=["--quota-backend-bytes=17000000"]) as server,
         Client(server.endpoint) as client,
         Client(server.endpoint) as oracle,
         witnessed(client, oracle) as witness,

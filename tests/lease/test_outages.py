@@ -22,7 +22,7 @@ from aioetcd.testing import EtcdCluster, EtcdServer
 from aioetcd.testing.history import LeaseSignal
 from tests.harness import Faulty, faulty_client
 from tests.lease.signals import SECOND, LeaseWitness, kept_lease, wait_renewed_for, witnessed
-from tests.servers import CALM, QUICK
+from tests.servers import CALM
 from tests.waiting import until
 
 # A network's, one way: a renewal reaches the server so much later than it was sent, which is what
@@ -69,7 +69,7 @@ async def test_l1_kill_and_restart() -> None:
     """A member that crashes and is back before the lease's time is over costs no lease."""
     ttl = 10  # a busy machine may take some seconds to start it
     async with (
-        EtcdServer(args=QUICK) as server,
+        EtcdServer(quick=True) as server,
         faulty_client(server) as faulty,
         witnessed(faulty.client, faulty.oracle) as witness,
         kept_lease(witness, faulty.client, ttl) as (lease_id, _),

@@ -23,8 +23,8 @@ from aioetcd.testing import (
     find_binary,
 )
 from aioetcd.testing import server as server_module
+from aioetcd.testing._binary import ask
 from aioetcd.testing._process import Ports, free_ports
-from tests.servers import QUICK
 from tests.waiting import until
 
 pytestmark = pytest.mark.own_logic("how processes, ports and folders are handled")
@@ -54,7 +54,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.contract
 async def test_start_serves_and_leaving_removes_everything() -> None:
     """Inside the block etcd answers; after it process, port and data are gone."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         pid, data = server.pid, server.data_dir
         assert server.is_running
         assert await server.is_healthy()
@@ -70,7 +70,7 @@ async def test_start_serves_and_leaving_removes_everything() -> None:
 
 async def test_pid_is_etcds_own() -> None:
     """The pid is that of etcd, not of something that started it, so that signals reach it."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         command = Path(f"/proc/{server.pid}/cmdline").read_text()
     assert f"--data-dir={server_data(command)}" in command
     assert "etcd" in Path(command.split("\0")[0]).name
@@ -84,7 +84,7 @@ def server_data(command: str) -> str:
 @pytest.mark.contract
 async def test_version_is_the_binarys() -> None:
     """The version is asked of the program and agrees with what the running server says."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         metrics = await server.metrics()
         assert metrics[f'etcd_server_version{{server_version="{server.version}"}}'] == 1
     assert server.version_info >= (3, 4)
@@ -95,7 +95,7 @@ async def test_version_is_the_binarys() -> None:
 @pytest.mark.contract
 async def test_kill_and_start_keep_data_and_endpoint() -> None:
     """After a crash the server comes back at the same endpoint with what was written."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         endpoint, pid = server.endpoint, server.pid
         await put(server, "a", "1")
         await server.kill()
@@ -108,7 +108,7 @@ async def test_kill_and_start_keep_data_and_endpoint() -> None:
 
 async def test_restart_keeps_data_and_endpoint() -> None:
     """A restart is another process with the same data at the same endpoint."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         endpoint, pid = server.endpoint, server.pid
         await put(server, "a", "1")
         await server.restart()
@@ -118,7 +118,7 @@ async def test_restart_keeps_data_and_endpoint() -> None:
 
 async def test_pause_stops_answers_until_resume() -> None:
     """A paused server accepts connections and answers nothing; resumed, it goes on."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         await server.pause()
         assert server.is_paused
         with pytest.raises(TimeoutError), anyio.fail_after(0.3):
@@ -132,7 +132,7 @@ async def test_pause_stops_answers_until_resume() -> None:
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_paused_server_can_be_ended(end: str) -> None:
     """Neither stop nor kill hangs on a paused process, and neither leaves it behind."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         pid = server.pid
         await server.pause()
         with anyio.fail_after(5):
@@ -143,7 +143,7 @@ async def test_paused_server_can_be_ended(end: str) -> None:
 
 async def test_stop_uses_force_where_asking_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ignores SIGTERM is killed after the bound."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         pid = server.pid
         await server.pause()
         monkeypatch.setattr(signal, "SIGCONT", signal.SIGSTOP)  # it never gets to act on SIGTERM
@@ -153,7 +153,7 @@ async def test_stop_uses_force_where_asking_is_not_enough(monkeypatch: pytest.Mo
 
 async def test_ending_twice_is_fine() -> None:
     """Stop, kill and aclose do nothing where nothing runs."""
-    server = EtcdServer(args=QUICK)
+    server = EtcdServer(quick=True)
     await server.stop()
     await server.kill()
     await server.aclose()
@@ -165,7 +165,7 @@ async def test_ending_twice_is_fine() -> None:
 
 async def test_use_out_of_turn_is_an_error() -> None:
     """A second start, and a signal to a server that does not run, say so."""
-    server = EtcdServer(args=QUICK)
+    server = EtcdServer(quick=True)
     with pytest.raises(RuntimeError, match="does not run"):
         await server.pause()
     with pytest.raises(RuntimeError, match="before its start"):
@@ -177,7 +177,7 @@ async def test_use_out_of_turn_is_an_error() -> None:
 
 async def test_two_servers_at_once() -> None:
     """Two servers have ports and data of their own."""
-    async with EtcdServer(args=QUICK) as one, EtcdServer(args=QUICK) as two:
+    async with EtcdServer(quick=True) as one, EtcdServer(quick=True) as two:
         await put(one, "a", "1")
         assert await get(two, "a") is None
         assert one.endpoint != two.endpoint
@@ -186,10 +186,10 @@ async def test_two_servers_at_once() -> None:
 
 async def test_given_data_dir_is_kept(tmp_path: Path) -> None:
     """A directory that the caller gave stays, and another server finds its data there."""
-    async with EtcdServer(args=QUICK, data_dir=tmp_path / "member") as server:
+    async with EtcdServer(quick=True, data_dir=tmp_path / "member") as server:
         await put(server, "a", "1")
     assert server.log_path == tmp_path / "member.log"
-    again = EtcdServer(args=[*QUICK, "--force-new-cluster"], data_dir=tmp_path / "member")
+    again = EtcdServer(quick=True, args=["--force-new-cluster"], data_dir=tmp_path / "member")
     async with again:
         assert await get(again, "a") == "1"
 
@@ -197,7 +197,7 @@ async def test_given_data_dir_is_kept(tmp_path: Path) -> None:
 @pytest.mark.contract
 async def test_clear_empties_the_server() -> None:
     """No key and no lease is left after a clear."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         await server.gateway("lease/grant", {"ID": "5", "TTL": "600"})
         await put(server, "a", "1")
         await server.clear()
@@ -208,7 +208,7 @@ async def test_clear_empties_the_server() -> None:
 @pytest.mark.contract
 async def test_gateway_reports_refusals() -> None:
     """What etcd refuses is an error with its text."""
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         with pytest.raises(RuntimeError, match="requested lease not found"):
             await server.gateway("lease/revoke", {"ID": "12345"})
 
@@ -216,7 +216,7 @@ async def test_gateway_reports_refusals() -> None:
 @pytest.mark.contract
 async def test_tls_server_is_seen_as_healthy() -> None:
     """Readiness and metrics need no certificates, whatever the client port asks for."""
-    async with EtcdServer(args=[*QUICK, "--auto-tls", "--peer-auto-tls"]) as server:
+    async with EtcdServer(quick=True, args=["--auto-tls", "--peer-auto-tls"]) as server:
         assert server.client_url.startswith("https://")
         assert server.peer_url.startswith("https://")
         assert await server.is_healthy()
@@ -229,7 +229,7 @@ async def test_settings_from_the_environment_do_not_reach_etcd(
     """etcd reads ETCD_*: what a developer has exported for work must not change a test's server."""
     monkeypatch.setenv("ETCD_LISTEN_CLIENT_URLS", "nonsense")
     monkeypatch.setenv("ETCD_AUTH_TOKEN", "nonsense")
-    async with EtcdServer(args=QUICK) as server:
+    async with EtcdServer(quick=True) as server:
         assert await server.is_healthy()
 
 
@@ -247,7 +247,7 @@ async def test_failed_start_carries_the_log_and_leaves_nothing() -> None:
 
 async def test_start_is_bounded() -> None:
     """A member that waits for others that never come gives up in time and ends."""
-    server = EtcdServer(args=QUICK)
+    server = EtcdServer(quick=True)
     server.args += [
         "--initial-cluster",
         f"default={server.peer_url},other=http://127.0.0.1:1",
@@ -260,7 +260,7 @@ async def test_start_is_bounded() -> None:
 
 async def test_cancelled_start_leaves_no_process() -> None:
     """Cancelling a start kills what it started."""
-    server = EtcdServer(args=QUICK)
+    server = EtcdServer(quick=True)
     with anyio.move_on_after(0.05) as scope:
         await server.start()
     assert scope.cancelled_caught
@@ -281,7 +281,7 @@ async def test_port_clash_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> Non
         port = taken.getsockname()[1]
         picks = iter([{0: port}, {1: port}])
         monkeypatch.setattr(server_module, "Ports", lambda count: _ports(count, next(picks, {})))
-        async with EtcdServer(args=QUICK) as server:
+        async with EtcdServer(quick=True) as server:
             assert await server.is_healthy()
             assert str(port) not in server.endpoint + server.peer_url
 
@@ -337,7 +337,7 @@ def test_servers_of_several_processes_have_ports_of_their_own() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a server listen on held ports")
 async def test_nobody_picks_the_ports_of_a_server_that_is_down() -> None:
     """Its ports are its own until it is closed, and refuse while it is down."""
-    server = EtcdServer(args=QUICK)
+    server = EtcdServer(quick=True)
     ports = server._ports.numbers
     assert [_can_be_bound(port) for port in ports] == [False] * 3
     await server.start()
@@ -483,7 +483,7 @@ async def test_no_orphan_when_the_parent_is_killed(starter: str, tmp_path: Path)
 
 async def test_start_in_a_thread_that_ends() -> None:
     """The end of the thread that started the server is not the end of the server."""
-    server = EtcdServer(args=QUICK)
+    server = EtcdServer(quick=True)
     thread = threading.Thread(target=anyio.run, args=(server.start,))
     thread.start()
     await anyio.to_thread.run_sync(thread.join)
@@ -499,8 +499,8 @@ async def test_error_of_a_start_in_a_thread_reaches_it(monkeypatch: pytest.Monke
     def fail(*args: object, **options: object) -> None:
         raise OSError("no more processes")
 
-    server = EtcdServer(args=QUICK)
-    _ = server_module._ask(server.binary, "--help")
+    server = EtcdServer(quick=True)
+    _ = server.version, await ask(server.binary, "--help")
     monkeypatch.setattr(subprocess, "Popen", fail)
     with pytest.raises(OSError, match="no more processes"):
         await anyio.to_thread.run_sync(lambda: anyio.run(server.start))

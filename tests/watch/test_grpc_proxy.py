@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import pytest
 
 from aioetcd import Client
-from aioetcd.testing import EtcdServer, FaultProxy, find_binary
-from aioetcd.testing._process import HOST, Ports, spawn
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.servers import grpc_proxy
 from tests.watch.following import put_all, short, take
 
 
 @pytest.fixture
-async def grpc_proxy(server: EtcdServer, tmp_path: Path) -> AsyncIterator[str]:
+async def proxied(server: EtcdServer) -> AsyncIterator[str]:
     """A grpc-proxy before the session's etcd, which has no keys at first."""
     await server.clear()
-    ports = Ports(1)
-    (port,) = ports.numbers
-    command = [
-        *(str(find_binary()), "grpc-proxy", "start", f"--endpoints={server.endpoint}"),
-        *(f"--listen-addr={HOST}:{port}", f"--data-dir={tmp_path / 'proxy'}"),
-    ]
-    with tempfile.TemporaryFile() as log:
-        process = spawn(command, log.fileno())
-        try:
-            yield f"{HOST}:{port}"
-        finally:
-            process.terminate()
-            await anyio.to_thread.run_sync(process.wait)
-            ports.release()
+    async with grpc_proxy(server) as endpoint:
+        yield endpoint
 
 
-async def test_each_watch_gets_its_own_events(grpc_proxy: str, server: EtcdServer) -> None:
+async def test_each_watch_gets_its_own_events(proxied: str, server: EtcdServer) -> None:
     """Of many watches opened at once none gets what is another's, nor after a reconnect."""
     names = [f"proxied/{number}" for number in range(20)]
     async with (
-        FaultProxy(grpc_proxy) as proxy,
+        FaultProxy(proxied) as proxy,
         Client(proxy.endpoint) as client,
         Client(server.endpoint) as direct,
     ):

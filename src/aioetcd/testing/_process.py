@@ -1,15 +1,19 @@
-"""Processes that end with ours, and the ports they listen on."""
+"""Processes that end with ours, with all that they started, and the ports they listen on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -23,7 +27,11 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+try:
+    os.execv(sys.argv[2], sys.argv[2:])
+except OSError as exc:
+    print(f"cannot run {sys.argv[2]}: {exc}", flush=True)
+    os._exit(127)
 """
 
 
@@ -33,43 +41,142 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("ETCD_") or k == kept}
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether a signal has stopped the process (where the system tells)."""
-    if not sys.platform.startswith("linux"):
-        return True
-    # The command's name, in parentheses, may hold anything: the state follows the last one.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+class Group:
+    """A process of ours and what it has started: signals and the end reach all of them.
+
+    A wrapper script that does not exec is the process then, and etcd is a child of it. The process
+    is not reaped before `kill`, so that its number, which is the group's, is nobody else's.
+
+    Only the process that started it may end it: a forked child of ours has the object as well,
+    and `is_ours` is false there.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._owner = os.getpid()
+        self.pid = process.pid
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process started it, rather than a parent that forked us."""
+        return self._owner == os.getpid()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process itself lives."""
+        if self.is_ours:
+            return self.exit_code() is None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, 0)
+            return True
+        return False
+
+    def exit_code(self) -> int | None:
+        """Give the code with which it ended, or minus the signal; None while it lives."""
+        if not sys.platform.startswith("linux"):
+            return self._process.poll()
+        if self._process.returncode is not None:
+            return self._process.returncode
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def send(self, number: signal.Signals) -> None:
+        """Send all of them a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """End all of them by SIGKILL, and wait for that: a matter of milliseconds."""
+        self.send(signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while any(not is_ended(pid) for pid in self._others()) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._process.wait()
+
+    def are_stopped(self) -> bool:
+        """Whether a signal has stopped all of them (where the system tells)."""
+        if not sys.platform.startswith("linux"):
+            return True
+        return _state(self.pid) == "T" and all(_state(pid) in "TZX" for pid in self._others())
+
+    def listens(self, port: int) -> bool:
+        """Whether it is one of these that listens on the port of 127.0.0.1."""
+        if not sys.platform.startswith("linux"):
+            return True
+        sockets = _sockets(self.pid, port, None)
+        if not sockets:
+            return False
+        return _holds(self.pid, sockets) or any(_holds(pid, sockets) for pid in self._others())
+
+    def connects(self, local_port: int, remote_port: int, *, others: bool) -> bool:
+        """Whether it holds that end of a connection within 127.0.0.1 (Linux only).
+
+        Args:
+            local_port: The port of this end.
+            remote_port: The port of the other one.
+            others: Ask what it has started rather than the process itself: that takes a look at
+                all processes of the machine.
+        """
+        sockets = _sockets(self.pid, local_port, remote_port)
+        asked = self._others() if others and sockets else [self.pid]
+        return any(_holds(pid, sockets) for pid in asked)
+
+    def _others(self) -> Iterator[int]:
+        """The group's processes but its first (Linux only: elsewhere nobody tells)."""
+        for pid in processes():
+            if pid != self.pid and _stat(pid)[2:3] == [str(self.pid)]:
+                yield pid
 
 
-def listens(pid: int, port: int) -> bool:
-    """Whether it is this process that listens on the port of 127.0.0.1."""
-    if not sys.platform.startswith("linux"):
-        return True
-    return _has_socket(pid, port, None)
+def processes() -> Iterator[int]:
+    """The pids of all processes (Linux only: elsewhere nobody tells)."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                yield int(name)
 
 
-def connects(pid: int, local_port: int, remote_port: int) -> bool:
-    """Whether this process holds that end of a connection within 127.0.0.1 (Linux only)."""
-    return _has_socket(pid, local_port, remote_port)
+def is_ended(pid: int) -> bool:
+    """Whether a process has ended, be it reaped or not."""
+    return _state(pid) in "ZX"
 
 
-def _has_socket(pid: int, local_port: int, remote_port: int | None) -> bool:
-    """Whether a process has this TCP socket; one that listens has no remote port."""
+def _state(pid: int) -> str:
+    return _stat(pid)[0]
+
+
+def _stat(pid: int) -> list[str]:
+    """The kernel's line about a process, from its state on; of one that is gone: dead."""
+    try:
+        # The command's name, in parentheses, may hold anything: the state follows the last one.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["X"]
+
+
+def _sockets(pid: int, local_port: int, remote_port: int | None) -> set[str]:
+    """What the files of a process are called that are such a TCP socket of its network."""
     local = _hexadecimal(local_port)
     remote = None if remote_port is None else _hexadecimal(remote_port)
     try:
         table = Path(f"/proc/{pid}/net/tcp").read_text()
-        # Columns: number, local address, remote address, state (0A: listening), …, 9: inode
-        rows = (line.split() for line in table.splitlines())
-        sockets = {
-            f"socket:[{row[9]}]"
-            for row in rows
-            if row[1] == local and (row[3] == "0A" if remote is None else row[2] == remote)
-        }
-        if not sockets:
-            return False
+    except (OSError, ProcessLookupError):  # it ended
+        return set()
+    # Columns: number, local address, remote address, state (0A: listening), …, 9: inode
+    rows = (line.split() for line in table.splitlines())
+    return {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[1] == local and (row[3] == "0A" if remote is None else row[2] == remote)
+    }
+
+
+def _holds(pid: int, files: set[str]) -> bool:
+    try:
         fds = f"/proc/{pid}/fd"
-        return any(os.readlink(f"{fds}/{fd}") in sockets for fd in os.listdir(fds))
+        return any(os.readlink(f"{fds}/{fd}") in files for fd in os.listdir(fds))
     except (FileNotFoundError, ProcessLookupError):  # it ended, or closed a file meanwhile
         return False
 
@@ -155,15 +262,15 @@ def _close(sockets: list[socket.socket]) -> None:
     sockets.clear()
 
 
-def spawn(command: list[str], output: int) -> subprocess.Popen[bytes]:
-    """Start a process that ends with ours.
+def spawn(command: list[str], output: int) -> Group:
+    """Start a process that ends with ours, in a group of its own.
 
     Linux sends the parent-death signal when the *thread* that forked ends. The main thread ends
     last; on behalf of any other thread, one that never ends does it.
     """
     if threading.current_thread() is threading.main_thread():
-        return _popen(command, output)
-    return _Spawner.shared().run(command, output)
+        return Group(_popen(command, output))
+    return Group(_Spawner.shared().run(command, output))
 
 
 def _popen(command: list[str], output: int) -> subprocess.Popen[bytes]:

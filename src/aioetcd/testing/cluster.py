@@ -4,7 +4,8 @@
         async with Client(cluster.endpoints) as client:
             await (await cluster.leader()).kill()       # a member crashes
             cluster.client_proxies[0].blackhole()       # the network to clients breaks
-            await cluster.isolate(1)                    # the network between members breaks
+            cut = await cluster.isolate("leader")        # the network between members breaks
+            await cluster.rejoin(cut.member)
 
 Every member has one advertised peer URL that all others dial, so that a proxy there sees only who
 is dialled. Who dials is found out from the kernel's tables, and each ordered pair of members gets
@@ -18,33 +19,39 @@ import contextlib
 import random
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import anyio
 
-from aioetcd.testing._process import HOST, connects
+from aioetcd.testing._binary import ask
+from aioetcd.testing._process import HOST
+from aioetcd.testing._separation import PeerProxy, Separation
 from aioetcd.testing._sockets import Listener, bind, close_with_reset
 from aioetcd.testing.proxy import FaultProxy
-from aioetcd.testing.server import AddressInUseError, EtcdServer, EtcdStartError
+from aioetcd.testing.server import AddressInUseError, EtcdServer, EtcdStartError, check_args
 
 __all__ = ["EtcdCluster"]
 
 _POLL = 0.02
 _START_ATTEMPTS = 3
-_QUICK = ("--heartbeat-interval=50", "--election-timeout=250")
+
+# One member's answer: a hung one must not keep the others' from being looked at.
+_ANSWER_LIMIT = 1.0
+_LOG_TAIL = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Status:
-    """What one member says of the cluster; 0 is no leader."""
+    """What one member says of the cluster; 0 is no leader. Its health may not be known."""
 
     server: EtcdServer
     member_id: int
     leader_id: int
     raft_term: int
+    is_healthy: bool | None = None
 
 
 class EtcdCluster:
@@ -56,7 +63,7 @@ class EtcdCluster:
     methods (`EtcdServer`), and keeps its place and its proxies.
 
     Telling the members apart as they connect to one another needs Linux; elsewhere everything but
-    `isolate`, `rejoin` and `peer_proxy` works.
+    `isolate`, `partition`, `rejoin` and `peer_proxy` works.
 
     Args:
         size: How many members.
@@ -69,6 +76,7 @@ class EtcdCluster:
 
     Raises:
         ValueError: ``size`` is less than 1, or ``args`` has a flag that is decided here.
+        TypeError: ``args`` is a string, not a list of them.
         EtcdNotFoundError: There is no such program.
 
     Attributes:
@@ -89,12 +97,14 @@ class EtcdCluster:
             raise ValueError("size must be at least 1")
         self._size = size
         self._binary = binary
-        self._args = [*(_QUICK if quick else ()), *args]
+        self._args = check_args(args)
+        self._quick = quick
         self._seed = seed
         self._stack = contextlib.AsyncExitStack()
         self._fronts: list[Listener] = []
-        self._pairs: dict[tuple[int, int], FaultProxy] = {}
-        self._isolated: set[int] = set()
+        self._pairs: dict[tuple[int, int], PeerProxy] = {}
+        self._isolated: dict[int, Separation] = {}
+        self._parted: dict[tuple[int, int], Separation] = {}
         self.client_proxies: list[FaultProxy] = []
         self.members = self._new_members()
 
@@ -144,20 +154,30 @@ class EtcdCluster:
         Raft's messages to the target travel on connections that the target makes (streams, where
         they are what the *server* sends) and on ones that the source makes (the rest): a fault of
         one direction of raft is a fault in both proxies of the pair. `refuse` has no effect here.
+        What it is told is kept by `isolate`, `partition` and `rejoin`; its `heal` ends none of
+        these.
+
+        Raises:
+            IndexError: There is no such member.
+            ValueError: The server is no member of this cluster.
         """
         return self._pairs[self._index(source), self._index(target)]
 
     async def leader(self, *, timeout: float = 10.0) -> EtcdServer:
-        """Wait until a majority of all members follows a leader, and give that leader.
+        """Wait until a majority of all members follows a leader that it reaches, and give that.
 
-        A member that was isolated may still think that it leads; it is not the one.
+        A member that was isolated may still think that it leads, and so may those who followed it:
+        it is not the one.
 
         Raises:
-            TimeoutError: There was none in ``timeout`` seconds.
+            TimeoutError: There was none in ``timeout`` seconds. It says what each member said, and
+                how the logs of those end that did not answer.
         """
-        with anyio.fail_after(timeout):
+        seen: list[_Status] = []
+        with self._bounded(timeout, "no leader that a majority follows", seen):
             while True:
-                if (found := self._elected(await self._ask_all())) is not None:
+                await self._ask_all(seen)
+                if (found := self._elected(seen)) is not None:
                     return found.server
                 await anyio.sleep(_POLL)
 
@@ -168,70 +188,144 @@ class EtcdCluster:
 
         Raises:
             TimeoutError: It did not lead within ``timeout`` seconds.
+            RuntimeError: It is cut off from the leader, or from every majority.
+            IndexError: There is no such member.
+            ValueError: The server is no member of this cluster.
         """
-        target = self.members[self._index(to)]
-        with anyio.fail_after(timeout):
-            while (leader := await self.leader(timeout=timeout)) is not target:
-                try:
-                    member_id = (await self._ask(target)).member_id
-                    await leader.gateway(
-                        "maintenance/transfer-leadership", {"targetID": str(member_id)}
-                    )
-                except (OSError, RuntimeError):  # one of them is gone, or does not lead any more
-                    await anyio.sleep(_POLL)
+        index = self._index(to)
+        target = self.members[index]
+        seen: list[_Status] = []
+        with self._bounded(timeout, f"{target.name} does not lead", seen):
+            while True:
+                if len(self._reached(index)) <= self._size // 2:
+                    raise RuntimeError(f"{target.name} is cut off from a majority: it cannot lead")
+                await self._ask_all(seen)
+                elected = self._elected(seen)
+                if elected is not None and elected.server is target:
+                    return
+                asked = next((status for status in seen if status.server is target), None)
+                if elected is not None and asked is not None:
+                    await self._transfer(elected.server, asked)
+                await anyio.sleep(_POLL)
 
     async def wait_healthy(self, *, timeout: float = 20.0) -> None:
         """Wait until every member serves requests and all follow the same leader.
 
         Raises:
-            TimeoutError: That was not so within ``timeout`` seconds.
+            TimeoutError: That was not so within ``timeout`` seconds. It says what each member said,
+                and how the logs of those end that were not healthy.
         """
-        with anyio.fail_after(timeout):
+        seen: list[_Status] = []
+        with self._bounded(timeout, "not all members are healthy", seen):
             while True:
-                seen = await self._ask_all()
+                await self._ask_all(seen, healths=True)
                 agreed = len({(status.leader_id, status.raft_term) for status in seen}) == 1
-                if len(seen) == self._size and agreed and self._elected(seen) is not None:
-                    healthy = [await member.is_healthy() for member in self.members]
-                    if all(healthy):
+                found = self._elected(seen)
+                if len(seen) == self._size and agreed and found is not None:
+                    index = self._index(found.server)
+                    whole = len(self._reached(index)) == self._size
+                    if whole and all(status.is_healthy for status in seen):
                         return
                 await anyio.sleep(_POLL)
 
     # -- faults between members ------------------------------------------------------------------
 
-    async def isolate(self, member: int | EtcdServer) -> None:
+    async def isolate(self, member: int | EtcdServer | Literal["leader"]) -> Separation:
         """Cut a member off from all others: both ways, nothing arrives. Clients still reach it.
 
         Takes effect at once and lasts until `rejoin`. Connections stay open and are silent, as
         behind a broken switch, so that the members find out by their own time-outs.
+
+        Args:
+            member: Which; ``"leader"`` is whom a majority follows now (see `leader`).
+
+        Returns:
+            What was done: which member it was, and how much has been swallowed since.
+
+        Raises:
+            IndexError: There is no such member.
+            ValueError: The server is no member of this cluster.
+            TimeoutError: There is no leader.
         """
         self._need_pairs()
-        self._isolated.add(self._index(member))
-        self._apply_isolation()
+        found = await self.leader() if member == "leader" else member
+        index = self._index(found)
+        if index not in self._isolated:
+            others = [other for other in range(self._size) if other != index]
+            self._isolated[index] = self._separate([index], others)
+            self._sever()
+        return self._isolated[index]
 
-    async def rejoin(self, member: int | EtcdServer) -> None:
-        """End `isolate`. Connections that lost bytes are reset, and the members dial again."""
+    async def partition(self, *groups: Iterable[int | EtcdServer]) -> Separation:
+        """Divide the members into groups that do not reach one another, as `isolate` does.
+
+            await cluster.partition([0, 1], [2])
+
+        It takes the place of the partition before it; members that are isolated stay isolated.
+
+        Raises:
+            IndexError: There is no such member.
+            ValueError: A member is in no group, or in two; or there is but one group.
+        """
         self._need_pairs()
-        self._isolated.discard(self._index(member))
-        self._apply_isolation()
+        parts = [[self._index(member) for member in group] for group in groups]
+        named = sorted(index for part in parts for index in part)
+        if len(parts) < 2 or [] in parts or named != list(range(self._size)):
+            raise ValueError(
+                f"each of the members 0 to {self._size - 1} must be in one of at least two groups: "
+                f"{parts}"
+            )
+        whole = self._separate(*parts)
+        group_of = {index: number for number, part in enumerate(parts) for index in part}
+        before, self._parted = self._parted, {}
+        for pair in self._pairs:
+            if group_of[pair[0]] != group_of[pair[1]]:
+                self._parted[pair] = whole
+        for pair, separation in before.items():
+            separation.release([self._pairs[pair]])
+        self._sever()
+        return whole
+
+    async def rejoin(self, member: int | EtcdServer | None = None) -> None:
+        """Let a member reach all others again that are not isolated themselves.
+
+        Connections that lost bytes are reset, and the members dial again. Faults that a peer's
+        proxy was told by hand stay.
+
+        Args:
+            member: Which; by default all of them: every `isolate` and `partition` ends.
+
+        Raises:
+            IndexError: There is no such member.
+            ValueError: The server is no member of this cluster.
+        """
+        self._need_pairs()
+        for index in range(self._size) if member is None else [self._index(member)]:
+            if (isolation := self._isolated.pop(index, None)) is not None:
+                isolation.release(self._pairs.values())
+            for pair in [pair for pair in self._parted if index in pair]:
+                self._parted.pop(pair).release([self._pairs[pair]])
+        self._sever()
 
     # -- inside --------------------------------------------------------------------------------
 
     def _new_members(self) -> list[EtcdServer]:
         return [
-            EtcdServer(self._binary, name=f"member{index}", args=self._args)
+            EtcdServer(self._binary, name=f"member{index}", args=self._args, quick=self._quick)
             for index in range(self._size)
         ]
 
     async def _start(self) -> None:
+        await ask(self.members[0].binary, "--help")  # once, rather than by each member at a time
         chance = random.Random(self._seed)
         for target, member in enumerate(self.members):
             to_clients = FaultProxy(member.endpoint, seed=chance.getrandbits(32))
             self.client_proxies.append(await self._stack.enter_async_context(to_clients))
             for source in range(self._size):
                 # It never listens: `_front` gives it the connections that are its own.
-                proxy = FaultProxy(member.peer_url, seed=chance.getrandbits(32))
-                self._pairs[source, target] = proxy
-                self._stack.push_async_callback(proxy.aclose)
+                way = PeerProxy(member.peer_url, seed=chance.getrandbits(32))
+                self._pairs[source, target] = way
+                self._stack.push_async_callback(way.aclose)
             self._fronts.append(self._front(target))
         urls = [
             f"{member.peer_url.partition('://')[0]}://{HOST}:{front.port}"
@@ -271,7 +365,8 @@ class EtcdCluster:
             await self._stack.aclose()
         self._fronts = []
         self._pairs = {}
-        self._isolated = set()
+        self._isolated = {}
+        self._parted = {}
         self.client_proxies = []
 
     def _front(self, target: int) -> Listener:
@@ -295,47 +390,94 @@ class EtcdCluster:
         except OSError:  # it has ended
             return None
         remote: int = connection.getsockname()[1]
-        for index, member in enumerate(self.members):
-            if member.is_running and connects(member.pid, local, remote):
-                return index
+        for others in (False, True):  # behind a script that does not exec, it is a child's
+            for index, member in enumerate(self.members):
+                if member._connects(local, remote, others=others):
+                    return index
         return None
 
-    def _apply_isolation(self) -> None:
+    def _separate(self, *groups: list[int]) -> Separation:
+        group_of = {index: number for number, group in enumerate(groups) for index in group}
+        return Separation(
+            [[self.members[index] for index in group] for group in groups],
+            [
+                proxy
+                for (source, target), proxy in self._pairs.items()
+                if group_of[source] != group_of[target]
+            ],
+        )
+
+    def _sever(self) -> None:
         for pair, proxy in self._pairs.items():
-            cut = not self._isolated.isdisjoint(pair) and pair[0] != pair[1]
-            proxy.blackhole(client_to_server=cut, server_to_client=cut)
+            isolated = pair[0] != pair[1] and not self._isolated.keys().isdisjoint(pair)
+            proxy.sever(isolated or pair in self._parted)
+
+    def _reached(self, index: int) -> list[EtcdServer]:
+        """The members that one of them reaches by the faults in force, itself included."""
+        return [
+            member
+            for other, member in enumerate(self.members)
+            if other == index or not self._are_apart(index, other)
+        ]
+
+    def _are_apart(self, one: int, other: int) -> bool:
+        ways = self._pairs[one, other], self._pairs[other, one]
+        return any(way.is_severed for way in ways) or all(way.is_dead for way in ways)
 
     def _need_pairs(self) -> None:
         if not sys.platform.startswith("linux"):
             raise NotImplementedError("telling the members apart needs Linux")
 
     def _index(self, member: int | EtcdServer) -> int:
-        return member if isinstance(member, int) else self.members.index(member)
+        if isinstance(member, EtcdServer):
+            if member not in self.members:
+                raise ValueError(f"{member!r} is no member of this cluster")
+            return self.members.index(member)
+        if isinstance(member, bool) or not isinstance(member, int):
+            raise TypeError(f"a member is an index or an EtcdServer, not {member!r}")
+        if not 0 <= member < self._size:
+            raise IndexError(f"there is no member {member}: they are 0 to {self._size - 1}")
+        return member
 
     def _elected(self, seen: list[_Status]) -> _Status | None:
-        """The member whom a majority of all members follows, itself included."""
+        """The member whom a majority of all members follows and reaches, itself included."""
         for status in seen:
+            reached = self._reached(self._index(status.server))
             followers = [
                 other
                 for other in seen
                 if (other.leader_id, other.raft_term) == (status.member_id, status.raft_term)
+                and other.server in reached
             ]
             if status in followers and len(followers) > self._size // 2:
                 return status
         return None
 
-    async def _ask_all(self) -> list[_Status]:
-        seen: list[_Status] = []
+    async def _transfer(self, leader: EtcdServer, target: _Status) -> None:
+        if target.server not in self._reached(self._index(leader)):
+            raise RuntimeError(f"{target.server.name} is cut off from {leader.name}, which leads")
+        body = {"targetID": str(target.member_id)}
+        with contextlib.suppress(OSError, RuntimeError):  # one is gone, or does not lead any more
+            await leader.gateway("maintenance/transfer-leadership", body)
 
-        async def ask(member: EtcdServer) -> None:
-            with contextlib.suppress(OSError, RuntimeError):  # it does not answer
-                seen.append(await self._ask(member))
+    async def _ask_all(self, seen: list[_Status], *, healths: bool = False) -> None:
+        """Ask all members side by side, and put what they say into `seen`, in place of before."""
+        answers: list[_Status] = []
+
+        async def ask_one(member: EtcdServer) -> None:
+            with (
+                contextlib.suppress(OSError, RuntimeError),  # it does not answer
+                anyio.move_on_after(_ANSWER_LIMIT),  # its health stays unknown then
+            ):
+                answers.append(status := await self._ask(member))
+                if healths:
+                    status.is_healthy = await member.is_healthy()
 
         async with anyio.create_task_group() as tasks:
             for member in self.members:
                 if member.is_running and not member.is_paused:
-                    tasks.start_soon(ask, member)
-        return seen
+                    tasks.start_soon(ask_one, member)
+        seen[:] = answers
 
     async def _ask(self, member: EtcdServer) -> _Status:
         answer = await member.gateway("maintenance/status")
@@ -346,3 +488,36 @@ class EtcdCluster:
             leader_id=int(answer.get("leader", 0)),
             raft_term=int(header["raft_term"]),
         )
+
+    @contextlib.contextmanager
+    def _bounded(self, timeout: float, missed: str, seen: list[_Status]) -> Iterator[None]:
+        """Bound a wait; its error tells what the members said last."""
+        try:
+            with anyio.fail_after(timeout):
+                yield
+        except TimeoutError:
+            told = "\n".join(self._told(seen))
+            raise TimeoutError(f"{missed} within {timeout:g} s:\n{told}") from None
+
+    def _told(self, seen: list[_Status]) -> Iterator[str]:
+        names = {status.member_id: status.server.name for status in seen}
+        said = {status.server.name: status for status in seen}
+        for member in self.members:
+            status = said.get(member.name)
+            if status is None:
+                yield f"{member!r} does not answer; its log ends with:\n{_tail(member)}"
+                continue
+            leader = names.get(status.leader_id, f"{status.leader_id:x}")
+            follows = f"follows {leader}" if status.leader_id else "has no leader"
+            line = f"{member!r} {follows} in term {status.raft_term}"
+            if status.is_healthy is not False and status.leader_id:
+                yield line
+            else:
+                yield f"{line} and is not healthy; its log ends with:\n{_tail(member)}"
+
+
+def _tail(member: EtcdServer) -> str:
+    try:
+        return member.log_tail()[-_LOG_TAIL:]
+    except (OSError, RuntimeError):  # it was never started
+        return ""

