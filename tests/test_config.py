@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aioetcd import Client
-from aioetcd.config import DEFAULT, Endpoint, parse_endpoints
+from aioetcd.config.endpoints import Endpoint, parse_endpoints
+from aioetcd.config.timeouts import DEFAULT
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 import aioetcd
 from aioetcd import errors as e
-from aioetcd.types import KeyValue
+from aioetcd.types.store import KeyValue
 
 HOLDER = KeyValue(b"/lock/1f", b"host-7", 4, 4, 1, 0x1F)
 SERVER_FACTS = {

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
 from typing import Any
 
 import pytest
 
-from aioetcd import types
-from aioetcd._proto import kv_pb2, rpc_pb2
-from aioetcd.types import (
+import aioetcd
+from aioetcd import (
+    Batch,
+    ClientStats,
+    CompactResponse,
     DeleteResponse,
     Event,
     EventType,
     GetResponse,
     KeyValue,
+    Lease,
+    LeaseList,
+    LeaseRenewal,
+    LeaseRevokeResponse,
+    LeaseTimeToLive,
     PutResponse,
     ResponseHeader,
     SortOrder,
     SortTarget,
     TxnResponse,
-    events_from_messages,
+    _decode,
 )
+from aioetcd._proto import kv_pb2, rpc_pb2
+from aioetcd.types.value import Value
 
 HEADER_MESSAGE = rpc_pb2.ResponseHeader(
     cluster_id=2**64 - 1, member_id=2**63, revision=7, raft_term=3
@@ -42,19 +50,19 @@ def put_event(*, create: int, mod: int, prev: kv_pb2.KeyValue | None = None) -> 
 
 def test_header() -> None:
     """A header has etcd's four facts, the ids unsigned."""
-    assert ResponseHeader.from_message(HEADER_MESSAGE) == HEADER
+    assert _decode.header(HEADER_MESSAGE) == HEADER
 
 
 def test_key_value() -> None:
     """A key-value has all six facts, and no lease is None."""
-    assert KeyValue.from_message(KV_MESSAGE) == KV
-    assert KeyValue.from_message(kv_pb2.KeyValue(key=b"k")) == KeyValue(b"k", b"", 0, 0, 0, None)
+    assert _decode.key_value(KV_MESSAGE) == KV
+    assert _decode.key_value(kv_pb2.KeyValue(key=b"k")) == KeyValue(b"k", b"", 0, 0, 0, None)
 
 
 def test_key_value_is_a_copy() -> None:
     """What becomes of the message later does not show in the value."""
     message = kv_pb2.KeyValue(key=b"k", value=b"v")
-    kv = KeyValue.from_message(message)
+    kv = _decode.key_value(message)
     message.value = b"other"
     assert kv.value == b"v"
 
@@ -91,10 +99,10 @@ def test_event(
     prev_kv: KeyValue | None,
 ) -> None:
     """An event knows whether it created, modified or deleted the key, and what was before."""
-    (event,) = events_from_messages([message], prev_kv=True)
+    (event,) = _decode.events([message], prev_kv=True)
     assert event.type is type_
     assert (event.is_create, event.is_modify) == (is_create, is_modify)
-    assert event.kv == KeyValue.from_message(message.kv)
+    assert event.kv == _decode.key_value(message.kv)
     assert event.prev_kv == prev_kv
 
 
@@ -102,18 +110,18 @@ def test_events_keep_their_order() -> None:
     """Events come out in the order they came in, each with its own lease or None."""
     messages = [put_event(create=n, mod=n) for n in (3, 1, 2)]
     messages[1].kv.lease = 9
-    events = events_from_messages(messages, prev_kv=False)
+    events = _decode.events(messages, prev_kv=False)
     assert [event.kv.mod_revision for event in events] == [3, 1, 2]
     assert [event.kv.lease for event in events] == [None, 9, None]
-    assert events_from_messages([], prev_kv=True) == []
+    assert _decode.events([], prev_kv=True) == ()
 
 
 def test_put_response() -> None:
     """A put's answer has a key before, or None."""
     message = rpc_pb2.PutResponse(header=HEADER_MESSAGE, prev_kv=KV_MESSAGE)
-    assert PutResponse.from_message(message) == PutResponse(HEADER, KV)
+    assert _decode.put_response(message) == PutResponse(HEADER, KV)
     message.ClearField("prev_kv")
-    assert PutResponse.from_message(message) == PutResponse(HEADER, None)
+    assert _decode.put_response(message) == PutResponse(HEADER, None)
 
 
 def test_get_response() -> None:
@@ -122,49 +130,20 @@ def test_get_response() -> None:
     message = rpc_pb2.RangeResponse(
         header=HEADER_MESSAGE, kvs=[KV_MESSAGE, other], count=9, more=True
     )
-    got = GetResponse.from_message(message)
-    assert got == GetResponse(HEADER, (KV, KeyValue.from_message(other)), 9, True)
+    got = _decode.get_response(message)
+    assert got == GetResponse(HEADER, (KV, _decode.key_value(other)), 9, True)
     assert (got.kv, got.value) == (KV, KV.value)
-    nothing = GetResponse.from_message(rpc_pb2.RangeResponse(header=HEADER_MESSAGE))
+    nothing = _decode.get_response(rpc_pb2.RangeResponse(header=HEADER_MESSAGE))
     assert (nothing.kvs, nothing.kv, nothing.value) == ((), None, None)
     assert (nothing.count, nothing.more) == (0, False)
-    empty = GetResponse.from_message(rpc_pb2.RangeResponse(kvs=[other], count=1))
+    empty = _decode.get_response(rpc_pb2.RangeResponse(kvs=[other], count=1))
     assert empty.value == b""
 
 
 def test_delete_response() -> None:
     """A delete's answer has the number of keys, and the keys where they came."""
     message = rpc_pb2.DeleteRangeResponse(header=HEADER_MESSAGE, deleted=2, prev_kvs=[KV_MESSAGE])
-    assert DeleteResponse.from_message(message) == DeleteResponse(HEADER, 2, (KV,))
-
-
-def test_txn_response() -> None:
-    """Each answer in a txn has the type of the single call, nested ones included."""
-    message = rpc_pb2.TxnResponse(
-        header=HEADER_MESSAGE,
-        succeeded=True,
-        responses=[
-            rpc_pb2.ResponseOp(response_range=rpc_pb2.RangeResponse(count=1)),
-            rpc_pb2.ResponseOp(response_put=rpc_pb2.PutResponse()),
-            rpc_pb2.ResponseOp(response_delete_range=rpc_pb2.DeleteRangeResponse(deleted=3)),
-            rpc_pb2.ResponseOp(
-                response_txn=rpc_pb2.TxnResponse(
-                    responses=[rpc_pb2.ResponseOp(response_put=rpc_pb2.PutResponse())]
-                )
-            ),
-        ],
-    )
-    none = ResponseHeader(0, 0, 0, 0)
-    assert TxnResponse.from_message(message) == TxnResponse(
-        HEADER,
-        True,
-        (
-            GetResponse(none, (), 1, False),
-            PutResponse(none, None),
-            DeleteResponse(none, 3, ()),
-            TxnResponse(none, False, (PutResponse(none, None),)),
-        ),
-    )
+    assert _decode.delete_response(message) == DeleteResponse(HEADER, 2, (KV,))
 
 
 def test_numbers_are_etcds() -> None:
@@ -172,6 +151,9 @@ def test_numbers_are_etcds() -> None:
     assert {t.name: t.value for t in EventType} == dict(kv_pb2.Event.EventType.items())
     assert {t.name: t.value for t in SortOrder} == dict(rpc_pb2.RangeRequest.SortOrder.items())
     assert {t.name: t.value for t in SortTarget} == dict(rpc_pb2.RangeRequest.SortTarget.items())
+
+
+EVENT_FIELDS = ("type", "kv", "prev_kv", "mod_revision")
 
 
 def values() -> list[Any]:
@@ -184,29 +166,27 @@ def values() -> list[Any]:
         PutResponse(HEADER, KV),
         GetResponse(HEADER, (KV,), 1, False),
         DeleteResponse(HEADER, 1, (KV,)),
-        types.CompactResponse(HEADER),
+        CompactResponse(HEADER),
         TxnResponse(HEADER, True, (PutResponse(HEADER, None),)),
-        types.Lease(HEADER, 1, 2),
-        types.LeaseRenewal(HEADER, 1, 2),
-        types.LeaseTimeToLive(HEADER, 1, 2, 3, (b"k",)),
-        types.LeaseList(HEADER, (1,)),
-        types.LeaseRevokeResponse(HEADER),
-        types.Batch((event,), 7),
-        types.ClientStats({"a:1": "READY"}, "a:1", 1, 0, 0, 0, 0, 0, None),
+        Lease(HEADER, 1, 2),
+        LeaseRenewal(HEADER, 1, 2),
+        LeaseTimeToLive(HEADER, 1, 2, 3, (b"k",)),
+        LeaseList(HEADER, (1,)),
+        LeaseRevokeResponse(HEADER),
+        Batch((event,), 7),
+        ClientStats({"a:1": "READY"}, "a:1", 1, 0, 0, 0, 0, 0, None),
     ]
 
 
 @pytest.mark.parametrize("value", values(), ids=lambda value: type(value).__name__)
 def test_values_are_values(value: Any) -> None:
     """A value cannot be changed, and a copy or a pickled one is equal to it."""
-    fields = (
-        [field.name for field in dataclasses.fields(value)]
-        if dataclasses.is_dataclass(value)
-        else getattr(value, "_fields", ("type", "kv", "prev_kv", "mod_revision"))
-    )
+    fields = getattr(value, "_names", getattr(value, "_fields", EVENT_FIELDS))
     for name in fields:
         with pytest.raises(AttributeError):
             setattr(value, name, None)
+        with pytest.raises(AttributeError):
+            delattr(value, name)
     for again in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
         assert again == value
         assert type(again) is type(value)
@@ -221,12 +201,83 @@ def test_answers_are_hashable(value: Any) -> None:
 
 
 def test_every_value_is_tested() -> None:
-    """The values above are all that the module has."""
+    """The values above are all that there are."""
     public = {
         kind
-        for kind in vars(types).values()
-        if isinstance(kind, type)
-        and kind.__module__ == types.__name__
-        and (dataclasses.is_dataclass(kind) or issubclass(kind, tuple))
+        for kind in vars(aioetcd).values()
+        if isinstance(kind, type) and issubclass(kind, Value | tuple | Event)
     }
     assert {type(value) for value in values()} == public
+
+
+def test_value_takes_its_fields() -> None:
+    """A value is made by position, by name, or both; patterns see its fields."""
+    made = Batch((), revision=7)
+    assert made == Batch((), 7) == Batch(events=(), revision=7)
+    match made:
+        case Batch(events, revision):
+            assert (events, revision) == ((), 7)
+    assert repr(made) == "Batch(events=(), revision=7)"
+    wrong: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        (((),), {}),
+        (((), 7, 8), {}),
+        (((),), {"events": ()}),
+        ((), {"events": (), "version": 7}),
+    ]
+    for args, options in wrong:
+        with pytest.raises(TypeError, match=r"^Batch takes events, revision$"):
+            Batch(*args, **options)
+
+
+def test_values_of_other_types_differ() -> None:
+    """Of two types with the same fields no two values are equal."""
+    assert Lease(HEADER, 1, 2) != LeaseRenewal(HEADER, 1, 2)
+    assert Lease(HEADER, 1, 2) != (HEADER, 1, 2)
+    assert Event(EventType.PUT, KV) != (EventType.PUT, KV, None)
+
+
+def test_event_is_no_tuple() -> None:
+    """An event has neither a length nor parts to unpack by accident."""
+    event: Any = _decode.events([put_event(create=1, mod=2)], prev_kv=False)[0]
+    with pytest.raises(TypeError, match="len"):
+        len(event)
+    with pytest.raises(TypeError, match="unpack"):
+        _, _ = event
+    with pytest.raises(TypeError, match="subscriptable"):
+        event[0]
+
+
+def test_decoded_event_is_an_event() -> None:
+    """What a watch delivers equals what users make for their own tests, copies and pickles too."""
+    (event,) = _decode.events([put_event(create=1, mod=2, prev=KV_MESSAGE)], prev_kv=True)
+    made = Event(EventType.PUT, KeyValue(b"k", b"v", 1, 2, 1, None), KV)
+    for again in (event, copy.deepcopy(event), pickle.loads(pickle.dumps(event))):
+        assert again == made
+        assert hash(again) == hash(made)
+        assert repr(again) == repr(made)
+    assert event != Event(EventType.PUT, made.kv, None)
+
+
+def test_event_type_prints_as_its_name() -> None:
+    """In text a type of event is its name, and still etcd's number."""
+    assert f"{EventType.PUT} {EventType.DELETE!s} {EventType.DELETE:>7}" == "PUT DELETE  DELETE"
+    assert int(EventType.DELETE) == 1
+
+
+def test_text() -> None:
+    """A value's text is UTF-8; what is not there is None, what is not UTF-8 an error."""
+    kv = KeyValue(b"k", "ä".encode(), 1, 1, 1, None)
+    assert kv.text == "ä"
+    assert GetResponse(HEADER, (kv,), 1, False).text == "ä"
+    assert GetResponse(HEADER, (), 0, False).text is None
+    with pytest.raises(UnicodeDecodeError):
+        GetResponse(HEADER, (KV,), 1, False).text  # noqa: B018
+
+
+def test_as_dict() -> None:
+    """The keys found, with their values, in the order asked for."""
+    kvs = tuple(KeyValue(key, key * 2, 1, 1, 1, None) for key in (b"b", b"a"))
+    assert list(GetResponse(HEADER, kvs, 2, False).as_dict().items()) == [
+        (b"b", b"bb"),
+        (b"a", b"aa"),
+    ]

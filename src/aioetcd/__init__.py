@@ -3,7 +3,9 @@
 import logging
 
 from aioetcd.client import Client
-from aioetcd.concurrency import Lock, Session
+from aioetcd.compare import Compare, CompareTarget
+from aioetcd.concurrency import Lock, OnLost, Session
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import (
     AuthenticationError,
     AuthError,
@@ -42,34 +44,41 @@ from aioetcd.errors import (
     UnhealthyClusterError,
     UnsupportedByServerError,
 )
-from aioetcd.lease import KeepAlive
-from aioetcd.txn import Compare, Op
-from aioetcd.types import (
-    Batch,
-    ClientStats,
-    CompactResponse,
-    DeleteResponse,
-    Event,
-    EventType,
-    GetResponse,
-    KeyValue,
+from aioetcd.keys import prefix_end
+from aioetcd.kv import KV
+from aioetcd.lease import KeepAlive, Leases
+from aioetcd.ops import AnyOp, Op, OpResponse, TxnResponse
+from aioetcd.types.answers import CompactResponse, DeleteResponse, GetResponse, PutResponse
+from aioetcd.types.leases import (
+    HasLease,
     Lease,
+    LeaseLike,
     LeaseList,
     LeaseRenewal,
     LeaseRevokeResponse,
     LeaseTimeToLive,
-    PutResponse,
+)
+from aioetcd.types.stats import ClientStats
+from aioetcd.types.store import (
+    Batch,
+    Event,
+    EventType,
+    KeyValue,
     ResponseHeader,
     SortOrder,
     SortTarget,
-    TxnResponse,
 )
-from aioetcd.watch import Watch
+from aioetcd.watch import Watch, Watcher
+
+__version__ = "0.2.0"
 
 # Whoever does not configure logging is not written to on stderr.
 logging.getLogger("aioetcd").addHandler(logging.NullHandler())
 
 __all__ = [
+    "DEFAULT",
+    "KV",
+    "AnyOp",
     "AuthError",
     "AuthNotEnabledError",
     "AuthenticationError",
@@ -81,8 +90,10 @@ __all__ = [
     "CompactResponse",
     "CompactedError",
     "Compare",
+    "CompareTarget",
     "CorruptClusterError",
     "DeadlineExceededError",
+    "Default",
     "DeleteResponse",
     "DuplicateKeyError",
     "EtcdError",
@@ -90,6 +101,7 @@ __all__ = [
     "EventType",
     "FutureRevisionError",
     "GetResponse",
+    "HasLease",
     "InvalidRequestError",
     "KeepAlive",
     "KeyNotFoundError",
@@ -99,12 +111,14 @@ __all__ = [
     "LeaseError",
     "LeaseExistsError",
     "LeaseExpiredError",
+    "LeaseLike",
     "LeaseList",
     "LeaseLostError",
     "LeaseNotFoundError",
     "LeaseRenewal",
     "LeaseRevokeResponse",
     "LeaseTimeToLive",
+    "Leases",
     "Lock",
     "LockError",
     "LockLostError",
@@ -116,7 +130,9 @@ __all__ = [
     "NoLeaderError",
     "NoSpaceError",
     "NotLeaderError",
+    "OnLost",
     "Op",
+    "OpResponse",
     "PermissionDeniedError",
     "PutResponse",
     "RequestTooLargeError",
@@ -131,4 +147,7 @@ __all__ = [
     "UnhealthyClusterError",
     "UnsupportedByServerError",
     "Watch",
+    "Watcher",
+    "__version__",
+    "prefix_end",
 ]

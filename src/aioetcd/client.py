@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from time import monotonic
 from types import TracebackType
 
+from aioetcd._checks import check_seconds
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import Lock, OnLost, Session
-from aioetcd.config import parse_endpoints
+from aioetcd.config.endpoints import parse_endpoints
 from aioetcd.kv import KV
-from aioetcd.lease import LeaseService
-from aioetcd.ranges import check_seconds
-from aioetcd.types import ClientStats
+from aioetcd.lease import Leases
+from aioetcd.types.stats import ClientStats
 from aioetcd.watch import Watcher
 
 __all__ = ["Client"]
@@ -69,7 +68,7 @@ class Client:
             keepalive_timeout=keepalive_timeout,
         )
         self.kv = KV(self._transport)
-        self.lease = LeaseService(self._transport)
+        self.lease = Leases(self._transport)
         self.watch = Watcher(self._transport)
         # On a stream of their own: a large answer to one of the user's watches delays no lock.
         self._turns = Watcher(self._transport)
@@ -135,21 +134,18 @@ class Client:
 
     def stats(self) -> ClientStats:
         """Tell what the client is doing, without asking anybody."""
-        streams = [*self.watch.streams.values(), *self._turns.streams.values()]
-        watches = [stream.rules.counts() for stream in streams]
-        deadline = self.lease.rules.soonest()
+        watches, turns, leases = self.watch._stats(), self._turns._stats(), self.lease._stats()
         current = self._transport.endpoints.current
         return ClientStats(
             connections={c.endpoint.name: c.state for c in self._transport.endpoints},
             endpoint=None if current is None else current.endpoint.name,
             calls=self._transport.calls,
             retries=self._transport.retries,
-            reconnects=sum(stream.reconnects for stream in self.lease.streams.values())
-            + sum(stream.shared.reconnects for stream in streams),
-            watches=sum(count for count, _ in watches),
-            paused_watches=sum(paused for _, paused in watches),
-            leases=len(self.lease.rules),
-            soonest_expiry=None if deadline is None else max(0.0, deadline - monotonic()),
+            reconnects=watches.reconnects + turns.reconnects + leases.reconnects,
+            watches=watches.open + turns.open,
+            paused_watches=watches.paused + turns.paused,
+            leases=leases.kept,
+            soonest_expiry=leases.soonest_expiry,
         )
 
     def __del__(self) -> None:

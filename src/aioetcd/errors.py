@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 if TYPE_CHECKING:
-    from aioetcd.types import KeyValue
+    from aioetcd.types.store import KeyValue
 
 
 _ADVICE = "; it may have been applied all the same: read before you write again"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aioetcd import _decode
+from aioetcd._checks import check_int
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import (
     COMPACT,
@@ -15,19 +17,12 @@ from aioetcd._transport.methods import (
     TXN,
 )
 from aioetcd._transport.transport import Transport
-from aioetcd.config import DEFAULT, Default
-from aioetcd.ranges import check_int
-from aioetcd.txn import AnyOp, Compare, Op
-from aioetcd.types import (
-    CompactResponse,
-    DeleteResponse,
-    GetResponse,
-    PutResponse,
-    ResponseHeader,
-    SortOrder,
-    SortTarget,
-    TxnResponse,
-)
+from aioetcd.compare import Compare
+from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.ops import AnyOp, Op, TxnResponse
+from aioetcd.types.answers import CompactResponse, DeleteResponse, GetResponse, PutResponse
+from aioetcd.types.leases import LeaseLike
+from aioetcd.types.store import SortOrder, SortTarget
 
 __all__ = ["KV"]
 
@@ -109,14 +104,14 @@ class KV:
             min_create_revision=min_create_revision,
             max_create_revision=max_create_revision,
         )
-        return GetResponse.from_message(await self._transport.unary(RANGE, op.request, timeout))
+        return op._response(await self._transport.unary(RANGE, op._request, timeout))
 
     async def put(
         self,
         key: str | bytes,
         value: str | bytes | None = None,
         *,
-        lease: int | None = None,
+        lease: LeaseLike | None = None,
         prev_kv: bool = False,
         ignore_value: bool = False,
         ignore_lease: bool = False,
@@ -127,8 +122,8 @@ class KV:
         Args:
             key: The key.
             value: The value.
-            lease: The id of the lease to attach it to. Without one, a put *detaches* the key from
-                the lease that it had.
+            lease: The lease to attach it to: its id, or a `Lease`, `Session` or `Lock`. Without
+                one, a put *detaches* the key from the lease that it had.
             prev_kv: Return the key as it was before.
             ignore_value: Keep the value that it has, and leave out `value`.
             ignore_lease: Keep the lease that it has, and leave out `lease`.
@@ -152,7 +147,7 @@ class KV:
             ignore_value=ignore_value,
             ignore_lease=ignore_lease,
         )
-        return PutResponse.from_message(await self._transport.unary(PUT, op.request, timeout))
+        return op._response(await self._transport.unary(PUT, op._request, timeout))
 
     async def delete(
         self,
@@ -179,9 +174,7 @@ class KV:
             EtcdError: By cause; see its `maybe_applied`.
         """
         op = Op.delete(key, prefix=prefix, range_end=range_end, prev_kv=prev_kv)
-        return DeleteResponse.from_message(
-            await self._transport.unary(DELETE_RANGE, op.request, timeout)
-        )
+        return op._response(await self._transport.unary(DELETE_RANGE, op._request, timeout))
 
     async def txn(
         self,
@@ -215,8 +208,8 @@ class KV:
             EtcdError: By cause; see its `maybe_applied`.
         """
         op = Op.txn(compare=compare, success=success, failure=failure)
-        method = READ_ONLY_TXN if op.is_read else IDEMPOTENT_TXN if idempotent else TXN
-        return TxnResponse.from_message(await self._transport.unary(method, op.request, timeout))
+        method = READ_ONLY_TXN if op._is_read else IDEMPOTENT_TXN if idempotent else TXN
+        return op._response(await self._transport.unary(method, op._request, timeout))
 
     async def compact(
         self,
@@ -243,4 +236,4 @@ class KV:
             revision=check_int("revision", revision, 1), physical=physical
         )
         response = await self._transport.unary(COMPACT, request, timeout)
-        return CompactResponse(ResponseHeader.from_message(response.header))
+        return CompactResponse(_decode.header(response.header))

@@ -21,7 +21,7 @@ from aioetcd import (
 )
 from aioetcd._transport import endpoints as endpoints_module
 from aioetcd._transport.transport import Transport, channel_options
-from aioetcd.config import parse_endpoints
+from aioetcd.config.endpoints import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests._transport.weather import LARGE, SLACK, connected

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from aioetcd import Client
 from aioetcd._transport.transport import Transport
-from aioetcd.config import parse_endpoints
+from aioetcd.config.endpoints import parse_endpoints
 
 # The size of a key or value by which a request or its answer is told from what gRPC still has to
 # say about the call before: some ten bytes that may come at any time.

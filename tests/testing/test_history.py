@@ -28,7 +28,7 @@ from aioetcd.testing.history import (
     Txn,
     WatchEnd,
 )
-from aioetcd.types import Event, EventType, KeyValue
+from aioetcd.types.store import Event, EventType, KeyValue
 
 KV = KeyValueRecord(b"k\xff\x00", "höhe\n".encode(), 3, 4, 2)
 EVENT = EventRecord(EventKind.PUT, KV, KeyValueRecord(b"k", b"", 3, 3, 1), is_create=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd.errors import EtcdError
-from aioetcd.types import Event
+from aioetcd.types.store import Event
 from aioetcd.watch import _rules, _state
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
 

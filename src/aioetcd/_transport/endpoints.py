@@ -24,7 +24,7 @@ from aioetcd._transport.failures import status_of
 from aioetcd._transport.group import Group
 from aioetcd._transport.methods import Bidi, Unary
 from aioetcd._transport.supervisor import Supervisor
-from aioetcd.config import Endpoint
+from aioetcd.config.endpoints import Endpoint
 from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
 
 logger = logging.getLogger("aioetcd.transport")

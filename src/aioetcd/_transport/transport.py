@@ -15,6 +15,7 @@ import anyio
 import grpc
 import grpc.aio
 
+from aioetcd._checks import check_seconds
 from aioetcd._transport import _fork
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.call import ChannelClosedError
@@ -22,9 +23,9 @@ from aioetcd._transport.endpoints import CONNECT_TIMEOUT, Connection, Endpoints
 from aioetcd._transport.failures import error_from_status, rule_for, status_of
 from aioetcd._transport.methods import Request, Response, Unary
 from aioetcd._transport.supervisor import AS_ALL, Supervisor
-from aioetcd.config import DEFAULT, Default, Endpoint
+from aioetcd.config.endpoints import Endpoint
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
-from aioetcd.ranges import check_seconds
 
 logger = logging.getLogger("aioetcd.transport")
 

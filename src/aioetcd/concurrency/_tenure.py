@@ -9,12 +9,12 @@ from time import monotonic
 
 import anyio
 
+from aioetcd._checks import check_int
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import LEASE_REVOKE
 from aioetcd._transport.transport import Transport
 from aioetcd.errors import EtcdError, LeaseLostError, LeaseNotFoundError
-from aioetcd.lease import MAX_TTL, KeepAlive, LeaseService, new_lease_id
-from aioetcd.ranges import check_int
+from aioetcd.lease import MAX_TTL, KeepAlive, Leases, new_lease_id
 
 logger = logging.getLogger("aioetcd.lease")
 
@@ -66,7 +66,7 @@ class Tenure:
         late: By key, the tasks that delete what is put late; they end with the lease.
     """
 
-    def __init__(self, transport: Transport, leases: LeaseService, ttl: int) -> None:
+    def __init__(self, transport: Transport, leases: Leases, ttl: int) -> None:
         self.lease_id = new_lease_id()
         self.listeners: list[Callable[[LeaseLostError], None]] = []
         self.late: dict[bytes, asyncio.Task[None]] = {}

@@ -24,15 +24,16 @@ from time import monotonic
 
 import anyio
 
-from aioetcd._proto import rpc_pb2
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.methods import IDEMPOTENT_TXN, RANGE
 from aioetcd._transport.transport import Transport
+from aioetcd.compare import Compare
 from aioetcd.concurrency._tenure import Seat, Tenure
 from aioetcd.errors import ClientClosedError, CompactedError, EtcdError
 from aioetcd.kv import KV
-from aioetcd.txn import AnyOp, Compare, Op
-from aioetcd.types import EventType, GetResponse, KeyValue, SortOrder, SortTarget, TxnResponse
+from aioetcd.ops import AnyOp, Op, TxnResponse
+from aioetcd.types.answers import GetResponse
+from aioetcd.types.store import EventType, KeyValue, SortOrder, SortTarget
 from aioetcd.watch import Watcher
 
 logger = logging.getLogger("aioetcd.concurrency")
@@ -212,7 +213,7 @@ class Turn:
             left = min(max(deadline - monotonic(), 0.001), self._tenure.bound)
             try:
                 if self._revision is None:
-                    request = Op.get(self.key).request
+                    request = Op.get(self.key)._request
                     found = await self._transport.last_unary(RANGE, request, left)
                     if not found.kvs and is_looked_for:
                         is_looked_for = False  # what was cancelled a moment ago may just arrive
@@ -221,7 +222,7 @@ class Turn:
                     if not found.kvs:
                         return
                     self._revision = found.kvs[0].create_revision
-                deletion = self._deletion(self._revision).request
+                deletion = self._deletion(self._revision)._request
                 await self._transport.last_unary(IDEMPOTENT_TXN, deletion, left)
             except EtcdError as error:
                 if monotonic() >= deadline:
@@ -270,12 +271,12 @@ class Turn:
         try:
             found = (await self._kv.get(self.key)).kv
             if found is not None:
-                deletion = self._deletion(found.create_revision).request
+                deletion = self._deletion(found.create_revision)._request
                 await self._transport.unary(IDEMPOTENT_TXN, deletion)
         finally:
             seat.leave()
 
-    def _deletion(self, revision: int) -> Op[rpc_pb2.TxnRequest]:
+    def _deletion(self, revision: int) -> Op[TxnResponse]:
         """Delete the key of that create revision: it may arrive when there is another's."""
         return Op.txn(
             compare=[Compare.create_revision(self.key) == revision], success=[Op.delete(self.key)]

@@ -6,7 +6,9 @@ import asyncio
 
 import anyio
 
+from aioetcd._checks import check_seconds
 from aioetcd._transport.transport import Transport
+from aioetcd.compare import Compare
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._hold import Hold
 from aioetcd.concurrency._tenure import Tenure
@@ -20,11 +22,10 @@ from aioetcd.errors import (
     LockTimeoutError,
     NoEndpointError,
 )
+from aioetcd.keys import encode, encode_key
 from aioetcd.kv import KV
-from aioetcd.lease import LeaseService
-from aioetcd.ranges import check_seconds, encode, encode_key
-from aioetcd.txn import Compare
-from aioetcd.types import KeyValue
+from aioetcd.lease import Leases
+from aioetcd.types.store import KeyValue
 from aioetcd.watch import Watcher
 
 __all__ = ["Lock"]
@@ -62,7 +63,7 @@ class Lock(Hold):
         self,
         transport: Transport,
         kv: KV,
-        leases: LeaseService,
+        leases: Leases,
         watcher: Watcher,
         name: str | bytes,
         *,

@@ -8,7 +8,7 @@ from aioetcd._transport.transport import Transport
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._hold import Hold
 from aioetcd.concurrency._tenure import Tenure
-from aioetcd.lease import LeaseService
+from aioetcd.lease import Leases
 
 __all__ = ["Session"]
 
@@ -30,9 +30,7 @@ class Session(Hold):
 
     _kind = "session"
 
-    def __init__(
-        self, transport: Transport, leases: LeaseService, *, ttl: int, on_lost: OnLost
-    ) -> None:
+    def __init__(self, transport: Transport, leases: Leases, *, ttl: int, on_lost: OnLost) -> None:
         super().__init__(transport.supervisor, Tenure(transport, leases, ttl), on_lost)
 
     async def _take(self) -> None:

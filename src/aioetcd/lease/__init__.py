@@ -6,7 +6,10 @@ import logging
 import random
 from collections.abc import Callable
 from time import monotonic
+from typing import NamedTuple
 
+from aioetcd import _decode
+from aioetcd._checks import INT64_MAX, check_int, check_lease, check_lease_id
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import (
     LEASE_GRANT,
@@ -17,21 +20,20 @@ from aioetcd._transport.methods import (
 )
 from aioetcd._transport.streams import SharedStream
 from aioetcd._transport.transport import Transport
-from aioetcd.config import DEFAULT, Default
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError
 from aioetcd.lease._handle import KeepAlive
 from aioetcd.lease._state import LeaseRules
-from aioetcd.ranges import INT64_MAX, check_int, check_lease_id
-from aioetcd.types import (
+from aioetcd.types.leases import (
     Lease,
+    LeaseLike,
     LeaseList,
     LeaseRenewal,
     LeaseRevokeResponse,
     LeaseTimeToLive,
-    ResponseHeader,
 )
 
-__all__ = ["KeepAlive", "LeaseService"]
+__all__ = ["KeepAlive", "Leases"]
 
 logger = logging.getLogger("aioetcd.lease")
 
@@ -55,7 +57,15 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(deadline - monotonic(), 1e-3)
 
 
-class LeaseService:
+class LeaseStats(NamedTuple):
+    """What `Leases` are doing."""
+
+    kept: int
+    reconnects: int
+    soonest_expiry: float | None
+
+
+class Leases:
     """Grants leases and keeps them alive; it is ``client.lease``.
 
     All renewals of a client share one stream, up to 500 leases; more of them share up to 16
@@ -64,14 +74,14 @@ class LeaseService:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self.rules = LeaseRules()
-        self.streams = {
+        self._rules = LeaseRules()
+        self._streams = {
             lane: SharedStream(
                 transport, LEASE_KEEP_ALIVE, lane, require_leader=True, logger=logger
             )
-            for lane in self.rules.lanes
+            for lane in self._rules.lanes
         }
-        transport.on_close(self.rules.close)
+        transport.on_close(self._rules.close)
 
     async def grant(
         self,
@@ -122,8 +132,8 @@ class LeaseService:
                 raise
             lease = Lease(found.header, lease_id, found.granted_ttl)
         else:
-            lease = Lease(ResponseHeader.from_message(response.header), response.ID, response.TTL)
-        self.rules.granted(lease.id, lease.ttl, sent_at, monotonic())
+            lease = Lease(_decode.header(response.header), response.ID, response.TTL)
+        self._rules.granted(lease.id, lease.ttl, sent_at, monotonic())
         if monotonic() >= sent_at + lease.ttl:
             # The answer took longer than the lease lives: whether it still does, the server knows.
             try:
@@ -136,19 +146,20 @@ class LeaseService:
         return lease
 
     async def revoke(
-        self, lease_id: int, *, timeout: float | Default | None = DEFAULT
+        self, lease: LeaseLike, *, timeout: float | Default | None = DEFAULT
     ) -> LeaseRevokeResponse:
         """End a lease and delete its keys (RPC ``LeaseRevoke``).
 
         Args:
-            lease_id: The lease.
+            lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
             timeout: The call's deadline in seconds.
 
         Raises:
             LeaseNotFoundError: There is no such lease.
             EtcdError: By cause.
         """
-        request = rpc_pb2.LeaseRevokeRequest(ID=check_lease_id("lease_id", lease_id))
+        lease_id = check_lease("lease", lease)
+        request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
         deadline = _deadline(self._transport.resolve_timeout(timeout))
         try:
             response = await self._transport.unary(LEASE_REVOKE, request, timeout)
@@ -164,22 +175,22 @@ class LeaseService:
             except EtcdError as failure:
                 failure.maybe_applied = True
                 raise
-            return LeaseRevokeResponse(ResponseHeader.from_message(found.header))
+            return LeaseRevokeResponse(_decode.header(found.header))
         self._revoked(lease_id)
-        return LeaseRevokeResponse(ResponseHeader.from_message(response.header))
+        return LeaseRevokeResponse(_decode.header(response.header))
 
     def _revoked(self, lease_id: int) -> None:
-        lane = self.rules.revoked(lease_id)
+        lane = self._rules.revoked(lease_id)
         if lane is not None:
-            self.streams[lane].poke()
+            self._streams[lane].poke()
 
     async def time_to_live(
-        self, lease_id: int, *, keys: bool = False, timeout: float | Default | None = DEFAULT
+        self, lease: LeaseLike, *, keys: bool = False, timeout: float | Default | None = DEFAULT
     ) -> LeaseTimeToLive:
         """Ask what is left of a lease (RPC ``LeaseTimeToLive``).
 
         Args:
-            lease_id: The lease.
+            lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
             keys: Also list the keys attached to it.
             timeout: The call's deadline in seconds.
 
@@ -187,12 +198,13 @@ class LeaseService:
             LeaseNotFoundError: There is no such lease. (The RPC itself answers with a time of -1.)
             EtcdError: By cause.
         """
-        request = rpc_pb2.LeaseTimeToLiveRequest(ID=check_lease_id("lease_id", lease_id), keys=keys)
+        lease_id = check_lease("lease", lease)
+        request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id, keys=keys)
         response = await self._transport.unary(LEASE_TIME_TO_LIVE, request, timeout)
         if response.TTL < 0:
             raise LeaseNotFoundError(f"lease {lease_id:x} is not known to the server")
         return LeaseTimeToLive(
-            ResponseHeader.from_message(response.header),
+            _decode.header(response.header),
             response.ID,
             response.TTL,
             response.grantedTTL,
@@ -211,24 +223,34 @@ class LeaseService:
         request = rpc_pb2.LeaseLeasesRequest()
         response = await self._transport.unary(LEASE_LEASES, request, timeout)
         return LeaseList(
-            ResponseHeader.from_message(response.header),
+            _decode.header(response.header),
             tuple(lease.ID for lease in response.leases),
         )
 
-    def keep_alive(self, lease_id: int, *, timeout: float | Default | None = DEFAULT) -> KeepAlive:
+    def keep_alive(
+        self, lease: LeaseLike, *, timeout: float | Default | None = DEFAULT
+    ) -> KeepAlive:
         """Renew a lease in the background (RPC ``LeaseKeepAlive``), at a third of its time to live.
 
         Args:
-            lease_id: The lease.
+            lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
             timeout: Seconds for which a loop waits for the first answer where this client does not
                 know how long the lease lives: it did not grant it, or has let it run out.
         """
         return KeepAlive(
             self._transport,
-            self.streams,
-            self.rules,
-            check_lease_id("lease_id", lease_id),
+            self._streams,
+            self._rules,
+            check_lease("lease", lease),
             timeout=self._transport.resolve_timeout(timeout),
+        )
+
+    def _stats(self) -> LeaseStats:
+        deadline = self._rules.soonest()
+        return LeaseStats(
+            kept=len(self._rules),
+            reconnects=sum(stream.reconnects for stream in self._streams.values()),
+            soonest_expiry=None if deadline is None else max(0.0, deadline - monotonic()),
         )
 
     def _keep(self, lease_id: int, on_lost: Callable[[EtcdError], None]) -> KeepAlive:
@@ -241,20 +263,20 @@ class LeaseService:
         """
         return KeepAlive(
             self._transport,
-            self.streams,
-            self.rules,
+            self._streams,
+            self._rules,
             lease_id,
             timeout=self._transport.timeout,
             on_lost=on_lost,
         )
 
     async def keep_alive_once(
-        self, lease_id: int, *, timeout: float | Default | None = DEFAULT
+        self, lease: LeaseLike, *, timeout: float | Default | None = DEFAULT
     ) -> LeaseRenewal:
         """Renew a lease once, on a stream that renewals share.
 
         Args:
-            lease_id: The lease.
+            lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
             timeout: The call's deadline in seconds.
 
         Raises:
@@ -262,4 +284,4 @@ class LeaseService:
             LeaseLostError: The lease is gone: it was revoked, or its time is over.
             EtcdError: By cause.
         """
-        return await self.keep_alive(lease_id, timeout=timeout)._once()
+        return await self.keep_alive(lease, timeout=timeout)._once()

@@ -13,12 +13,13 @@ from types import TracebackType
 import anyio
 from anyio.lowlevel import checkpoint
 
+from aioetcd import _decode
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.streams import SharedStream
 from aioetcd._transport.transport import Transport
 from aioetcd.errors import DeadlineExceededError, EtcdError
 from aioetcd.lease._state import Keeper, Lane, LeaseRules
-from aioetcd.types import LeaseRenewal, ResponseHeader
+from aioetcd.types.leases import LeaseRenewal
 
 logger = logging.getLogger("aioetcd.lease")
 
@@ -229,7 +230,7 @@ class KeepAlive:
             # Taking it and giving it is one step: a cancellation comes before it, or not at all.
             if (response := keeper.renewal) is not None:
                 keeper.renewal = None
-                header = ResponseHeader.from_message(response.header)
+                header = _decode.header(response.header)
                 return LeaseRenewal(header, response.ID, response.TTL)
             if keeper.error is not None:
                 raise keeper.error

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Literal, cast
 
-from aioetcd import Batch, Client, EventType, KeyValue
+from aioetcd import Batch, Client, EventType, KeyValue, _decode
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import Unary
 from aioetcd._transport.transport import Transport
-from aioetcd.config import Default
+from aioetcd.config.timeouts import Default
+from aioetcd.keys import key_range
 from aioetcd.kv import KV
-from aioetcd.ranges import key_range
 from aioetcd.testing.history import Recorder
 from aioetcd.testing.records import (
     Comparison,
@@ -149,7 +149,7 @@ def _told(answer: Any) -> dict[str, Any]:
 
 
 def _kvs(answer: rpc_pb2.RangeResponse) -> list[KeyValue]:
-    return [KeyValue.from_message(kv) for kv in answer.kvs]
+    return [_decode.key_value(kv) for kv in answer.kvs]
 
 
 def _request(message: Any) -> Request | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from aioetcd._checks import check_flag, check_int
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.transport import Transport
-from aioetcd.config import DEFAULT, Default
-from aioetcd.ranges import check_int, key_range
-from aioetcd.types import EventType
+from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.keys import key_range
+from aioetcd.types.store import EventType
 from aioetcd.watch._handle import Watch
 from aioetcd.watch._state import WatchSpec
 from aioetcd.watch._stream import WatchStream
@@ -20,6 +23,14 @@ _FILTERS = {
 }
 
 
+class WatchStats(NamedTuple):
+    """What a `Watcher` is doing."""
+
+    open: int
+    paused: int
+    reconnects: int
+
+
 class Watcher:
     """Makes watches; it is ``client.watch``.
 
@@ -28,7 +39,7 @@ class Watcher:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self.streams: dict[bool, WatchStream] = {}
+        self._streams: dict[bool, WatchStream] = {}
 
     def __call__(
         self,
@@ -72,25 +83,31 @@ class Watcher:
             TypeError: An argument of the wrong type.
         """
         start, end = key_range(key, prefix, range_end)
-        for name, flag in (
-            ("prev_kv", prev_kv),
-            ("progress_notify", progress_notify),
-            ("fragment", fragment),
-            ("require_leader", require_leader),
-        ):
-            if type(flag) is not bool:  # protobuf would refuse it in the stream's task, for all
-                raise TypeError(f"{name} must be a bool, not {type(flag).__name__}")
+        # protobuf would refuse them in the stream's task, for all.
+        check_flag("prev_kv", prev_kv)
+        check_flag("progress_notify", progress_notify)
+        check_flag("fragment", fragment)
+        check_flag("require_leader", require_leader)
         filters = _FILTERS[None if only is None else EventType(only)]
         spec = WatchSpec(start, end, prev_kv, progress_notify, fragment, filters)
         if start_revision is not None:
-            check_int("start_revision", start_revision, 1)
-        stream = self.streams.get(require_leader)
+            check_int("start_revision", start_revision, 1, none="from now on")
+        stream = self._streams.get(require_leader)
         if stream is None:
             stream = WatchStream(self._transport, require_leader=require_leader)
-            self.streams[require_leader] = stream
+            self._streams[require_leader] = stream
         return Watch(
             stream,
             spec,
             start_revision=start_revision,
             timeout=self._transport.resolve_timeout(timeout),
+        )
+
+    def _stats(self) -> WatchStats:
+        streams = self._streams.values()
+        counts = [stream.rules.counts() for stream in streams]
+        return WatchStats(
+            open=sum(count for count, _ in counts),
+            paused=sum(paused for _, paused in counts),
+            reconnects=sum(stream.shared.reconnects for stream in streams),
         )

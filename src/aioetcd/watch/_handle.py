@@ -13,7 +13,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from aioetcd.errors import ClientClosedError, DeadlineExceededError, EtcdError
-from aioetcd.types import Batch, Event
+from aioetcd.types.store import Batch, Event
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
 from aioetcd.watch._stream import WatchStream
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd._transport.failures import error_from_reason
 from aioetcd.errors import ClusterMismatchError, CompactedError, EtcdError
-from aioetcd.types import Batch
+from aioetcd.types.store import Batch
 from aioetcd.watch._state import Answer, Phase, WatchSpec, WatchState
 
 # What an event takes in memory beside its bytes in the answer.

@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from aioetcd import _decode
 from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd.errors import EtcdError
-from aioetcd.types import Batch, events_from_messages
+from aioetcd.types.store import Batch
 
 # A watch whose consumer has so much before it is paused at the server.
 INBOX_EVENTS = 20_000
@@ -97,7 +98,7 @@ class Answer:
             while stop < end and self.events[stop].kv.mod_revision == last:
                 stop += 1
         self.taken = stop
-        events = tuple(events_from_messages(self.events[start:stop], prev_kv=prev_kv))
+        events = _decode.events(self.events[start:stop], prev_kv=prev_kv)
         return Batch(events, self.revision if stop == end else events[-1].mod_revision)
 
 

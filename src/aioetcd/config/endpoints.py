@@ -1,11 +1,9 @@
-"""What a client is told at the start: endpoints, and how it is to reach them."""
+"""Where the members of a cluster listen for clients."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 from urllib.parse import urlsplit
 
 
@@ -78,17 +76,3 @@ def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:
     if len({endpoint.target for endpoint in parsed}) != len(parsed):
         raise ValueError(f"endpoints names the same one twice: {', '.join(map(str, texts))}")
     return parsed
-
-
-class Default(enum.Enum):
-    """The type of `DEFAULT`."""
-
-    DEFAULT = "the client's timeout"
-
-    def __repr__(self) -> str:
-        """Show it as a signature should."""
-        return "DEFAULT"
-
-
-# A ``timeout`` that was not given: None means that there is none.
-DEFAULT: Final = Default.DEFAULT

@@ -1,15 +1,26 @@
-"""What an operation or a comparison says is what goes over the wire; nonsense is refused."""
+"""What an operation says is what goes over the wire, and its answer has its type."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from aioetcd import Compare, Op, SortOrder, SortTarget
+from aioetcd import (
+    AnyOp,
+    Compare,
+    DeleteResponse,
+    EtcdError,
+    GetResponse,
+    Op,
+    PutResponse,
+    ResponseHeader,
+    SortOrder,
+    SortTarget,
+    TxnResponse,
+)
 from aioetcd._proto import rpc_pb2
-from aioetcd.txn import Target
+from tests.wrong_ranges import WRONG_RANGES
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -39,20 +50,20 @@ RangeRequest = rpc_pb2.RangeRequest
 def test_get(options: dict[str, Any], fields: dict[str, Any]) -> None:
     """Each option of a get sets its field and no other."""
     op = Op.get("k", **options)
-    assert op.request == RangeRequest(key=b"k", **fields)
-    assert op.is_read
+    assert op._request == RangeRequest(key=b"k", **fields)
+    assert op._is_read
 
 
 def test_get_all_keys() -> None:
     """The empty prefix is etcd's range of everything."""
-    assert Op.get("", prefix=True).request == RangeRequest(key=b"\0", range_end=b"\0")
+    assert Op.get("", prefix=True)._request == RangeRequest(key=b"\0", range_end=b"\0")
 
 
 @pytest.mark.parametrize("target", SortTarget)
 @pytest.mark.parametrize("order", SortOrder)
 def test_sort(target: SortTarget, order: SortOrder) -> None:
     """The server's own order is never asked for, and a target never goes without an order."""
-    request = Op.get("k", prefix=True, sort_target=target, sort_order=order).request
+    request = Op.get("k", prefix=True, sort_target=target, sort_order=order)._request
     if target is SortTarget.KEY:
         expected = SortOrder.DESCEND if order is SortOrder.DESCEND else SortOrder.NONE
     else:
@@ -84,8 +95,8 @@ def test_sort(target: SortTarget, order: SortOrder) -> None:
 def test_put(options: dict[str, Any], fields: dict[str, Any]) -> None:
     """Each option of a put sets its field and no other."""
     op = Op.put("k", **options)
-    assert op.request == rpc_pb2.PutRequest(key=b"k", **fields)
-    assert not op.is_read
+    assert op._request == rpc_pb2.PutRequest(key=b"k", **fields)
+    assert not op._is_read
 
 
 @pytest.mark.parametrize(
@@ -101,24 +112,14 @@ def test_put(options: dict[str, Any], fields: dict[str, Any]) -> None:
 def test_delete(options: dict[str, Any], fields: dict[str, Any]) -> None:
     """Each option of a delete sets its field and no other."""
     op = Op.delete("k", **options)
-    assert op.request == rpc_pb2.DeleteRangeRequest(key=b"k", **fields)
-    assert not op.is_read
+    assert op._request == rpc_pb2.DeleteRangeRequest(key=b"k", **fields)
+    assert not op._is_read
 
 
 def test_delete_all_keys() -> None:
     """The empty prefix is etcd's range of everything."""
-    request = Op.delete("", prefix=True).request
+    request = Op.delete("", prefix=True)._request
     assert request == rpc_pb2.DeleteRangeRequest(key=b"\0", range_end=b"\0")
-
-
-WRONG_RANGES: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
-    (("",), {}, ValueError, "key"),
-    ((1,), {}, TypeError, "key"),
-    ((None,), {}, TypeError, "key"),
-    (("k",), {"range_end": ""}, ValueError, "range_end"),
-    (("k",), {"range_end": 1}, TypeError, "range_end"),
-    (("k",), {"prefix": True, "range_end": "l"}, ValueError, "prefix"),
-]
 
 
 @pytest.mark.parametrize(
@@ -197,120 +198,6 @@ def test_delete_refuses(
         Op.delete(*args, **options)
 
 
-TARGETS: list[tuple[Callable[..., Target], str, int, Any, Any]] = [
-    (Compare.version, "version", rpc_pb2.Compare.VERSION, 3, 3),
-    (Compare.create_revision, "create_revision", rpc_pb2.Compare.CREATE, 0, 0),
-    (Compare.mod_revision, "mod_revision", rpc_pb2.Compare.MOD, INT64_MAX, INT64_MAX),
-    (Compare.value, "value", rpc_pb2.Compare.VALUE, "v", b"v"),
-    (Compare.value, "value", rpc_pb2.Compare.VALUE, b"\xff", b"\xff"),
-    (Compare.value, "value", rpc_pb2.Compare.VALUE, b"", b""),
-    (Compare.lease, "lease", rpc_pb2.Compare.LEASE, 7, 7),
-    (Compare.lease, "lease", rpc_pb2.Compare.LEASE, INT64_MIN, INT64_MIN),
-]
-OPERATORS: list[tuple[Callable[[Any, Any], Any], int]] = [
-    (lambda target, operand: target == operand, rpc_pb2.Compare.EQUAL),
-    (lambda target, operand: target != operand, rpc_pb2.Compare.NOT_EQUAL),
-    (lambda target, operand: target > operand, rpc_pb2.Compare.GREATER),
-    (lambda target, operand: target < operand, rpc_pb2.Compare.LESS),
-]
-RANGES: list[tuple[str, dict[str, Any], bytes, bytes]] = [
-    ("k", {}, b"k", b""),
-    ("k", {"prefix": True}, b"k", b"l"),
-    ("", {"prefix": True}, b"\0", b"\0"),
-    ("k", {"range_end": "z"}, b"k", b"z"),
-    ("k", {"range_end": b"\0"}, b"k", b"\0"),
-]
-
-
-@pytest.mark.parametrize(("make", "field", "target", "operand", "sent"), TARGETS)
-def test_compare(
-    make: Callable[..., Target], field: str, target: int, operand: Any, sent: Any
-) -> None:
-    """Each target with each operator over each range is what the server is told, 0 and b'' too."""
-    for key, options, start, end in RANGES:
-        for operator, result in OPERATORS:
-            compare = operator(make(key, **options), operand)
-            assert isinstance(compare, Compare)
-            message = compare.to_message()
-            assert (message.result, message.target) == (result, target)
-            assert (message.key, message.range_end) == (start, end)
-            assert message.WhichOneof("target_union") == field
-            assert getattr(message, field) == sent
-
-
-def test_target_may_be_used_again() -> None:
-    """Two comparisons of one target do not know of each other."""
-    version = Compare.version("k")
-    above, below = version > 1, version < 5
-    assert (above.to_message().version, below.to_message().version) == (1, 5)
-    assert above.to_message().result == rpc_pb2.Compare.GREATER
-
-
-@pytest.mark.parametrize(
-    ("make", "operand", "error", "name"),
-    [
-        (Compare.version, -1, ValueError, "version"),
-        (Compare.version, 2**63, ValueError, "version"),
-        (Compare.version, "1", TypeError, "version"),
-        (Compare.version, True, TypeError, "version"),
-        (Compare.version, None, TypeError, "version"),
-        (Compare.create_revision, 1.0, TypeError, "create_revision"),
-        (Compare.mod_revision, b"1", TypeError, "mod_revision"),
-        (Compare.lease, None, TypeError, "lease"),
-        (Compare.value, 1, TypeError, "value"),
-        (Compare.value, None, TypeError, "value"),
-    ],
-)
-def test_compare_refuses(
-    make: Callable[..., Target], operand: Any, error: type[Exception], name: str
-) -> None:
-    """An operand of another type or out of its limits is refused, naming the target."""
-    for operator, _ in OPERATORS:
-        with pytest.raises(error, match=f"^{name} must be"):
-            operator(make("k"), operand)
-
-
-@pytest.mark.parametrize(("args", "options", "error", "name"), WRONG_RANGES, ids=str)
-@pytest.mark.parametrize(
-    "make",
-    [
-        Compare.version,
-        Compare.create_revision,
-        Compare.mod_revision,
-        Compare.value,
-        Compare.lease,
-    ],
-)
-def test_target_refuses(
-    make: Callable[..., Target],
-    args: tuple[Any, ...],
-    options: dict[str, Any],
-    error: type[Exception],
-    name: str,
-) -> None:
-    """A comparison of a wrong key or range is refused, naming the argument."""
-    with pytest.raises(error, match=rf"\b{name}\b"):
-        make(*args, **options)
-
-
-def test_compare_has_no_truth() -> None:
-    """A comparison used as a condition is a mistake, and so is a chain of them."""
-    with pytest.raises(TypeError, match="no truth value"):
-        bool(Compare.version("k") == 1)
-    with pytest.raises(TypeError, match="no truth value"):
-        assert 1 < Compare.version("k") < 3
-    with pytest.raises(TypeError, match="unhashable"):
-        hash(Compare.version("k"))
-
-
-def test_compare_refuses_other_operators() -> None:
-    """etcd has no <= and >=."""
-    with pytest.raises(TypeError, match="not supported"):
-        Compare.version("k") >= 1  # type: ignore[operator]  # noqa: B015
-    with pytest.raises(TypeError, match="not supported"):
-        Compare.version("k") <= 1  # type: ignore[operator]  # noqa: B015
-
-
 def test_txn() -> None:
     """A txn carries its comparisons and both branches in order, nested txns included."""
     inner = Op.txn(compare=[Compare.lease("k") == 0], failure=[Op.get("f")])
@@ -319,15 +206,15 @@ def test_txn() -> None:
         success=[Op.put("k", "v"), Op.delete("d"), inner],
         failure=(Op.get("k"),),
     )
-    request = op.request
+    request = op._request
     assert [compare.target for compare in request.compare] == [0, 3]
     assert [each.WhichOneof("request") for each in request.success] == [
         "request_put",
         "request_delete_range",
         "request_txn",
     ]
-    assert request.success[0].request_put == Op.put("k", "v").request
-    assert request.success[2].request_txn == inner.request
+    assert request.success[0].request_put == Op.put("k", "v")._request
+    assert request.success[2].request_txn == inner._request
     assert [each.request_range.key for each in request.failure] == [b"k"]
     again = rpc_pb2.TxnRequest.FromString(request.SerializeToString())
     assert again == request
@@ -335,7 +222,7 @@ def test_txn() -> None:
 
 def test_txn_may_be_empty() -> None:
     """All parts of a txn are optional."""
-    assert Op.txn().request == rpc_pb2.TxnRequest()
+    assert Op.txn()._request == rpc_pb2.TxnRequest()
 
 
 @pytest.mark.parametrize(
@@ -350,16 +237,19 @@ def test_txn_may_be_empty() -> None:
         (Op.txn(success=[Op.get("k")], failure=[Op.txn(failure=[Op.put("k", "v")])]), False),
     ],
 )
-def test_txn_is_read(op: Op[rpc_pb2.TxnRequest], is_read: bool) -> None:
+def test_txn_is_read(op: Op[TxnResponse], is_read: bool) -> None:
     """A txn is a read only if nothing in it, however deep, could write."""
-    assert op.is_read is is_read
+    assert op._is_read is is_read
 
 
 @pytest.mark.parametrize(
     ("parts", "text"),
     [
         ({"compare": Compare.version("k") == 1}, "compare must be a sequence of Compare"),
-        ({"compare": [Compare.version("k")]}, "compare must hold Compare, not Target .*== 1"),
+        (
+            {"compare": [Compare.version("k")]},
+            "Compare, not CompareTarget .*== 1",
+        ),
         ({"compare": [True]}, "compare must hold Compare, not bool"),
         ({"compare": [Op.get("k")]}, "compare must hold Compare, not Op"),
         ({"compare": 1}, "compare must be a sequence of Compare"),
@@ -384,9 +274,9 @@ def test_txn_takes_generators_whole() -> None:
     success: Any = (Op.put(key, "v") for key in "ab")
     failure: Any = (Op.get(key) for key in "ab")
     op = Op.txn(compare=compare, success=success, failure=failure)
-    request = op.request
+    request = op._request
     assert (len(request.compare), len(request.success), len(request.failure)) == (2, 2, 2)
-    assert not op.is_read
+    assert not op._is_read
 
 
 def test_equality_and_repr() -> None:
@@ -394,8 +284,93 @@ def test_equality_and_repr() -> None:
     assert Op.put("k", "v") == Op.put(b"k", b"v")
     assert Op.put("k", "v") != Op.put("k", "w")
     assert Op.put("k", "v") != "k"
-    assert repr(Op.put("k", "v")) == "<Op Put b'k'>"
-    assert repr(Op.get("k")) == "<Op Range b'k'>"
-    assert repr(Op.delete("k")) == "<Op DeleteRange b'k'>"
-    assert repr(Op.txn(success=[Op.get("k")])) == "<Op Txn>"
-    assert "version: 3" in repr(Compare.version("k") == 3)
+    assert repr(Op.put("k", "v")) == "<Op.put b'k'>"
+    assert repr(Op.get("k")) == "<Op.get b'k'>"
+    assert repr(Op.delete("k")) == "<Op.delete b'k'>"
+    assert repr(Op.txn(success=[Op.get("k")])) == "<Op.txn of 1 operations, else 0>"
+
+
+NONE = ResponseHeader(0, 0, 0, 0)
+
+
+def answer(op: Op[TxnResponse], message: rpc_pb2.TxnResponse) -> TxnResponse:
+    """What a client makes of what comes over the wire."""
+    return op._response(rpc_pb2.TxnResponse.FromString(message.SerializeToString()))
+
+
+def test_each_answer_has_the_type_of_its_operation() -> None:
+    """Each answer in a txn is that of the single call, and is found by its operation."""
+    get, put, delete, inner_put = Op.get("k"), Op.put("k", "v"), Op.delete("k"), Op.put("l", "w")
+    inner = Op.txn(compare=[Compare.missing("l")], failure=[inner_put])
+    message = rpc_pb2.TxnResponse(
+        header=rpc_pb2.ResponseHeader(revision=7),
+        succeeded=True,
+        responses=[
+            rpc_pb2.ResponseOp(response_range=rpc_pb2.RangeResponse(count=1)),
+            rpc_pb2.ResponseOp(response_put=rpc_pb2.PutResponse()),
+            rpc_pb2.ResponseOp(response_delete_range=rpc_pb2.DeleteRangeResponse(deleted=3)),
+            rpc_pb2.ResponseOp(
+                response_txn=rpc_pb2.TxnResponse(
+                    responses=[rpc_pb2.ResponseOp(response_put=rpc_pb2.PutResponse())]
+                )
+            ),
+        ],
+    )
+    result = answer(Op.txn(success=[get, put, delete, inner]), message)
+    assert result == TxnResponse(
+        ResponseHeader(0, 0, 7, 0),
+        True,
+        (
+            GetResponse(NONE, (), 1, False),
+            PutResponse(NONE, None),
+            DeleteResponse(NONE, 3, ()),
+            TxnResponse(NONE, False, (PutResponse(NONE, None),)),
+        ),
+    )
+    assert result[get] is result.responses[0]
+    assert result[put] is result.responses[1]
+    assert result[delete] is result.responses[2]
+    assert result[inner] is result.responses[3]
+    assert result[inner_put] is result[inner].responses[0]
+    assert result[inner][inner_put] is result[inner_put]
+
+
+def test_what_has_no_answer_is_told() -> None:
+    """An operation not executed, of no txn, or executed twice is a KeyError that says so."""
+    done, other = Op.get("k"), Op.get("l")
+    inner = Op.txn(success=[other])
+    op = Op.txn(compare=[Compare.missing("k")], success=[inner], failure=[done, done, other])
+    one = rpc_pb2.ResponseOp(response_range=rpc_pb2.RangeResponse())
+    result = answer(op, rpc_pb2.TxnResponse(succeeded=False, responses=[one, one, one]))
+    with pytest.raises(KeyError, match="branch that was not taken"):
+        result[inner]
+    with pytest.raises(KeyError, match="executed 2 times"):
+        result[done]
+    assert result[other] is result.responses[2]
+    with pytest.raises(KeyError, match="none of this txn's operations"):
+        result[Op.get("l")]
+    with pytest.raises(TypeError, match="an operation is asked for, not 0"):
+        result[0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "responses",
+    [
+        [],
+        [rpc_pb2.ResponseOp(response_put=rpc_pb2.PutResponse())],
+        [rpc_pb2.ResponseOp()],
+        [rpc_pb2.ResponseOp(response_range=rpc_pb2.RangeResponse())] * 2,
+    ],
+    ids=["none", "another", "empty", "too_many"],
+)
+def test_an_answer_to_something_else_is_none(responses: list[rpc_pb2.ResponseOp]) -> None:
+    """A server that answers what was not asked is not believed, and may have written."""
+    with pytest.raises(EtcdError, match="the server answered") as caught:
+        answer(Op.txn(failure=[Op.get("k")]), rpc_pb2.TxnResponse(responses=responses))
+    assert caught.value.maybe_applied
+
+
+def test_operations_mix() -> None:
+    """Operations of all kinds go into one list."""
+    operations: list[AnyOp] = [Op.get("k"), Op.put("k", "v"), Op.delete("k"), Op.txn()]
+    assert len(Op.txn(success=operations)._request.success) == 4

@@ -1,0 +1,172 @@
+"""The comparisons of a txn, as values."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from aioetcd._checks import INT64_MIN, check_int
+from aioetcd._proto import rpc_pb2
+from aioetcd.keys import encode, key_range
+from aioetcd.types.store import KeyValue
+
+__all__ = ["Compare", "CompareTarget"]
+
+_Operand_contra = TypeVar("_Operand_contra", contravariant=True)
+
+_TARGETS = {
+    "version": rpc_pb2.Compare.VERSION,
+    "create_revision": rpc_pb2.Compare.CREATE,
+    "mod_revision": rpc_pb2.Compare.MOD,
+    "value": rpc_pb2.Compare.VALUE,
+    "lease": rpc_pb2.Compare.LEASE,
+}
+_FIELDS = {target: field for field, target in _TARGETS.items()}
+_SIGNS = {
+    rpc_pb2.Compare.EQUAL: "==",
+    rpc_pb2.Compare.NOT_EQUAL: "!=",
+    rpc_pb2.Compare.GREATER: ">",
+    rpc_pb2.Compare.LESS: "<",
+}
+
+
+class Compare:
+    """One comparison of a txn, written ``Compare.version("key") == 1``.
+
+    A key that does not exist compares as if its revisions, version and lease were 0; comparing
+    its *value* never holds, not even with ``!=``. Over a range, all keys found must satisfy the
+    comparison, and a range without keys is as one that does not exist.
+
+    >>> Compare.missing("/jobs/7")
+    <Compare create_revision of b'/jobs/7' == 0>
+    >>> Compare.value("/state") == "idle"
+    <Compare value of b'/state' == b'idle'>
+    """
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: rpc_pb2.Compare) -> None:
+        self._message = message
+
+    def __bool__(self) -> bool:
+        """Refuse: the server decides, and ``a == b == c`` would be half lost."""
+        raise TypeError("a Compare is for kv.txn(compare=[...]); it has no truth value of its own")
+
+    def __repr__(self) -> str:
+        """Show what is compared."""
+        message = self._message
+        field = _FIELDS[message.target]
+        end = f"..{message.range_end!r}" if message.range_end else ""
+        sign = _SIGNS[message.result]
+        return f"<Compare {field} of {message.key!r}{end} {sign} {getattr(message, field)!r}>"
+
+    @staticmethod
+    def missing(
+        key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
+    ) -> Compare:
+        """Hold where the key does not exist; of a range, where it has no key at all."""
+        return Compare.create_revision(key, prefix=prefix, range_end=range_end) == 0
+
+    @staticmethod
+    def exists(
+        key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
+    ) -> Compare:
+        """Hold where the key exists; of a range, where it has a key."""
+        return Compare.create_revision(key, prefix=prefix, range_end=range_end) != 0
+
+    @staticmethod
+    def unchanged(kv: KeyValue) -> Compare:
+        """Hold where a key was neither changed nor deleted since it was read.
+
+        Args:
+            kv: What a `get` gave.
+
+        Raises:
+            TypeError: It is no `KeyValue`: there was no such key, perhaps.
+        """
+        if not isinstance(kv, KeyValue):
+            hint = " (where there was no key: Compare.missing(key))" if kv is None else ""
+            raise TypeError(f"kv must be a KeyValue, not {type(kv).__name__}{hint}")
+        return Compare.mod_revision(kv.key) == kv.mod_revision
+
+    @staticmethod
+    def version(
+        key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
+    ) -> CompareTarget[int]:
+        """Compare how often the key was put since its creation; 0 means that it is missing."""
+        return CompareTarget("version", key, prefix, range_end)
+
+    @staticmethod
+    def create_revision(
+        key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
+    ) -> CompareTarget[int]:
+        """Compare the revision that created the key; 0 means that it is missing."""
+        return CompareTarget("create_revision", key, prefix, range_end)
+
+    @staticmethod
+    def mod_revision(
+        key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
+    ) -> CompareTarget[int]:
+        """Compare the revision of the key's last change; 0 means that it is missing."""
+        return CompareTarget("mod_revision", key, prefix, range_end)
+
+    @staticmethod
+    def value(
+        key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
+    ) -> CompareTarget[str | bytes]:
+        """Compare the value, byte by byte."""
+        return CompareTarget("value", key, prefix, range_end)
+
+    @staticmethod
+    def lease(
+        key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
+    ) -> CompareTarget[int]:
+        """Compare the id of the key's lease; 0 means that it has none."""
+        return CompareTarget("lease", key, prefix, range_end)
+
+
+class CompareTarget(Generic[_Operand_contra]):
+    """The left side of a comparison; ``==``, ``!=``, ``<`` and ``>`` make it a `Compare`."""
+
+    __slots__ = ("_field", "_key", "_range_end")
+
+    def __init__(
+        self, field: str, key: str | bytes, prefix: bool, range_end: str | bytes | None
+    ) -> None:
+        self._field = field
+        self._key, self._range_end = key_range(key, prefix, range_end)
+
+    def __repr__(self) -> str:
+        """Show what is still to be compared."""
+        return f"<CompareTarget {self._field} of {self._key!r}>"
+
+    def _compare(self, result: rpc_pb2.Compare.CompareResult.ValueType, operand: object) -> Compare:
+        options: dict[str, Any] = {}
+        if self._field == "value":
+            options["value"] = encode("value", operand)  # type: ignore[arg-type]  # it checks
+        else:
+            least = INT64_MIN if self._field == "lease" else 0
+            options[self._field] = check_int(self._field, operand, least)  # type: ignore[arg-type]
+        if self._range_end is not None:
+            options["range_end"] = self._range_end
+        target = _TARGETS[self._field]
+        return Compare(rpc_pb2.Compare(result=result, target=target, key=self._key, **options))
+
+    # Python's own signatures say object and bool: that these take what fits the target, and give a
+    # Compare, is their whole purpose.
+    def __eq__(self, operand: _Operand_contra) -> Compare:  # type: ignore[override]
+        """Hold where the key's is equal to `operand`."""
+        return self._compare(rpc_pb2.Compare.EQUAL, operand)
+
+    def __ne__(self, operand: _Operand_contra) -> Compare:  # type: ignore[override]
+        """Hold where the key's differs from `operand`."""
+        return self._compare(rpc_pb2.Compare.NOT_EQUAL, operand)
+
+    def __gt__(self, operand: _Operand_contra) -> Compare:
+        """Hold where the key's is greater than `operand`."""
+        return self._compare(rpc_pb2.Compare.GREATER, operand)
+
+    def __lt__(self, operand: _Operand_contra) -> Compare:
+        """Hold where the key's is less than `operand`."""
+        return self._compare(rpc_pb2.Compare.LESS, operand)
+
+    __hash__ = None  # type: ignore[assignment]  # equality means something else here

@@ -1,0 +1,1 @@
+"""What a client is told at the start: how it is to reach its cluster."""

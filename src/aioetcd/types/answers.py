@@ -1,0 +1,90 @@
+"""What the KV service answers."""
+
+from __future__ import annotations
+
+from aioetcd.types.store import KeyValue, ResponseHeader
+from aioetcd.types.value import Value
+
+
+class PutResponse(Value):
+    """The answer to a put.
+
+    Attributes:
+        header: Its ``revision`` is the one that the put made.
+        prev_kv: The key before, where it was asked for and there was one.
+    """
+
+    __slots__ = ("header", "prev_kv")
+
+    header: ResponseHeader
+    prev_kv: KeyValue | None
+
+
+class GetResponse(Value):
+    """The answer to a get.
+
+    Attributes:
+        header: Its ``revision`` is the store's, whatever ``revision`` was asked for.
+        kvs: The keys found, in the order asked for.
+        count: How many keys are in the range, whatever ``limit`` and the revision filters left.
+        more: Whether ``limit`` cut the answer short.
+    """
+
+    __slots__ = ("count", "header", "kvs", "more")
+
+    header: ResponseHeader
+    kvs: tuple[KeyValue, ...]
+    count: int
+    more: bool
+
+    @property
+    def kv(self) -> KeyValue | None:
+        """The first key found, or None where there is none."""
+        return self.kvs[0] if self.kvs else None
+
+    @property
+    def value(self) -> bytes | None:
+        """The first key's value, or None where there is no key."""
+        return self.kvs[0].value if self.kvs else None
+
+    @property
+    def text(self) -> str | None:
+        """The first key's value as text, or None where there is no key.
+
+        Raises:
+            UnicodeDecodeError: It is not UTF-8.
+        """
+        return self.kvs[0].text if self.kvs else None
+
+    def as_dict(self) -> dict[bytes, bytes]:
+        """Give the values by their keys, in the order asked for."""
+        return {kv.key: kv.value for kv in self.kvs}
+
+
+class DeleteResponse(Value):
+    """The answer to a delete.
+
+    Attributes:
+        header: Its ``revision`` is the one that the delete made; the old one where nothing was
+            deleted.
+        deleted: How many keys were deleted.
+        prev_kvs: These keys as they were, where asked for.
+    """
+
+    __slots__ = ("deleted", "header", "prev_kvs")
+
+    header: ResponseHeader
+    deleted: int
+    prev_kvs: tuple[KeyValue, ...]
+
+
+class CompactResponse(Value):
+    """The answer to a compaction.
+
+    Attributes:
+        header: The state of the store.
+    """
+
+    __slots__ = ("header",)
+
+    header: ResponseHeader
