@@ -78,6 +78,7 @@ def test_several_endpoints() -> None:
     one, two = Endpoint("a:1", "a:1"), Endpoint("b:2", "b:2")
     assert parse_endpoints("a:1") == (one,)
     assert parse_endpoints(" a:1 , b:2") == (one, two)
+    assert parse_endpoints("a:1,b:2, ") == (one, two)
     assert parse_endpoints(["a:1", "b:2"]) == (one, two)
     assert parse_endpoints(text for text in ("a:1", "b:2")) == (one, two)
 
@@ -86,8 +87,11 @@ def test_several_endpoints() -> None:
     ("endpoints", "error", "text"),
     [
         ([], ValueError, "endpoints must name at least one"),
-        ("", ValueError, "no host"),
-        ("a:1,", ValueError, "no host"),
+        ("", ValueError, "endpoints must name at least one"),
+        ("a:1,,", ValueError, "no host"),
+        (",a:1", ValueError, "no host"),
+        (",", ValueError, "no host"),
+        (["a:1", ""], ValueError, "no host"),
         ("a:1,b:2,a:1", ValueError, "endpoints names the same one twice: a:1, b:2, a:1"),
         (["a:1", "http://a:1"], ValueError, "endpoints names the same one twice"),
         (["a:1", 2], TypeError, "endpoint must be a str, not int"),

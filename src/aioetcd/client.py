@@ -132,6 +132,11 @@ class Client:
             on_lost=on_lost,
         )
 
+    def __repr__(self) -> str:
+        """Show the endpoints, and which one is in use."""
+        endpoints = ",".join(c.endpoint.name for c in self._transport.endpoints)
+        return f"<Client {endpoints} {self._transport.state}>"
+
     def stats(self) -> ClientStats:
         """Tell what the client is doing, without asking anybody."""
         watches, turns, leases = self.watch._stats(), self._turns._stats(), self.lease._stats()

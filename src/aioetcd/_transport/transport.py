@@ -126,6 +126,16 @@ class Transport:
             self._loop = loop
             self.supervisor.start(loop)
 
+    @property
+    def state(self) -> str:
+        """Where it stands, in words."""
+        if self._closed is not None:
+            return "closed"
+        if self._loop is None:
+            return "unused"
+        current = self.endpoints.current
+        return "not connected" if current is None else f"connected to {current.endpoint.name}"
+
     def resolve_timeout(self, timeout: float | Default | None) -> float | None:
         """Give the deadline in seconds that a call's ``timeout`` means."""
         return self.timeout if timeout is DEFAULT else check_seconds("timeout", timeout)

@@ -59,6 +59,12 @@ class Endpoint:
         return cls(text, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
+def _split(text: str) -> list[str]:
+    """Split a list at its commas, of which one may follow the last endpoint."""
+    texts = text.split(",")
+    return texts if texts[-1].strip() else texts[:-1]
+
+
 def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:
     """Read one endpoint, several separated by commas, or a sequence of them.
 
@@ -69,7 +75,7 @@ def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:
     if not isinstance(endpoints, Iterable):
         kind = type(endpoints).__name__
         raise TypeError(f"endpoints must be a str or an iterable of str, not {kind}")
-    texts = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
+    texts = _split(endpoints) if isinstance(endpoints, str) else list(endpoints)
     parsed = tuple(Endpoint.parse(text) for text in texts)
     if not parsed:
         raise ValueError("endpoints must name at least one endpoint")

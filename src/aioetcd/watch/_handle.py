@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -87,6 +89,27 @@ class Watch:
         if self._revision is not None:
             return self._revision
         return self._state.created_revision or 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the watch is open at a server just now, as far as this client knows.
+
+        It is not before its creation, while a lost connection is replaced, while the server sends
+        nothing because the events that wait for their consumer are too many, and after its end.
+        """
+        return self._state.phase is Phase.OPEN
+
+    @property
+    def stale_for(self) -> float | None:
+        """The seconds since the watch's stream last spoke; None while it is connected.
+
+        So much may be missing from what the watch has delivered: a health check can compare it with
+        what the service can bear. It is infinite before the first creation.
+        """
+        if self.is_connected:
+            return None
+        heard_at = self._state.heard_at
+        return math.inf if heard_at is None else monotonic() - heard_at
 
     async def __aenter__(self) -> Watch:
         """Create the watch at the server.
@@ -213,7 +236,7 @@ class Watch:
                 raise
             self._loop = asyncio.get_running_loop()
             self._created_by = anyio.current_time() + (
-                float("inf") if self._timeout is None else self._timeout
+                math.inf if self._timeout is None else self._timeout
             )
         state = self._state
         with anyio.CancelScope(deadline=self._created_by):

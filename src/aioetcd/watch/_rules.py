@@ -110,6 +110,7 @@ class WatchRules:
         self._to_cancel: deque[int] = deque()
         self._progress_at = 0.0
         self._ticked = 0.0
+        self._heard_at = 0.0
 
     # What the handles do.
 
@@ -265,6 +266,7 @@ class WatchRules:
 
     def received(self, response: rpc_pb2.WatchResponse, size: int, now: float) -> bool:
         """An answer came."""
+        self._heard_at = now
         self._refused_before = False
         self._shown = max(self._shown, response.header.revision)
         cluster_id = response.header.cluster_id
@@ -333,6 +335,7 @@ class WatchRules:
         on_stream = [*self._open.values(), *self._creating.values()]
         waiting = [state for state in on_stream if state in self._watches]
         for state in waiting:
+            self._close_view(state)
             state.phase = Phase.WAITING
             state.drop_partial()
         # The oldest first, before those that were never sent; suspects last.
@@ -413,6 +416,7 @@ class WatchRules:
         del self._open[state.watch_id]
         if 0 < response.compact_revision <= (state.next_revision or 0):
             # It was created from earlier than it needs, and what it needs is there.
+            self._close_view(state)
             state.drop_partial()
             state.phase = Phase.WAITING
             self._to_create[state] = None
@@ -463,10 +467,16 @@ class WatchRules:
 
     def _leave(self, state: WatchState, phase: Phase) -> None:
         """Cancel a watch at the server, to create it again later."""
+        self._close_view(state)
         del self._open[state.watch_id]
         self._to_cancel.append(state.watch_id)
         state.drop_partial()
         state.phase = phase
+
+    def _close_view(self, state: WatchState) -> None:
+        """Note how far an open watch is known to have missed nothing."""
+        if state.phase is Phase.OPEN:
+            state.heard_at = self._heard_at
 
     def _progress(self, state: WatchState, revision: int) -> None:
         if state in self._asking:  # a watch that starts beyond that has nothing before it
@@ -484,6 +494,7 @@ class WatchRules:
     def _end(self, state: WatchState, error: EtcdError | None) -> None:
         if state.phase is Phase.ENDED:
             return
+        self._close_view(state)
         if self._open.get(state.watch_id) is state:  # a proxy's ids begin anew with each stream
             del self._open[state.watch_id]
             self._to_cancel.append(state.watch_id)

@@ -113,6 +113,7 @@ class WatchState:
         phase: Where it stands.
         floor: Everything below it is in the inbox, or was.
         created_revision: The store's revision when it was first created, or None before that.
+        heard_at: When the stream spoke last before the watch was open no more; None before that.
         error: Why it ended; None where the user ended it.
         watch_id: Its id on the stream.
         start_revision: What the server was asked to start with; 0 for "from now on".
@@ -131,6 +132,7 @@ class WatchState:
     phase: Phase = Phase.WAITING
     floor: int = 0
     created_revision: int | None = None
+    heard_at: float | None = None
     error: EtcdError | None = None
     watch_id: int = 0
     start_revision: int = 0
