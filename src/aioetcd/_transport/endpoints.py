@@ -24,6 +24,7 @@ from aioetcd._transport.failures import status_of
 from aioetcd._transport.group import Group
 from aioetcd._transport.methods import Bidi, Unary
 from aioetcd._transport.supervisor import Supervisor
+from aioetcd._transport.tls_port import speaks_tls
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
 
@@ -33,6 +34,8 @@ logger = logging.getLogger("aioetcd.transport")
 CONNECT_TIMEOUT = 3.0
 # The next endpoint is tried when the one before has not answered for so long.
 HEAD_START = 0.3
+
+_TLS_PORT = " (it speaks TLS at this port, and this client does not)"
 
 
 class Connection:
@@ -51,6 +54,7 @@ class Connection:
         self._options = options
         self._channel: grpc.aio.Channel | None = None
         self._is_closed = False
+        self._speaks_tls: bool | None = None
         self._stubs: dict[type, Any] = {}
         self._calls: dict[Unary[Any, Any], Any] = {}
 
@@ -97,9 +101,18 @@ class Connection:
                 return False
             if code in ("UNAVAILABLE", "CANCELLED"):
                 self.reason = details.rpartition("last error: ")[2] or code
+                if await self._refuses_plaintext(self.reason):
+                    self.reason += _TLS_PORT
                 return False
         self.reason = None
+        self._speaks_tls = None  # another server may come in its place
         return True
+
+    async def _refuses_plaintext(self, reason: str) -> bool:
+        """Whether it has closed the connection because it speaks TLS; asked once."""
+        if self._speaks_tls is None and "Socket closed" in reason:
+            self._speaks_tls = await speaks_tls(self.endpoint.target)
+        return bool(self._speaks_tls)
 
     @property
     def state(self) -> str:
