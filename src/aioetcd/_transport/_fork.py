@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
-import glob
 import math
 import os
 import threading
 import weakref
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Protocol
 
 _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 # How the names of its core's threads begin.
+_TASKS = "/proc/self/task"
 _CORE = ("grpc", "event_engine", "lifeguard")
 # Some milliseconds after a channel was closed they are gone, on a machine that is not busy.
 _PATIENCE = 2.0
@@ -75,10 +73,11 @@ def _has_threads() -> bool:
     """Whether there are threads of gRPC: also where somebody else holds a call or a channel."""
     if any("_poll_wrapper" in thread.name for thread in threading.enumerate()):
         return True
-    for task in glob.iglob("/proc/self/task/*/comm"):  # on Linux; its core's are not Python's
-        with contextlib.suppress(OSError):  # it has just ended
-            if Path(task).read_text().startswith(_CORE):
-                return True
+    if os.path.isdir(_TASKS):  # on Linux; its core's are not Python's
+        for task in os.listdir(_TASKS):
+            with contextlib.suppress(OSError), open(f"{_TASKS}/{task}/comm") as name:
+                if name.read().startswith(_CORE):
+                    return True
     return False
 
 
@@ -89,11 +88,17 @@ def _before() -> None:
     while not _open and monotonic() < _closed_at + _PATIENCE and _has_threads():
         sleep(0.001)  # they were told to end, and are about to
     _is_in_use = _was_opened and (bool(_open) or _has_threads())
+    if _is_in_use:
+        import ctypes  # noqa: F401  # for the child, which had better not load a library
 
 
 def _after_in_child() -> None:
     global _was_in_use  # noqa: PLW0603
     _was_in_use = _was_in_use or _is_in_use  # its own children are no better off
+    if not _open:
+        return
+    import ctypes
+
     for transport in _open:
         transport.forked()
         # gRPC would wait for its threads while it frees what the parent has: at the latest when

@@ -12,7 +12,6 @@ the first may have been applied, whatever the second is told.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -21,7 +20,6 @@ import grpc.aio
 from aioetcd import errors as e
 
 
-@dataclass(frozen=True, slots=True)
 class Rule:
     """What one kind of failure means.
 
@@ -35,11 +33,21 @@ class Rule:
             better ask another one.
     """
 
-    error: type[e.EtcdError]
-    code: str | None = None
-    maybe_applied: bool = False
-    transient: bool = False
-    changes_endpoint: bool = False
+    __slots__ = ("changes_endpoint", "code", "error", "maybe_applied", "transient")
+
+    def __init__(
+        self,
+        error: type[e.EtcdError],
+        code: str | None = None,
+        maybe_applied: bool = False,
+        transient: bool = False,
+        changes_endpoint: bool = False,
+    ) -> None:
+        self.error = error
+        self.code = code
+        self.maybe_applied = maybe_applied
+        self.transient = transient
+        self.changes_endpoint = changes_endpoint
 
 
 def _refused(error: type[e.EtcdError], code: str) -> Rule:

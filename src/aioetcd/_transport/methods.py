@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -13,7 +12,6 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Unary(Generic[Request, Response]):
     """A unary RPC.
 
@@ -25,13 +23,15 @@ class Unary(Generic[Request, Response]):
             to ask again.
     """
 
-    stub: type
-    name: str
-    is_write: bool
-    repeatable: bool
+    __slots__ = ("is_write", "name", "repeatable", "stub")
+
+    def __init__(self, stub: type, name: str, *, is_write: bool, repeatable: bool) -> None:
+        self.stub = stub
+        self.name = name
+        self.is_write = is_write
+        self.repeatable = repeatable
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Bidi(Generic[Request, Response]):
     """A bidirectional stream. It is read as bytes: their number is what an answer takes.
 
@@ -42,10 +42,15 @@ class Bidi(Generic[Request, Response]):
         response: What the bytes of an answer are.
     """
 
-    service: str
-    name: str
-    request: type[Request]
-    response: type[Response]
+    __slots__ = ("name", "request", "response", "service")
+
+    def __init__(
+        self, service: str, name: str, request: type[Request], response: type[Response]
+    ) -> None:
+        self.service = service
+        self.name = name
+        self.request = request
+        self.response = response
 
 
 def _read(stub: type, name: str) -> Unary[Any, Any]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+
+from aioetcd.types.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Value):
     """Where a member listens for clients.
 
     Attributes:
         name: As the user wrote it; errors and logs say it.
         target: The address in gRPC's syntax.
     """
+
+    __slots__ = ("name", "target")
 
     name: str
     target: str
@@ -36,6 +37,8 @@ class Endpoint:
             if not path:
                 raise ValueError(f"endpoint {text!r} has no path")
             return cls(text, f"unix:{path}")
+        from urllib.parse import urlsplit  # it imports much
+
         address = text
         if "://" in text:
             scheme, _, address = text.partition("://")

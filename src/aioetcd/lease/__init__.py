@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple
 
 from aioetcd import _decode
 from aioetcd._checks import INT64_MAX, check_int, check_lease, check_lease_id
@@ -32,6 +31,7 @@ from aioetcd.types.leases import (
     LeaseRevokeResponse,
     LeaseTimeToLive,
 )
+from aioetcd.types.value import Value
 
 __all__ = ["KeepAlive", "Leases"]
 
@@ -57,8 +57,10 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(deadline - monotonic(), 1e-3)
 
 
-class LeaseStats(NamedTuple):
+class LeaseStats(Value):
     """What `Leases` are doing."""
+
+    __slots__ = ("kept", "reconnects", "soonest_expiry")
 
     kept: int
     reconnects: int

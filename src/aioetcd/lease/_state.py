@@ -24,7 +24,6 @@ import random
 from collections import deque
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
 
 from aioetcd._proto import rpc_pb2
 from aioetcd.errors import EtcdError, LeaseExpiredError, LeaseLostError, LeaseNotFoundError
@@ -51,7 +50,6 @@ _SECOND_LOOK = 0.05
 _jitter = random.Random()  # spreads leases that were granted together
 
 
-@dataclass(slots=True, eq=False)
 class Keeper:
     """One user of a lease's renewals.
 
@@ -64,26 +62,50 @@ class Keeper:
         ended: Whether there are no more.
     """
 
-    lease_id: int
-    notify: Callable[[], None]
-    not_before: float = 0.0
-    renewal: rpc_pb2.LeaseKeepAliveResponse | None = None
-    error: EtcdError | None = None
-    ended: bool = False
+    __slots__ = ("ended", "error", "lease_id", "not_before", "notify", "renewal")
+
+    def __init__(
+        self, lease_id: int, notify: Callable[[], None], *, not_before: float = 0.0
+    ) -> None:
+        self.lease_id = lease_id
+        self.notify = notify
+        self.not_before = not_before
+        self.renewal: rpc_pb2.LeaseKeepAliveResponse | None = None
+        self.error: EtcdError | None = None
+        self.ended = False
 
 
-@dataclass(slots=True, eq=False)
 class _Kept:
     """A lease that is kept alive."""
 
-    lease_id: int
-    lane: Lane
-    ttl: float
-    deadline: float | None
-    next_renewal: float
-    confirmed: bool
-    last_sent: float | None = None
-    keepers: list[Keeper] = field(default_factory=list)
+    __slots__ = (
+        "confirmed",
+        "deadline",
+        "keepers",
+        "lane",
+        "last_sent",
+        "lease_id",
+        "next_renewal",
+        "ttl",
+    )
+
+    def __init__(
+        self,
+        lease_id: int,
+        lane: Lane,
+        ttl: float,
+        deadline: float | None,
+        *,
+        next_renewal: float,
+    ) -> None:
+        self.lease_id = lease_id
+        self.lane = lane
+        self.ttl = ttl
+        self.deadline = deadline
+        self.next_renewal = next_renewal
+        self.confirmed = deadline is not None
+        self.last_sent: float | None = None
+        self.keepers: list[Keeper] = []
 
 
 class LeaseRules:
@@ -125,7 +147,7 @@ class LeaseRules:
                 # Not kept alive by us; whether by others, the server knows.
                 ttl, deadline = 3 * _FIRST_INTERVAL, None
             lane = self._lane_with_room()
-            kept = _Kept(keeper.lease_id, lane, ttl, deadline, now, confirmed=deadline is not None)
+            kept = _Kept(keeper.lease_id, lane, ttl, deadline, next_renewal=now)
             self._kept[kept.lease_id] = lane.kept[kept.lease_id] = kept
             if deadline is not None:
                 self.expire_at(deadline, kept)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from aioetcd._checks import check_flag, check_int
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.transport import Transport
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.keys import key_range
 from aioetcd.types.store import EventType
+from aioetcd.types.value import Value
 from aioetcd.watch._handle import Watch
 from aioetcd.watch._state import WatchSpec
 from aioetcd.watch._stream import WatchStream
@@ -23,8 +22,10 @@ _FILTERS = {
 }
 
 
-class WatchStats(NamedTuple):
+class WatchStats(Value):
     """What a `Watcher` is doing."""
+
+    __slots__ = ("open", "paused", "reconnects")
 
     open: int
     paused: int

@@ -31,7 +31,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
 
 from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd._transport.failures import error_from_reason
@@ -50,7 +49,6 @@ _LARGE = 2**20
 _PROBE = WatchSpec(b"b", range_end=b"a")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Suspicion:
     """A server is behind what another one has shown.
 
@@ -59,8 +57,11 @@ class Suspicion:
         revision: The highest revision shown before.
     """
 
-    state: WatchState
-    revision: int
+    __slots__ = ("revision", "state")
+
+    def __init__(self, state: WatchState, revision: int) -> None:
+        self.state = state
+        self.revision = revision
 
 
 class WatchRules:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from aioetcd import _decode
 from aioetcd._proto import kv_pb2, rpc_pb2
@@ -30,16 +29,26 @@ INBOX_BYTES = 16 * 2**20
 _BATCH_EVENTS = 250
 
 
-@dataclass(frozen=True, slots=True)
 class WatchSpec:
     """What to watch."""
 
-    key: bytes
-    range_end: bytes | None = None
-    prev_kv: bool = False
-    progress_notify: bool = False
-    fragment: bool = False
-    filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = ()
+    __slots__ = ("filters", "fragment", "key", "prev_kv", "progress_notify", "range_end")
+
+    def __init__(
+        self,
+        key: bytes,
+        range_end: bytes | None = None,
+        prev_kv: bool = False,
+        progress_notify: bool = False,
+        fragment: bool = False,
+        filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = (),
+    ) -> None:
+        self.key = key
+        self.range_end = range_end
+        self.prev_kv = prev_kv
+        self.progress_notify = progress_notify
+        self.fragment = fragment
+        self.filters = filters
 
     def to_message(self, watch_id: int, start_revision: int | None) -> rpc_pb2.WatchRequest:
         """Give the request that creates it."""
@@ -68,7 +77,6 @@ class Phase(enum.Enum):
     ENDED = "ended"
 
 
-@dataclass(slots=True, eq=False)
 class Answer:
     """Whole revisions for the consumer, as the server sent them.
 
@@ -79,10 +87,13 @@ class Answer:
         taken: How many of the events the consumer has.
     """
 
-    events: Sequence[kv_pb2.Event]
-    revision: int
-    size: int
-    taken: int = 0
+    __slots__ = ("events", "revision", "size", "taken")
+
+    def __init__(self, events: Sequence[kv_pb2.Event], revision: int, size: int) -> None:
+        self.events = events
+        self.revision = revision
+        self.size = size
+        self.taken = 0
 
     @property
     def left(self) -> int:
@@ -102,7 +113,6 @@ class Answer:
         return Batch(events, self.revision if stop == end else events[-1].mod_revision)
 
 
-@dataclass(slots=True, eq=False)
 class WatchState:
     """One watch.
 
@@ -126,23 +136,51 @@ class WatchState:
         inbox_bytes: The bytes in it.
     """
 
-    spec: WatchSpec
-    next_revision: int | None
-    notify: Callable[[], None]
-    phase: Phase = Phase.WAITING
-    floor: int = 0
-    created_revision: int | None = None
-    heard_at: float | None = None
-    error: EtcdError | None = None
-    watch_id: int = 0
-    start_revision: int = 0
-    opened_revision: int = 0
-    asked_before: int = 0
-    partial: list[kv_pb2.Event] = field(default_factory=list)
-    partial_bytes: int = 0
-    inbox: deque[Answer] = field(default_factory=deque)
-    inbox_events: int = 0
-    inbox_bytes: int = 0
+    __slots__ = (
+        "asked_before",
+        "created_revision",
+        "error",
+        "floor",
+        "heard_at",
+        "inbox",
+        "inbox_bytes",
+        "inbox_events",
+        "next_revision",
+        "notify",
+        "opened_revision",
+        "partial",
+        "partial_bytes",
+        "phase",
+        "spec",
+        "start_revision",
+        "watch_id",
+    )
+
+    def __init__(
+        self,
+        spec: WatchSpec,
+        next_revision: int | None,
+        notify: Callable[[], None],
+        *,
+        phase: Phase = Phase.WAITING,
+    ) -> None:
+        self.spec = spec
+        self.next_revision = next_revision
+        self.notify = notify
+        self.phase = phase
+        self.floor = 0
+        self.created_revision: int | None = None
+        self.heard_at: float | None = None
+        self.error: EtcdError | None = None
+        self.watch_id = 0
+        self.start_revision = 0
+        self.opened_revision = 0
+        self.asked_before = 0
+        self.partial: list[kv_pb2.Event] = []
+        self.partial_bytes = 0
+        self.inbox: deque[Answer] = deque()
+        self.inbox_events = 0
+        self.inbox_bytes = 0
 
     @property
     def is_full(self) -> bool:
