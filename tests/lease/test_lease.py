@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aioetcd import Client, KeepAlive, LeaseExistsError, LeaseExpiredError, LeaseNotFoundError
+from aioetcd import Client, KeepAlive, LeaseExistsError, LeaseExpiredError, LeaseNotFoundError, Op
 from aioetcd.testing import EtcdServer
 from tests.harness import Faulty
 from tests.lease.renewals import UNKNOWN, follow, keep_alive_metrics, renewed_for
@@ -125,14 +125,37 @@ async def test_a_wrong_id_is_refused(lease_id: Any, error: type[Exception]) -> N
     leases = Client("127.0.0.1:1").lease
     with pytest.raises(error, match="lease_id"):
         await leases.grant(10, lease_id=lease_id)
-    with pytest.raises(error, match="lease_id"):
+    with pytest.raises(error, match=r"^lease must"):
         await leases.revoke(lease_id)
-    with pytest.raises(error, match="lease_id"):
+    with pytest.raises(error, match=r"^lease must"):
         await leases.time_to_live(lease_id)
-    with pytest.raises(error, match="lease_id"):
+    with pytest.raises(error, match=r"^lease must"):
         leases.keep_alive(lease_id)
-    with pytest.raises(error, match="lease_id"):
+    with pytest.raises(error, match=r"^lease must"):
         await leases.keep_alive_once(lease_id)
+
+
+async def test_whatever_stands_on_a_lease_names_it(client: Client) -> None:
+    """A `Lease`, a `Session` and a `Lock` are taken wherever a lease's id is."""
+    granted = await client.lease.grant(10)
+    async with client.session(ttl=10) as session, client.lock("L", ttl=10) as lock:
+        for lease, lease_id in (
+            (granted, granted.id),
+            (session, session.lease_id),
+            (lock, lock.lease_id),
+        ):
+            await client.kv.put("k", "v", lease=lease)
+            found = (await client.kv.get("k")).kv
+            assert found is not None
+            assert found.lease == lease_id
+            assert b"k" in (await client.lease.time_to_live(lease, keys=True)).keys
+            assert (await client.lease.keep_alive_once(lease)).id == lease_id
+            async with client.lease.keep_alive(lease) as renewals:
+                assert (await anext(renewals)).id == lease_id
+            await client.kv.txn(success=[Op.put("k", "w", lease=lease)])
+    await client.lease.revoke(granted)
+    with pytest.raises(LeaseNotFoundError):
+        await client.lease.time_to_live(granted)
 
 
 async def test_an_unknown_lease_is_not_found_anywhere(client: Client) -> None:
