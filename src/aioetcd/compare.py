@@ -36,10 +36,14 @@ class Compare:
     its *value* never holds, not even with ``!=``. Over a range, all keys found must satisfy the
     comparison, and a range without keys is as one that does not exist.
 
-    >>> Compare.missing("/jobs/7")
-    <Compare create_revision of b'/jobs/7' == 0>
-    >>> Compare.value("/state") == "idle"
-    <Compare value of b'/state' == b'idle'>
+    Making one sends nothing. It is a value that nobody changes: it may be used again, and shared.
+
+    Example:
+        result = await client.kv.txn(
+            compare=[Compare.missing("/jobs/7"), Compare.version("/jobs/6") < 2],
+            success=[Op.put("/jobs/7", "mine")],
+        )
+        result.succeeded  # True
     """
 
     __slots__ = ("_message",)
@@ -63,14 +67,38 @@ class Compare:
     def missing(
         key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
     ) -> Compare:
-        """Hold where the key does not exist; of a range, where it has no key at all."""
+        """Hold where the key does not exist; of a range, where it has no key at all.
+
+        The arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            free = Compare.missing("/leader")
+            result = await kv.txn(compare=[free], success=[Op.put("/leader", "alice")])
+            result.succeeded  # True
+        """
         return Compare.create_revision(key, prefix=prefix, range_end=range_end) == 0
 
     @staticmethod
     def exists(
         key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
     ) -> Compare:
-        """Hold where the key exists; of a range, where it has a key."""
+        """Hold where the key exists; of a range, where it has a key.
+
+        The arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            known = Compare.exists("/users/alice")
+            result = await kv.txn(compare=[known], success=[Op.put("/orders/1", "alice")])
+            result.succeeded  # False
+        """
         return Compare.create_revision(key, prefix=prefix, range_end=range_end) != 0
 
     @staticmethod
@@ -82,6 +110,13 @@ class Compare:
 
         Raises:
             TypeError: It is no `KeyValue`: there was no such key, perhaps.
+
+        Example:
+            await kv.put("/counter", "1")
+            got = await kv.get("/counter")
+            if got.kv is not None:
+                same, write = Compare.unchanged(got.kv), Op.put("/counter", "2")
+                (await kv.txn(compare=[same], success=[write])).succeeded  # True
         """
         if not isinstance(kv, KeyValue):
             hint = " (where there was no key: Compare.missing(key))" if kv is None else ""
@@ -92,40 +127,115 @@ class Compare:
     def version(
         key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
     ) -> CompareTarget[int]:
-        """Compare how often the key was put since its creation; 0 means that it is missing."""
+        """Compare how often the key was put since its creation; 0 means that it is missing.
+
+        The arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            await kv.put("/config/a", "1")
+            once = Compare.version("/config/a") == 1
+            result = await kv.txn(compare=[once], success=[Op.put("/config/a", "2")])
+            result.succeeded  # True
+        """
         return CompareTarget("version", key, prefix, range_end)
 
     @staticmethod
     def create_revision(
         key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
     ) -> CompareTarget[int]:
-        """Compare the revision that created the key; 0 means that it is missing."""
+        """Compare the revision that created the key; 0 means that it is missing.
+
+        The arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            put = await kv.put("/leader", "alice")
+            still = Compare.create_revision("/leader") == put.header.revision
+            result = await kv.txn(compare=[still], success=[Op.put("/report", "by alice")])
+            result.succeeded  # True
+        """
         return CompareTarget("create_revision", key, prefix, range_end)
 
     @staticmethod
     def mod_revision(
         key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
     ) -> CompareTarget[int]:
-        """Compare the revision of the key's last change; 0 means that it is missing."""
+        """Compare the revision of the key's last change; 0 means that it is missing.
+
+        The arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            seen = (await kv.put("/config/a", "1")).header.revision
+            quiet = Compare.mod_revision("/config/", prefix=True) < seen + 1
+            result = await kv.txn(compare=[quiet], success=[Op.put("/checked", "yes")])
+            result.succeeded  # True
+        """
         return CompareTarget("mod_revision", key, prefix, range_end)
 
     @staticmethod
     def value(
         key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
     ) -> CompareTarget[str | bytes]:
-        """Compare the value, byte by byte."""
+        """Compare the value, byte by byte.
+
+        A key that does not exist has none: nothing holds for it.
+
+        The arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            await kv.put("/state", "idle")
+            idle = Compare.value("/state") == "idle"
+            result = await kv.txn(compare=[idle], success=[Op.put("/state", "busy")])
+            result.succeeded  # True
+        """
         return CompareTarget("value", key, prefix, range_end)
 
     @staticmethod
     def lease(
         key: str | bytes, *, prefix: bool = False, range_end: str | bytes | None = None
     ) -> CompareTarget[int]:
-        """Compare the id of the key's lease; 0 means that it has none."""
+        """Compare the id of the key's lease; 0 means that it has none.
+
+        The arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            await kv.put("/services/a", "10.0.0.7:80")
+            lasting = Compare.lease("/services/a") == 0
+            result = await kv.txn(compare=[lasting], success=[Op.delete("/services/a")])
+            result.succeeded  # True
+        """
         return CompareTarget("lease", key, prefix, range_end)
 
 
 class CompareTarget(Generic[_Operand_contra]):
-    """The left side of a comparison; ``==``, ``!=``, ``<`` and ``>`` make it a `Compare`."""
+    """The left side of a comparison; ``==``, ``!=``, ``<`` and ``>`` make it a `Compare`.
+
+    A value is compared with str (UTF-8) or bytes, everything else with an int from 0 on (a lease's
+    id may be negative). What does not fit raises `TypeError` or `ValueError`.
+
+    Example:
+        target = Compare.version("/config/a")
+        repr(target == 1)  # "<Compare version of b'/config/a' == 1>"
+    """
 
     __slots__ = ("_field", "_key", "_range_end")
 

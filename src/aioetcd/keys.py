@@ -39,12 +39,16 @@ def prefix_end(prefix: str | bytes) -> bytes:
     It is the prefix with its last byte that is not ``0xff`` raised by one; where all are, the
     range has no end, which etcd writes ``\0``. (The methods' ``prefix=True`` does this by itself.)
 
-    >>> prefix_end("/config/")
-    b'/config0'
+    Args:
+        prefix: What the keys begin with; ``""`` has no end.
 
     Raises:
         TypeError: It is neither str nor bytes.
         ValueError: It is a str with half a surrogate pair.
+
+    Example:
+        prefix_end("/config/")  # b"/config0"
+        await client.kv.get("/config/m", range_end=prefix_end("/config/"))
     """
     stripped = encode("prefix", prefix).rstrip(b"\xff")
     if not stripped:

@@ -28,13 +28,19 @@ __all__ = ["KV"]
 
 
 class KV:
-    """Reads and writes keys; it is ``client.kv``.
+    """Reads and writes keys; it is ``client.kv``, which any number of tasks may use.
 
     Each call is one RPC. Keys and values are str (sent as UTF-8) or bytes, and come back as bytes.
+    A request may have 1.5 MiB (the server's ``--max-request-bytes``), an answer any size.
 
     Reads are repeated until their deadline when a connection breaks. A write is repeated only
     when it surely was not applied; otherwise it raises, with ``maybe_applied`` set on the error.
     Cancelling a call sends nothing again either: a write may then have been applied.
+
+    Example:
+        kv = client.kv
+        await kv.put("greeting", "hello")
+        (await kv.get("greeting")).value  # b"hello"
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -65,8 +71,8 @@ class KV:
             key: The key, the prefix, or the first key of the range.
             prefix: Read all keys that begin with `key`; with ``""`` all keys.
             range_end: The first key after the range; ``"\0"`` means no end.
-            limit: Return so many keys at the most.
-            revision: Read the store as it was at this revision; None reads it as it is.
+            limit: Return so many keys at the most, from 1 on; None is no limit.
+            revision: Read the store as it was at this revision, from 1 on; None reads it as it is.
             sort_order: The order, by `sort_target`.
             sort_target: What to sort by. Anything but the key in ascending order makes the server
                 read the whole range first.
@@ -86,7 +92,14 @@ class KV:
             TypeError: An argument is of the wrong type.
             CompactedError: `revision` is no longer in the history.
             FutureRevisionError: `revision` has not happened yet.
+            NoEndpointError: No endpoint could be reached in time.
+            DeadlineExceededError: No answer in time.
             EtcdError: By cause.
+
+        Example:
+            await kv.put("/config/a", "1")
+            got = await kv.get("/config/", prefix=True, limit=100)
+            got.value, got.count, got.more  # (b"1", 1, False)
         """
         op = Op.get(
             key,
@@ -138,6 +151,11 @@ class KV:
             RequestTooLargeError: More than the server takes, 1.5 MiB by default.
             NoSpaceError: The server's storage quota is used up.
             EtcdError: By cause; see its `maybe_applied`.
+
+        Example:
+            await kv.put("/config/a", "1")
+            put = await kv.put("/config/a", "2", prev_kv=True)
+            put.prev_kv and put.prev_kv.value  # b"1"
         """
         op = Op.put(
             key,
@@ -171,7 +189,11 @@ class KV:
         Raises:
             ValueError: An empty key, or both `prefix` and `range_end`.
             TypeError: An argument is of the wrong type.
-            EtcdError: By cause; see its `maybe_applied`.
+            EtcdError: By cause; see its `maybe_applied`. That there was no such key is no error.
+
+        Example:
+            await kv.put("/jobs/1", "done")
+            (await kv.delete("/jobs/", prefix=True)).deleted  # 1
         """
         op = Op.delete(key, prefix=prefix, range_end=range_end, prev_kv=prev_kv)
         return op._response(await self._transport.unary(DELETE_RANGE, op._request, timeout))
@@ -191,8 +213,9 @@ class KV:
         without a quorum: include a `get` where the comparison alone matters.
 
         Args:
-            compare: All must hold for `success` to be executed.
-            success: Operations, executed in order.
+            compare: All must hold for `success` to be executed; none always do.
+            success: Operations, executed in order. By default a server takes 128 of them, as many
+                for `failure`, and as many comparisons.
             failure: Operations for the other case.
             idempotent: You know that doing this txn twice is the same as once, because the
                 comparison fails once it was applied: it is then repeated when an answer is lost. A
@@ -203,9 +226,21 @@ class KV:
         Raises:
             TypeError: An argument is of the wrong type.
             TooManyOpsError: More operations than the server takes, 128 by default.
-            DuplicateKeyError: The same key is put twice.
+            DuplicateKeyError: The same key is put twice, or put and deleted.
+            KeyNotFoundError: A put with `ignore_value` or `ignore_lease`, and there is no such key.
+            LeaseNotFoundError: A put names a lease that is not there.
+            RequestTooLargeError: More than the server takes, 1.5 MiB by default.
+            NoSpaceError: The server's storage quota is used up, and something is put.
             CompactedError: A `get` inside asks for a revision that is no longer in the history.
+            FutureRevisionError: Or for one that has not happened yet.
             EtcdError: By cause; see its `maybe_applied`.
+
+        Example:
+            lead, read = Op.put("/leader", "alice"), Op.get("/leader")
+            result = await kv.txn(
+                compare=[Compare.missing("/leader")], success=[lead], failure=[read]
+            )
+            "alice" if result.succeeded else result[read].text  # "alice"
         """
         op = Op.txn(compare=compare, success=success, failure=failure)
         method = READ_ONLY_TXN if op._is_read else IDEMPOTENT_TXN if idempotent else TXN
@@ -221,7 +256,7 @@ class KV:
         """Forget the history before a revision (RPC ``Compact``); `revision` itself stays readable.
 
         Args:
-            revision: The first revision to keep.
+            revision: The first revision to keep, from 1 on.
             physical: Return only when the member that answers has removed it from its storage.
             timeout: The call's deadline in seconds, waiting for a connection and retries included;
                 None is none.
@@ -231,6 +266,12 @@ class KV:
             CompactedError: It is compacted already.
             FutureRevisionError: `revision` has not happened yet.
             EtcdError: By cause; see its `maybe_applied`.
+
+        Example:
+            await kv.put("/config/a", "1")
+            now = (await kv.put("/config/a", "2")).header.revision
+            await kv.compact(now)
+            (await kv.get("/config/a", revision=now)).value  # b"2"
         """
         request = rpc_pb2.CompactionRequest(
             revision=check_int("revision", revision, 1), physical=physical

@@ -36,8 +36,12 @@ class Op(Generic[_Response_co]):
     Its type says what it answers: `Op.get` makes an ``Op[GetResponse]``, and ``result[op]`` of the
     txn's `TxnResponse` is that answer. A list of different ones is a ``list[AnyOp]``.
 
-    >>> Op.put("/jobs/7", "done")
-    <Op.put b'/jobs/7'>
+    Making one sends nothing. It is a value that nobody changes: it may be used again, and shared.
+
+    Example:
+        read = Op.get("/jobs/7")
+        result = await client.kv.txn(success=[Op.put("/jobs/7", "done"), read])
+        result[read].value  # b"done"
     """
 
     __slots__ = ("_request",)
@@ -91,7 +95,17 @@ class Op(Generic[_Response_co]):
         min_create_revision: int | None = None,
         max_create_revision: int | None = None,
     ) -> Op[GetResponse]:
-        """Read a key or a range; the options are those of `KV.get`."""
+        """Read a key or a range; the arguments are those of `KV.get`.
+
+        Raises:
+            ValueError: An argument is out of its limits, or excludes another one.
+            TypeError: An argument is of the wrong type.
+
+        Example:
+            count = Op.get("/jobs/", prefix=True, count_only=True)
+            result = await kv.txn(success=[Op.put("/jobs/7", "done"), count])
+            result[count].count  # 1
+        """
         start, end = key_range(key, prefix, range_end)
         request = rpc_pb2.RangeRequest(key=start)
         if end is not None:
@@ -145,7 +159,17 @@ class Op(Generic[_Response_co]):
         ignore_value: bool = False,
         ignore_lease: bool = False,
     ) -> Op[PutResponse]:
-        """Write a key; the options are those of `KV.put`."""
+        """Write a key; the arguments are those of `KV.put`.
+
+        Raises:
+            ValueError: An empty key, no value, or a value with `ignore_value`.
+            TypeError: An argument is of the wrong type.
+
+        Example:
+            write = Op.put("/jobs/7", "done", prev_kv=True)
+            result = await kv.txn(success=[write])
+            result[write].prev_kv  # None
+        """
         request = rpc_pb2.PutRequest(key=encode_key(key))
         if ignore_value:
             if value is not None:
@@ -173,7 +197,17 @@ class Op(Generic[_Response_co]):
         range_end: str | bytes | None = None,
         prev_kv: bool = False,
     ) -> Op[DeleteResponse]:
-        """Delete a key or a range; the options are those of `KV.delete`."""
+        """Delete a key or a range; the arguments are those of `KV.delete`.
+
+        Raises:
+            ValueError: An empty key, or both `prefix` and `range_end`.
+            TypeError: An argument is of the wrong type.
+
+        Example:
+            clear = Op.delete("/jobs/", prefix=True)
+            result = await kv.txn(success=[clear])
+            result[clear].deleted  # 0
+        """
         start, end = key_range(key, prefix, range_end)
         request = rpc_pb2.DeleteRangeRequest(key=start, prev_kv=prev_kv)
         if end is not None:
@@ -187,13 +221,22 @@ class Op(Generic[_Response_co]):
         success: Sequence[AnyOp] = (),
         failure: Sequence[AnyOp] = (),
     ) -> Op[TxnResponse]:
-        """Compare, then do one of two branches.
+        """Compare, then do one of two branches, inside of another txn.
 
         Args:
             compare: All must hold for `success` to be executed. The comparisons of nested txns
                 too are made before any operation of the outer one.
-            success: Operations, executed in order.
+            success: Operations, executed in order. The longest lists of this txn and of those
+                around it may have 128 entries together, by the server's default.
             failure: Operations for the other case.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+
+        Example:
+            inner = Op.txn(compare=[Compare.missing("/b")], success=[Op.put("/b", "2")])
+            result = await kv.txn(success=[Op.put("/a", "1"), inner])
+            result[inner].succeeded  # True
         """
         return _Txn(
             _checked("compare", Compare, compare),
@@ -255,8 +298,17 @@ class TxnResponse(Value):
     def __getitem__(self, op: Op[_Response]) -> _Response:
         """Give the answer to an operation.
 
+        Args:
+            op: The object that was passed to the txn; an equal one is not it.
+
         Raises:
             KeyError: It was not executed, or the branch has the same object more than once.
+            TypeError: It is no operation.
+
+        Example:
+            read = Op.get("/config/a")
+            result = await kv.txn(success=[Op.put("/config/a", "1"), read])
+            result[read].value  # b"1"
         """
         if not isinstance(op, Op):
             raise TypeError(f"an operation is asked for, not {op!r}: see result.responses")
