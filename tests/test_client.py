@@ -764,3 +764,19 @@ async def test_stats_count_retries(proxy: FaultProxy) -> None:
         assert (await client.kv.get("k")).value == value
         assert cut.is_set()
         assert (client.stats().calls, client.stats().retries) == (2, 1)
+
+
+async def test_repr_says_where_it_stands(hung: Client, proxy: FaultProxy) -> None:
+    """A client shows its endpoints, and whether it is connected, lost it, or is closed."""
+    name = proxy.endpoint
+    assert repr(hung) == f"<Client {name} connected to {name}>"
+    proxy.refuse()
+    proxy.cut()
+    with pytest.raises(EtcdError):
+        await hung.kv.get("k", timeout=0.2)
+    assert repr(hung) == f"<Client {name} not connected>"
+    await hung.aclose()
+    assert repr(hung) == f"<Client {name} closed>"
+    several = Client("b:1, http://a:2")
+    assert repr(several) == "<Client b:1,http://a:2 unused>"
+    await several.aclose()

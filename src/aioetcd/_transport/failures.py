@@ -16,8 +16,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from aioetcd import errors as e
+from aioetcd._transport.asked import asked
 
 
 class Rule:
@@ -287,6 +289,7 @@ def error_from_status(
     what: str,
     is_write: bool,
     endpoint: str | None,
+    request: Message | None = None,
     timeout: float | None = None,
 ) -> e.EtcdError:
     """Make the error that the user sees.
@@ -298,6 +301,7 @@ def error_from_status(
         what: The RPC's name, for the message.
         is_write: Whether the request could change anything.
         endpoint: Who answered.
+        request: What was refused, where it is known.
         timeout: The deadline in seconds, where it was the caller's own that ran out.
     """
     where = f"{what} at {endpoint}" if endpoint else what
@@ -309,7 +313,8 @@ def error_from_status(
     }
     if timeout is not None and issubclass(rule.error, e.DeadlineExceededError):
         return rule.error(f"{where}: no answer", timeout=timeout, **facts)
-    return rule.error(f"{where}: {details or code}", **facts)
+    explained = "" if request is None else asked(rule.error, request)
+    return rule.error(f"{where}: {details or code}{explained}", **facts)
 
 
 def error_from_reason(reason: str, *, what: str, endpoint: str | None) -> e.EtcdError:

@@ -211,6 +211,7 @@ class Transport:
                 what=method.name,
                 is_write=method.is_write,
                 endpoint=connection.endpoint.name,
+                request=request,
                 timeout=seconds if timed_out else None,
             )
             failure.__cause__ = rpc_error

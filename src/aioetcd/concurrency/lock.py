@@ -184,9 +184,7 @@ class Lock(Hold):
             return
         if not self._turn.is_queued(holder):
             raise self._never_free(holder)
-        raise LockNotAcquiredError(
-            f"the lock {self._name!r} is held with the key {holder.key!r}", holder=holder
-        )
+        raise LockNotAcquiredError(f"the lock {self._name!r} is held {_by(holder)}", holder=holder)
 
     def _never_free(self, alien: KeyValue) -> LockNotAcquiredError:
         return LockNotAcquiredError(
@@ -215,10 +213,13 @@ class Lock(Hold):
                 return unreachable
         if current is None:
             return self._endpoints.unreachable()
+        if self._turn.maybe_ours(holder):
+            holder = None
+        held = "" if holder is None else f": it is held {_by(holder)}"
         return LockTimeoutError(
-            f"the lock {self._name!r} was not free within {self._timeout:g} s",
+            f"the lock {self._name!r} was not free within {self._timeout:g} s{held}",
             timeout=self._timeout,
-            holder=None if self._turn.maybe_ours(holder) else holder,
+            holder=holder,
         )
 
     def _lease_lost(self, error: LeaseLostError) -> None:
@@ -235,3 +236,9 @@ class Lock(Hold):
         self._tenure.listeners.remove(self._lease_lost)
         deletion = self._turn.end(delete=not self._owns_lease)
         return self._tenure.end() if self._owns_lease else deletion
+
+
+def _by(holder: KeyValue) -> str:
+    """Say who holds a lock: the key, and what its holder wrote for onlookers."""
+    value = f", value {holder.value[:100]!r}" if holder.value else ""
+    return f"with the key {holder.key!r}{value}"

@@ -1,0 +1,63 @@
+"""What a refused request had asked for: the texts of etcd name neither revision nor lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.message import Message
+
+from aioetcd import errors as e
+from aioetcd._proto import rpc_pb2
+
+_OF_A_REVISION = (rpc_pb2.RangeRequest, rpc_pb2.CompactionRequest)
+_OF_A_LEASE = (
+    rpc_pb2.LeaseGrantRequest,
+    rpc_pb2.LeaseRevokeRequest,
+    rpc_pb2.LeaseTimeToLiveRequest,
+)
+
+
+def asked(error: type[e.EtcdError], request: Message) -> str:
+    """Say which part of a request explains an error, with the server's limit; perhaps nothing.
+
+    Args:
+        error: The class of the error.
+        request: What was refused.
+    """
+    parts = list(_parts(request))
+    if issubclass(error, e.CompactedError | e.FutureRevisionError):
+        revisions = {part.revision for part in parts if isinstance(part, _OF_A_REVISION)}
+        return _listed("revision", [str(revision) for revision in sorted(revisions) if revision])
+    if issubclass(error, e.LeaseNotFoundError | e.LeaseExistsError):
+        leases = {part.ID for part in parts if isinstance(part, _OF_A_LEASE)}
+        leases |= {part.lease for part in parts if isinstance(part, rpc_pb2.PutRequest)}
+        return _listed("lease", [f"{lease:x}" for lease in sorted(leases) if lease])
+    if issubclass(error, e.KeyNotFoundError):
+        puts = [part for part in parts if isinstance(part, rpc_pb2.PutRequest)]
+        return _listed(
+            "key", [repr(put.key) for put in puts if put.ignore_value or put.ignore_lease]
+        )
+    if issubclass(error, e.RequestTooLargeError):
+        return f" ({request.ByteSize()} bytes; etcd takes 1572864 by default)"
+    if issubclass(error, e.TooManyOpsError):
+        txns = [part for part in parts if isinstance(part, rpc_pb2.TxnRequest)]
+        most = max(max(len(txn.compare), len(txn.success), len(txn.failure)) for txn in txns)
+        return f" ({most} in one list; etcd takes 128 by default)"
+    return ""
+
+
+def _parts(request: Message) -> Iterator[Any]:
+    """Give a request, and all that are in it where it is a txn."""
+    yield request
+    if isinstance(request, rpc_pb2.TxnRequest):
+        for op in (*request.success, *request.failure):
+            kind = op.WhichOneof("request")
+            if kind is not None:
+                yield from _parts(getattr(op, kind))
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    return f" ({what}{'s' if len(names) > 1 else ''} {', '.join(names)})"
