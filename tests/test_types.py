@@ -23,6 +23,7 @@ from aioetcd import (
     LeaseRenewal,
     LeaseRevokeResponse,
     LeaseTimeToLive,
+    OpResponse,
     PutResponse,
     ResponseHeader,
     SortOrder,
@@ -207,7 +208,7 @@ def test_every_value_is_tested() -> None:
         for kind in vars(aioetcd).values()
         if isinstance(kind, type) and issubclass(kind, Value | tuple | Event)
     }
-    assert {type(value) for value in values()} == public
+    assert {type(value) for value in values()} == public - {OpResponse}  # what four have in common
 
 
 def test_value_takes_its_fields() -> None:

@@ -47,8 +47,14 @@ from aioetcd.errors import (
 from aioetcd.keys import prefix_end
 from aioetcd.kv import KV
 from aioetcd.lease import KeepAlive, Leases
-from aioetcd.ops import AnyOp, Op, OpResponse, TxnResponse
-from aioetcd.types.answers import CompactResponse, DeleteResponse, GetResponse, PutResponse
+from aioetcd.ops import AnyOp, Op, TxnResponse
+from aioetcd.types.answers import (
+    CompactResponse,
+    DeleteResponse,
+    GetResponse,
+    OpResponse,
+    PutResponse,
+)
 from aioetcd.types.leases import (
     HasLease,
     Lease,

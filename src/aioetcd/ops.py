@@ -15,12 +15,11 @@ from aioetcd._proto import rpc_pb2
 from aioetcd.compare import Compare, CompareTarget
 from aioetcd.errors import EtcdError
 from aioetcd.keys import encode, encode_key, key_range
-from aioetcd.types.answers import DeleteResponse, GetResponse, PutResponse
+from aioetcd.types.answers import DeleteResponse, GetResponse, OpResponse, PutResponse
 from aioetcd.types.leases import LeaseLike
 from aioetcd.types.store import ResponseHeader, SortOrder, SortTarget
-from aioetcd.types.value import Value
 
-__all__ = ["AnyOp", "Op", "OpResponse", "TxnResponse"]
+__all__ = ["AnyOp", "Op", "TxnResponse"]
 
 _ORDERS = frozenset(SortOrder)
 _TARGETS = frozenset(SortTarget)
@@ -276,7 +275,7 @@ class _Delete(Op[DeleteResponse]):
         return _decode.delete_response(message)
 
 
-class TxnResponse(Value):
+class TxnResponse(OpResponse):
     """The answer to a txn.
 
     ``result[op]`` is the answer to one of its operations, with that operation's type: the same
@@ -384,9 +383,6 @@ class _Txn(Op[TxnResponse]):
         object.__setattr__(response, "_op", self)
         return response
 
-
-OpResponse: TypeAlias = GetResponse | PutResponse | DeleteResponse | TxnResponse
-"""The answer to an operation of a txn."""
 
 AnyOp: TypeAlias = Op[OpResponse]
 """An operation, whatever it answers."""

@@ -6,7 +6,21 @@ from aioetcd.types.store import KeyValue, ResponseHeader
 from aioetcd.types.value import Value
 
 
-class PutResponse(Value):
+class OpResponse(Value):
+    """The answer to an operation of a txn: what the single call would have given.
+
+    It is a `GetResponse`, `PutResponse`, `DeleteResponse` or `TxnResponse`.
+
+    Attributes:
+        header: Inside a txn it is empty but for the revision: read the `TxnResponse`'s own.
+    """
+
+    __slots__ = ()
+
+    header: ResponseHeader
+
+
+class PutResponse(OpResponse):
     """The answer to a put.
 
     Attributes:
@@ -20,7 +34,7 @@ class PutResponse(Value):
     prev_kv: KeyValue | None
 
 
-class GetResponse(Value):
+class GetResponse(OpResponse):
     """The answer to a get.
 
     Attributes:
@@ -61,7 +75,7 @@ class GetResponse(Value):
         return {kv.key: kv.value for kv in self.kvs}
 
 
-class DeleteResponse(Value):
+class DeleteResponse(OpResponse):
     """The answer to a delete.
 
     Attributes:
