@@ -68,10 +68,19 @@ class LeaseStats(Value):
 
 
 class Leases:
-    """Grants leases and keeps them alive; it is ``client.lease``.
+    """Grants leases and keeps them alive; it is ``client.lease``, which many tasks may use.
 
     All renewals of a client share one stream, up to 500 leases; more of them share up to 16
-    streams, which then take about three quarters of the CPU.
+    streams, which then take about three quarters of the CPU. Where the lease is to live as long as
+    a block of code, `Client.session` does all of this.
+
+    Example:
+        lease = await client.lease.grant(10)
+        await client.kv.put("/services/a", "10.0.0.7:80", lease=lease)
+        async with client.lease.keep_alive(lease):
+            ...  # serve
+        await client.lease.revoke(lease)
+        (await client.kv.get("/services/a")).value  # None
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -95,14 +104,16 @@ class Leases:
         """Make a lease (RPC ``LeaseGrant``).
 
         The id is chosen here and not by the server: a grant whose answer was lost is sent again
-        with the same id, and so never leaves a second lease behind.
+        with the same id, and so never leaves a second lease behind. Where it was cancelled, the
+        lease may be there, and is gone after its time to live.
 
         Args:
-            ttl: Seconds to live. The server may raise it, see `Lease.ttl`: to 2 s at the least
-                with its default election timeout.
+            ttl: Seconds to live, from 1 to 9 000 000 000. The server may raise it, see
+                `Lease.ttl`: to 2 s at the least with its default election timeout.
             lease_id: The id to give it; None for a random one. It must be nobody else's: where an
                 answer was lost and the lease is there then, it counts as this one.
-            timeout: The call's deadline in seconds.
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
 
         Raises:
             ValueError: `ttl` is not within 1 and 9 000 000 000 seconds.
@@ -111,6 +122,10 @@ class Leases:
             NoSpaceError: The server's storage quota is used up.
             EtcdError: By cause; where `maybe_applied` is true, the lease may be there, and is
                 gone after its time to live.
+
+        Example:
+            lease = await client.lease.grant(10)
+            lease.ttl  # 10
         """
         check_int("ttl", ttl, 1, MAX_TTL)
         if lease_id is None:
@@ -150,15 +165,27 @@ class Leases:
     async def revoke(
         self, lease: LeaseLike, *, timeout: float | Default | None = DEFAULT
     ) -> LeaseRevokeResponse:
-        """End a lease and delete its keys (RPC ``LeaseRevoke``).
+        """End a lease and delete its keys (RPC ``LeaseRevoke``), at one revision.
+
+        It is repeated when an answer is lost. Whoever keeps the lease alive is told that it is
+        gone. Where it was cancelled, the lease may be there or not.
 
         Args:
             lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
-            timeout: The call's deadline in seconds.
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
 
         Raises:
+            ValueError: An id that no lease has: 0, or no int64.
+            TypeError: It names no lease.
             LeaseNotFoundError: There is no such lease.
-            EtcdError: By cause.
+            EtcdError: By cause; see its `maybe_applied`.
+
+        Example:
+            lease = await client.lease.grant(10)
+            await client.kv.put("/services/a", "10.0.0.7:80", lease=lease)
+            await client.lease.revoke(lease)
+            (await client.kv.get("/services/a")).value  # None
         """
         lease_id = check_lease("lease", lease)
         request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
@@ -194,11 +221,20 @@ class Leases:
         Args:
             lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
             keys: Also list the keys attached to it.
-            timeout: The call's deadline in seconds.
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
 
         Raises:
+            ValueError: An id that no lease has: 0, or no int64.
+            TypeError: It names no lease.
             LeaseNotFoundError: There is no such lease. (The RPC itself answers with a time of -1.)
             EtcdError: By cause.
+
+        Example:
+            lease = await client.lease.grant(10)
+            await client.kv.put("/services/a", "10.0.0.7:80", lease=lease)
+            left = await client.lease.time_to_live(lease, keys=True)
+            left.granted_ttl, left.keys  # (10, (b"/services/a",))
         """
         lease_id = check_lease("lease", lease)
         request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id, keys=keys)
@@ -216,11 +252,18 @@ class Leases:
     async def leases(self, *, timeout: float | Default | None = DEFAULT) -> LeaseList:
         """List all leases (RPC ``LeaseLeases``), as the answering member knows them.
 
+        It does not ask the quorum: the answer may be old.
+
         Args:
-            timeout: The call's deadline in seconds.
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
 
         Raises:
             EtcdError: By cause.
+
+        Example:
+            lease = await client.lease.grant(10)
+            lease.id in (await client.lease.leases()).ids  # True
         """
         request = rpc_pb2.LeaseLeasesRequest()
         response = await self._transport.unary(LEASE_LEASES, request, timeout)
@@ -234,10 +277,23 @@ class Leases:
     ) -> KeepAlive:
         """Renew a lease in the background (RPC ``LeaseKeepAlive``), at a third of its time to live.
 
+        Nothing is sent before the `KeepAlive` is entered or looped over.
+
         Args:
             lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
             timeout: Seconds for which a loop waits for the first answer where this client does not
-                know how long the lease lives: it did not grant it, or has let it run out.
+                know how long the lease lives: it did not grant it, or has let it run out. None
+                waits without limit.
+
+        Raises:
+            ValueError: An id that no lease has: 0, or no int64.
+            TypeError: It names no lease.
+
+        Example:
+            lease = await client.lease.grant(10)
+            async for renewal in client.lease.keep_alive(lease):
+                renewal.ttl  # 10
+                break  # stops renewing
         """
         return KeepAlive(
             self._transport,
@@ -275,15 +331,21 @@ class Leases:
     async def keep_alive_once(
         self, lease: LeaseLike, *, timeout: float | Default | None = DEFAULT
     ) -> LeaseRenewal:
-        """Renew a lease once, on a stream that renewals share.
+        """Renew a lease once (RPC ``LeaseKeepAlive``), on a stream that renewals share.
 
         Args:
             lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
-            timeout: The call's deadline in seconds.
+            timeout: The deadline in seconds, waiting for a connection included; None is none.
 
         Raises:
+            ValueError: An id that no lease has: 0, or no int64.
+            TypeError: It names no lease.
             LeaseNotFoundError: There is no such lease.
             LeaseLostError: The lease is gone: it was revoked, or its time is over.
             EtcdError: By cause.
+
+        Example:
+            lease = await client.lease.grant(10)
+            (await client.lease.keep_alive_once(lease)).ttl  # 10
         """
         return await self.keep_alive(lease, timeout=timeout)._once()

@@ -43,7 +43,13 @@ class KeepAlive:
 
     The loop ends by raising when the lease is gone: `LeaseExpiredError` when it could not be
     renewed in time, `LeaseLostError` when somebody revoked it, `LeaseNotFoundError` when there
-    was no such lease. It is raised again for whoever asks again.
+    was no such lease. It is raised again for whoever asks again. Several tasks may use one; each
+    renewal goes to one of them.
+
+    Example:
+        lease = await client.lease.grant(10)
+        async with client.lease.keep_alive(lease) as renewals:
+            (await anext(renewals)).ttl  # 10
     """
 
     def __init__(
@@ -132,7 +138,16 @@ class KeepAlive:
         return await self._next()
 
     async def aclose(self) -> None:
-        """Stop renewing; loops over it end. It may be called from any task, and twice."""
+        """Stop renewing; loops over it end. It may be called from any task, and twice.
+
+        The lease itself lives on for its time: `Leases.revoke` ends it.
+
+        Example:
+            lease = await client.lease.grant(10)
+            renewals = client.lease.keep_alive(lease)
+            await anext(renewals)
+            await renewals.aclose()
+        """
         self._stop()
         await checkpoint()
 
