@@ -33,9 +33,17 @@ class WatchStats(Value):
 
 
 class Watcher:
-    """Makes watches; it is ``client.watch``.
+    """Makes watches; it is ``client.watch``, which many tasks may call.
 
     All of its watches share one stream (one more for those without ``require_leader``).
+
+    Example:
+        got = await client.kv.get("/config/", prefix=True)
+        start = got.header.revision + 1  # what comes after this get: nothing is missed
+        async with client.watch("/config/", prefix=True, start_revision=start) as watch:
+            await client.kv.put("/config/a", "1")
+            event = await anext(watch)
+            event.kv.value  # b"1"
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -60,10 +68,11 @@ class Watcher:
 
         Args:
             key: The key, the prefix, or the first key of the range.
-            prefix: Watch all keys that begin with `key`.
+            prefix: Watch all keys that begin with `key`; with ``""`` all keys.
             range_end: The first key after the range; ``"\0"`` means no end.
-            start_revision: The first revision to deliver. Without it the watch begins with its
-                creation. After a `get`, pass its ``header.revision + 1``: nothing is missed.
+            start_revision: The first revision to deliver, from 1 on. Without it the watch begins
+                with its creation. After a `get`, pass its ``header.revision + 1``: nothing is
+                missed.
             prev_kv: Have each event carry the key as it was before, unless that is compacted.
             only: Have the server leave out the other type of event.
             progress_notify: Have the server send a bookmark now and then (every 10 minutes by
@@ -76,12 +85,18 @@ class Watcher:
                 many events.
             require_leader: Move to another endpoint when the member has lost its leader. Without
                 it the watch of a member that is cut off from the others is silent for as long.
-            timeout: Seconds until the watch must have been created. Later interruptions have no
-                limit: the watch resumes.
+            timeout: Seconds until the watch must have been created; None is no limit. Later
+                interruptions have none: the watch resumes.
 
         Raises:
             ValueError: An empty key, both `prefix` and `range_end`, a revision below 1.
             TypeError: An argument of the wrong type.
+
+        Example:
+            put = await client.kv.put("/config/a", "1")
+            async for event in client.watch("/config/a", start_revision=put.header.revision):
+                event.kv.value, event.is_create  # (b"1", True)
+                break  # ends the watch
         """
         start, end = key_range(key, prefix, range_end)
         # protobuf would refuse them in the stream's task, for all.

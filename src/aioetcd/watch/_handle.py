@@ -40,6 +40,25 @@ class Watch:
 
     A watch that was closed or left does not begin again: using it raises `RuntimeError`. A new one
     from `revision` + 1 goes on where it stood.
+
+    What arrives waits for its consumer up to 20 000 events or 16 MiB; at more, the server is told
+    to send no more until half of them are taken.
+
+    Raises:
+        CompactedError: The events to go on from are no longer in the server's history: read
+            again, and watch from there.
+        DeadlineExceededError: It was not created within its timeout.
+        NoEndpointError: Nor could an endpoint be reached.
+        ClientClosedError: The client was closed.
+        EtcdError: What else ended it, by cause. A lost connection does not.
+
+    Example:
+        async with client.watch("/jobs/", prefix=True) as watch:
+            await client.kv.put("/jobs/7", "ready")
+            async for event in watch:
+                event.kv.key, event.is_create  # (b"/jobs/7", True)
+                break
+        resume_at = watch.revision + 1  # the start_revision of the next watch
     """
 
     def __init__(
@@ -163,10 +182,19 @@ class Watch:
     def batches(self) -> AsyncIterator[Batch]:
         """Iterate over batches: all events of one or more whole revisions at a time.
 
-        A batch without events is a bookmark: everything up to its revision was handed over.
+        A batch without events is a bookmark: everything up to its revision was handed over. Others
+        have some 250 events at the most, or those of one larger revision.
 
         Raises:
             RuntimeError: The watch was closed or left before.
+            EtcdError: In the loop: what ended the watch, by cause.
+
+        Example:
+            async with client.watch("/jobs/", prefix=True) as watch:
+                await kv.txn(success=[Op.put("/jobs/1", ""), Op.put("/jobs/2", "")])
+                async for batch in watch.batches():
+                    [event.kv.key for event in batch.events]  # [b"/jobs/1", b"/jobs/2"]
+                    break
         """
         self._check_usable()
         return _Loop(self, self._next_batch)
@@ -183,6 +211,15 @@ class Watch:
             UnsupportedByServerError: Servers before 3.4.25 and 3.5.8 answer too early.
             EtcdError: The server's version could not be read, by cause.
             RuntimeError: The watch was closed or left before.
+
+        Example:
+            async with client.watch("/config/", prefix=True) as watch:
+                try:
+                    await watch.request_progress()
+                except UnsupportedByServerError:
+                    pass  # progress_notify=True has bookmarks sent on such servers
+                else:
+                    await anext(watch.batches())  # moves watch.revision on
         """
         self._check_usable()
         self._keeps_itself = True
@@ -190,7 +227,14 @@ class Watch:
         await self._stream.request_progress(self._state)
 
     async def aclose(self) -> None:
-        """End the watch; loops over it end. It may be called from any task, and twice."""
+        """End the watch; loops over it end. It may be called from any task, and twice.
+
+        Example:
+            put = await kv.put("/config/a", "1")
+            watch = client.watch("/config/a", start_revision=put.header.revision)
+            await anext(watch)
+            await watch.aclose()
+        """
         self._close()
         await checkpoint()
 
