@@ -67,9 +67,9 @@ class Client:
             keepalive_time=keepalive_time,
             keepalive_timeout=keepalive_timeout,
         )
-        self.kv = KV(self._transport)
-        self.lease = Leases(self._transport)
-        self.watch = Watcher(self._transport)
+        self.kv: KV = KV(self._transport)
+        self.lease: Leases = Leases(self._transport)
+        self.watch: Watcher = Watcher(self._transport)
         # On a stream of their own: a large answer to one of the user's watches delays no lock.
         self._turns = Watcher(self._transport)
 

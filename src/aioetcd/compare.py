@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from aioetcd._checks import INT64_MIN, check_int
 from aioetcd._proto import rpc_pb2
@@ -279,4 +279,4 @@ class CompareTarget(Generic[_Operand_contra]):
         """Hold where the key's is less than `operand`."""
         return self._compare(rpc_pb2.Compare.LESS, operand)
 
-    __hash__ = None  # type: ignore[assignment]  # equality means something else here
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # equality means something else here

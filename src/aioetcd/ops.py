@@ -61,7 +61,7 @@ class Op(Generic[_Response_co]):
         """Equal where the same request would be sent."""
         return isinstance(other, Op) and bool(self._request == other._request)
 
-    __hash__ = None  # type: ignore[assignment]  # a protobuf message has no hash either
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # a protobuf message has no hash either
 
     def __repr__(self) -> str:
         """Show the kind and the key."""

@@ -50,7 +50,7 @@ class Connection:
     def __init__(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]]) -> None:
         self.endpoint = endpoint
         self.reason: str | None = None
-        self.calls = Calls()
+        self.calls: Calls = Calls()
         self._options = options
         self._channel: grpc.aio.Channel | None = None
         self._is_closed = False

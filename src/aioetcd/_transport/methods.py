@@ -26,10 +26,10 @@ class Unary(Generic[Request, Response]):
     __slots__ = ("is_write", "name", "repeatable", "stub")
 
     def __init__(self, stub: type, name: str, *, is_write: bool, repeatable: bool) -> None:
-        self.stub = stub
-        self.name = name
-        self.is_write = is_write
-        self.repeatable = repeatable
+        self.stub: type = stub
+        self.name: str = name
+        self.is_write: bool = is_write
+        self.repeatable: bool = repeatable
 
 
 class Bidi(Generic[Request, Response]):
@@ -47,10 +47,10 @@ class Bidi(Generic[Request, Response]):
     def __init__(
         self, service: str, name: str, request: type[Request], response: type[Response]
     ) -> None:
-        self.service = service
-        self.name = name
-        self.request = request
-        self.response = response
+        self.service: str = service
+        self.name: str = name
+        self.request: type[Request] = request
+        self.response: type[Response] = response
 
 
 def _read(stub: type, name: str) -> Unary[Any, Any]:

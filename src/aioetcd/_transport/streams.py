@@ -94,7 +94,7 @@ class SharedStream(Generic[Request, Response]):
         logger: logging.Logger,
     ) -> None:
         self.connection: Connection | None = None
-        self.reconnects = 0
+        self.reconnects: int = 0
         self._transport = transport
         self._method = method
         self._rules = rules

@@ -82,10 +82,10 @@ class Transport:
         keepalive_timeout: float,
     ) -> None:
         self.timeout = timeout
-        self.calls = 0
-        self.retries = 0
-        self.supervisor = Supervisor(self._end)
-        self.endpoints = Endpoints(
+        self.calls: int = 0
+        self.retries: int = 0
+        self.supervisor: Supervisor = Supervisor(self._end)
+        self.endpoints: Endpoints = Endpoints(
             endpoints,
             options=channel_options(keepalive_time, keepalive_timeout),
             supervisor=self.supervisor,

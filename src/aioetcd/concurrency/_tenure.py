@@ -67,7 +67,7 @@ class Tenure:
     """
 
     def __init__(self, transport: Transport, leases: Leases, ttl: int) -> None:
-        self.lease_id = new_lease_id()
+        self.lease_id: int = new_lease_id()
         self.listeners: list[Callable[[LeaseLostError], None]] = []
         self.late: dict[bytes, asyncio.Task[None]] = {}
         self._seats: dict[bytes, Seat] = {}

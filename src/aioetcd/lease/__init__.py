@@ -35,7 +35,7 @@ from aioetcd.types.value import Value
 
 __all__ = ["KeepAlive", "Leases"]
 
-logger = logging.getLogger("aioetcd.lease")
+logger: logging.Logger = logging.getLogger("aioetcd.lease")
 
 # etcd's own limit.
 MAX_TTL = 9_000_000_000

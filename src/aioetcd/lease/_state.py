@@ -67,12 +67,12 @@ class Keeper:
     def __init__(
         self, lease_id: int, notify: Callable[[], None], *, not_before: float = 0.0
     ) -> None:
-        self.lease_id = lease_id
-        self.notify = notify
-        self.not_before = not_before
+        self.lease_id: int = lease_id
+        self.notify: Callable[[], None] = notify
+        self.not_before: float = not_before
         self.renewal: rpc_pb2.LeaseKeepAliveResponse | None = None
         self.error: EtcdError | None = None
-        self.ended = False
+        self.ended: bool = False
 
 
 class _Kept:
@@ -98,12 +98,12 @@ class _Kept:
         *,
         next_renewal: float,
     ) -> None:
-        self.lease_id = lease_id
-        self.lane = lane
-        self.ttl = ttl
-        self.deadline = deadline
-        self.next_renewal = next_renewal
-        self.confirmed = deadline is not None
+        self.lease_id: int = lease_id
+        self.lane: Lane = lane
+        self.ttl: float = ttl
+        self.deadline: float | None = deadline
+        self.next_renewal: float = next_renewal
+        self.confirmed: bool = deadline is not None
         self.last_sent: float | None = None
         self.keepers: list[Keeper] = []
 
@@ -120,7 +120,7 @@ class LeaseRules:
     """
 
     def __init__(self, *, lanes: int = _LANES, lane_size: int = _LANE_SIZE) -> None:
-        self.lanes = tuple(Lane(self) for _ in range(lanes))
+        self.lanes: tuple[Lane, ...] = tuple(Lane(self) for _ in range(lanes))
         self._lane_size = lane_size
         # Leases that this client granted or kept alive before, so that their deadline is known
         # before the first renewal: time to live and deadline.

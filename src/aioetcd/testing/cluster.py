@@ -106,7 +106,7 @@ class EtcdCluster:
         self._isolated: dict[int, Separation] = {}
         self._parted: dict[tuple[int, int], Separation] = {}
         self.client_proxies: list[FaultProxy] = []
-        self.members = self._new_members()
+        self.members: list[EtcdServer] = self._new_members()
 
     # -- life ----------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ class RecordedClient:
     """
 
     def __init__(self, client: Client, recorder: Recorder, name: str = "client") -> None:
-        self.kv = KV(cast("Transport", _Recorded(client._transport, recorder, name)))
+        self.kv: KV = KV(cast("Transport", _Recorded(client._transport, recorder, name)))
         self._client = client
         self._recorder = recorder
         self._name = name

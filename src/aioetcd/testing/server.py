@@ -94,10 +94,10 @@ class EtcdServer:
         data_dir: str | os.PathLike[str] | None = None,
         quick: bool = False,
     ) -> None:
-        self.binary = find_binary() if binary is None else Path(binary).absolute()
+        self.binary: Path = find_binary() if binary is None else Path(binary).absolute()
         if not is_executable(self.binary):
             raise EtcdNotFoundError(f"{self.binary} is not a program to run")
-        self.args = check_args(args)
+        self.args: list[str] = check_args(args)
         self.name = name
         self._quick = quick
         self._data_dir = None if data_dir is None else Path(data_dir).absolute()

@@ -15,6 +15,7 @@ class Value:
 
     __slots__ = ()
 
+    __match_args__: ClassVar[tuple[str, ...]] = ()
     _names: ClassVar[tuple[str, ...]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -32,7 +33,7 @@ class Value:
     def __init_subclass__(cls) -> None:
         """Note the fields; patterns may name them by position."""
         cls._names = tuple(cls.__annotations__)
-        cls.__match_args__ = cls._names  # type: ignore[attr-defined, misc]
+        cls.__match_args__ = cls._names  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse."""

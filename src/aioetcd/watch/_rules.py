@@ -60,8 +60,8 @@ class Suspicion:
     __slots__ = ("revision", "state")
 
     def __init__(self, state: WatchState, revision: int) -> None:
-        self.state = state
-        self.revision = revision
+        self.state: WatchState = state
+        self.revision: int = revision
 
 
 class WatchRules:
@@ -80,7 +80,7 @@ class WatchRules:
     """
 
     def __init__(self, ask: Callable[[], None]) -> None:
-        self.highest_revision = 0
+        self.highest_revision: int = 0
         self.suspicion: Suspicion | None = None
         self.progress_trusted: bool | None = None
         self._ask = ask

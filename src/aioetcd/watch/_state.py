@@ -43,12 +43,12 @@ class WatchSpec:
         fragment: bool = False,
         filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = (),
     ) -> None:
-        self.key = key
-        self.range_end = range_end
-        self.prev_kv = prev_kv
-        self.progress_notify = progress_notify
-        self.fragment = fragment
-        self.filters = filters
+        self.key: bytes = key
+        self.range_end: bytes | None = range_end
+        self.prev_kv: bool = prev_kv
+        self.progress_notify: bool = progress_notify
+        self.fragment: bool = fragment
+        self.filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = filters
 
     def to_message(self, watch_id: int, start_revision: int | None) -> rpc_pb2.WatchRequest:
         """Give the request that creates it."""
@@ -164,23 +164,23 @@ class WatchState:
         *,
         phase: Phase = Phase.WAITING,
     ) -> None:
-        self.spec = spec
-        self.next_revision = next_revision
-        self.notify = notify
-        self.phase = phase
-        self.floor = 0
+        self.spec: WatchSpec = spec
+        self.next_revision: int | None = next_revision
+        self.notify: Callable[[], None] = notify
+        self.phase: Phase = phase
+        self.floor: int = 0
         self.created_revision: int | None = None
         self.heard_at: float | None = None
         self.error: EtcdError | None = None
-        self.watch_id = 0
-        self.start_revision = 0
-        self.opened_revision = 0
-        self.asked_before = 0
+        self.watch_id: int = 0
+        self.start_revision: int = 0
+        self.opened_revision: int = 0
+        self.asked_before: int = 0
         self.partial: list[kv_pb2.Event] = []
-        self.partial_bytes = 0
+        self.partial_bytes: int = 0
         self.inbox: deque[Answer] = deque()
-        self.inbox_events = 0
-        self.inbox_bytes = 0
+        self.inbox_events: int = 0
+        self.inbox_bytes: int = 0
 
     @property
     def is_full(self) -> bool:

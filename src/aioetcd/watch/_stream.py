@@ -31,8 +31,8 @@ class WatchStream:
 
     def __init__(self, transport: Transport, *, require_leader: bool) -> None:
         self.transport = transport
-        self.rules = WatchRules(self._ask)
-        self.shared = SharedStream(
+        self.rules: WatchRules = WatchRules(self._ask)
+        self.shared: SharedStream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = SharedStream(
             transport, WATCH, self.rules, require_leader=require_leader, logger=logger
         )
         self._answering: asyncio.Task[None] | None = None
