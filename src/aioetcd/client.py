@@ -23,17 +23,19 @@ _LONGEST_KEEPALIVE = 2_000_000
 class Client:
     """A client of one etcd cluster.
 
-    Use it as ``async with Client(...) as client``, or close it with ``await client.aclose()``.
-    Nothing is sent before the first call, which connects. Many tasks of one event loop may share a
-    client; it belongs to the loop of its first use.
+    Use it as ``async with Client(...) as client``, or close it with ``await client.aclose()``: one
+    that nobody closes warns (`ResourceWarning`). Nothing is sent before the first call, which
+    connects. Many tasks of one event loop may share a client; it belongs to the loop of its first
+    use, and raises `RuntimeError` in another one.
 
     Args:
         endpoints: ``"host:port"``, several of them separated by commas, or a sequence. With
             several, another one is used when the one in use fails.
-        timeout: The default deadline of a call in seconds; None is none.
+        timeout: The default deadline of a call in seconds, above 0; None is none.
         keepalive_time: Ping a connection with open streams so many seconds after it was last
-            heard; 5 at the least, or etcd closes the connection.
-        keepalive_timeout: Give it up when the ping is not answered in so many seconds.
+            heard; 5 at the least, or etcd closes the connection, and 2 000 000 at the most.
+        keepalive_timeout: Give it up when the ping is not answered in so many seconds, above 0 and
+            2 000 000 at the most.
 
     Attributes:
         kv: Reads and writes keys.
@@ -43,6 +45,11 @@ class Client:
     Raises:
         ValueError: An endpoint that cannot be parsed, a duration out of its limits.
         TypeError: An argument of the wrong type.
+
+    Example:
+        async with Client("127.0.0.1:2379", timeout=5) as client:
+            await client.kv.put("greeting", "hello")
+            (await client.kv.get("greeting")).value  # b"hello"
     """
 
     def __init__(
@@ -76,13 +83,22 @@ class Client:
     def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
         """Make a session: a lease that is kept alive for an ``async with``.
 
+        Nothing is sent before it is entered.
+
         Args:
-            ttl: Seconds that the lease lives without being renewed.
+            ttl: Seconds that the lease lives without being renewed, from 1 to 9 000 000 000; the
+                server may raise it, to 2 at the least by default.
             on_lost: ``"cancel"`` cancels the body when the lease is lost, and the block raises
                 `LeaseLostError`; ``"ignore"`` leaves it to `Session.wait_lost`.
 
         Raises:
-            ValueError: `ttl` is not within 1 and 9 000 000 000 seconds.
+            ValueError: `ttl` is out of its limits, or `on_lost` neither of these.
+            TypeError: `ttl` is no int.
+
+        Example:
+            async with client.session(ttl=10) as session:
+                await client.kv.put("/services/a", "10.0.0.7:80", lease=session)
+            (await client.kv.get("/services/a")).value  # None
         """
         return Session(self._transport, self.lease, ttl=ttl, on_lost=on_lost)
 
@@ -101,22 +117,29 @@ class Client:
 
         It costs a lease, kept alive, or a session's; a txn; a watch on its own key; and while it
         waits, a watch on the key before it. `etcdctl lock` and the Go client's mutex respect it.
+        Nothing is sent before it is entered.
 
         Args:
-            name: What to lock.
+            name: What to lock; not another lock's name followed by a slash and more.
             session: Whose lease to use; any number of locks may. None gives it one of its own.
-            ttl: Seconds after which others may enter when this process is gone, 10 by default;
-                with a `session`, that is its own.
+            ttl: Seconds after which others may enter when this process is gone, from 1 to
+                9 000 000 000, 10 by default; with a `session`, that is its own.
             value: What others see of the holder, for example in `LockNotAcquiredError.holder`.
             blocking: Wait for one's turn; False fails at once instead.
-            timeout: Wait so many seconds at the most.
+            timeout: Wait so many seconds at the most; None waits without limit.
             on_lost: ``"cancel"`` cancels the body when the lock is lost, and the block raises
                 `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
 
         Raises:
             ValueError: An empty name, `ttl` out of its limits or with a `session`, `timeout` with
-                ``blocking=False``.
+                ``blocking=False``, a session of another client.
             TypeError: An argument of the wrong type.
+
+        Example:
+            async with client.lock("/locks/nightly", value="host-7") as lock:
+                mine = lock.is_owner()
+                saved = await client.kv.txn(compare=[mine], success=[Op.put("/result", "42")])
+                saved.succeeded  # True
         """
         return Lock(
             self._transport,
@@ -138,7 +161,12 @@ class Client:
         return f"<Client {endpoints} {self._transport.state}>"
 
     def stats(self) -> ClientStats:
-        """Tell what the client is doing, without asking anybody."""
+        """Tell what the client is doing, without asking anybody.
+
+        Example:
+            stats = client.stats()
+            stats.watches, stats.leases, stats.soonest_expiry  # (0, 0, None)
+        """
         watches, turns, leases = self.watch._stats(), self._turns._stats(), self.lease._stats()
         current = self._transport.endpoints.current
         return ClientStats(
@@ -173,5 +201,17 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the client: everything open on it ends with `ClientClosedError`."""
+        """Close the client: everything open on it ends with `ClientClosedError`.
+
+        It waits, 5 seconds at the most, until the connections are closed and the leases that
+        sessions and locks leave behind are revoked; to be cancelled ends only the waiting. Again,
+        it does nothing.
+
+        Raises:
+            RuntimeError: The client belongs to another event loop.
+
+        Example:
+            client = Client("127.0.0.1:2379")
+            await client.aclose()
+        """
         await self._transport.aclose()

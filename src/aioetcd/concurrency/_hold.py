@@ -79,8 +79,16 @@ class Hold(ABC):
     async def wait_lost(self) -> EtcdError:
         """Wait until it is lost, and give the error that says why.
 
+        Any number of tasks may wait; to be cancelled ends the waiting alone.
+
         Raises:
             RuntimeError: It was left, and not lost before.
+
+        Example:
+            async with client.session(ttl=10, on_lost="ignore") as session:
+                await client.lease.revoke(session)  # somebody else, say
+                error = await session.wait_lost()
+                isinstance(error, LeaseLostError)  # True
         """
         return await self._guard.wait_lost()
 

@@ -55,6 +55,19 @@ class Lock(Hold):
     entered once. Holders are served in the order of their coming; of those that share a session one
     at a time stands in the queue, and they take turns among themselves. Do not use a name that is
     another lock's name followed by a slash and more.
+
+    Raises:
+        LockLostError: The lock was lost in the block, which was cancelled.
+        EtcdError: It was not acquired, by the causes of `acquire`.
+
+    Example:
+        async with client.lock("/locks/nightly", value="host-7") as lock:
+            lock.key.startswith(b"/locks/nightly/"), lock.is_lost  # (True, False)
+            try:
+                async with client.lock("/locks/nightly", blocking=False):
+                    ...
+            except LockNotAcquiredError as error:
+                error.holder.value  # b"host-7"
     """
 
     _kind = "lock"
@@ -127,6 +140,13 @@ class Lock(Hold):
 
         Raises:
             RuntimeError: The lock was not acquired.
+
+        Example:
+            async with client.lock("/locks/nightly") as lock:
+                result = await client.kv.txn(
+                    compare=[lock.is_owner()], success=[Op.put("/result", "42")]
+                )
+                result.succeeded  # True
         """
         self._check_acquired()
         return self._turn.is_owner()
@@ -145,14 +165,30 @@ class Lock(Hold):
             LockLostError: The lease or the key was lost while waiting.
             RuntimeError: It was entered before, or the session is not open.
             EtcdError: By cause.
+
+        Example:
+            lock = client.lock("/locks/nightly", timeout=5)
+            await lock.acquire()
+            try:
+                lock.is_lost  # False
+            finally:
+                await lock.release()
         """
         await self._enter()
 
     async def release(self) -> None:
         """Release a lock that was acquired without a block; again, it does nothing.
 
+        It waits, a second at the most, until the key is gone from the server, which goes on in the
+        background without whoever is cancelled or does not get an answer.
+
         Raises:
             RuntimeError: It was not acquired.
+
+        Example:
+            lock = client.lock("/locks/nightly")
+            await lock.acquire()
+            await lock.release()
         """
         self._check_acquired()
         await self._leave()

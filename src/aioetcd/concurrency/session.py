@@ -26,6 +26,17 @@ class Session(Hold):
 
     A session may be used by many tasks, and entered once. Locks may stand on its lease
     (``client.lock(..., session=session)``); those that still do when it is left are lost.
+
+    Raises:
+        LeaseLostError: The lease was lost in the block, which was cancelled.
+        RuntimeError: It is entered a second time.
+        EtcdError: The lease could not be granted, by cause, within the client's timeout.
+
+    Example:
+        async with client.session(ttl=10) as session:
+            await client.kv.put("/services/a", "10.0.0.7:80", lease=session)
+            0 < session.expires_in <= 10, session.is_lost  # (True, False)
+        (await client.kv.get("/services/a")).value  # None
     """
 
     _kind = "session"

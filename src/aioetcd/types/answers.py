@@ -71,7 +71,12 @@ class GetResponse(OpResponse):
         return self.kvs[0].text if self.kvs else None
 
     def as_dict(self) -> dict[bytes, bytes]:
-        """Give the values by their keys, in the order asked for."""
+        """Give the values by their keys, in the order asked for.
+
+        Example:
+            await kv.put("/config/a", "1")
+            (await kv.get("/config/", prefix=True)).as_dict()  # {b"/config/a": b"1"}
+        """
         return {kv.key: kv.value for kv in self.kvs}
 
 

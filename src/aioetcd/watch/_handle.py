@@ -183,7 +183,7 @@ class Watch:
         """Iterate over batches: all events of one or more whole revisions at a time.
 
         A batch without events is a bookmark: everything up to its revision was handed over. Others
-        have some 250 events at the most, or those of one larger revision.
+        have up to 250 events, and what else the last one's revision has.
 
         Raises:
             RuntimeError: The watch was closed or left before.
