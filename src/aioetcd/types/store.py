@@ -13,7 +13,12 @@ def _short(data: bytes) -> str:
 
 
 class EventType(enum.IntEnum):
-    """What happened to a key; it prints as its name."""
+    """What happened to a key; it prints as its name.
+
+    Attributes:
+        PUT: It was written.
+        DELETE: It was deleted, perhaps because its lease ended.
+    """
 
     PUT = 0
     DELETE = 1
@@ -26,7 +31,13 @@ class EventType(enum.IntEnum):
 
 
 class SortOrder(enum.IntEnum):
-    """The order of a sorted `get`. NONE is the server's own: by key, ascending."""
+    """The order of a sorted `get`.
+
+    Attributes:
+        NONE: The server's own: by key, ascending; by another target, ascending too.
+        ASCEND: From the least on.
+        DESCEND: From the greatest on.
+    """
 
     NONE = 0
     ASCEND = 1
@@ -34,7 +45,15 @@ class SortOrder(enum.IntEnum):
 
 
 class SortTarget(enum.IntEnum):
-    """What a `get` sorts by."""
+    """What a `get` sorts by.
+
+    Attributes:
+        KEY: The key, byte by byte.
+        VERSION: How often it was put since it was created.
+        CREATE: The revision that created it.
+        MOD: The revision that last changed it.
+        VALUE: The value, byte by byte.
+    """
 
     KEY = 0
     VERSION = 1

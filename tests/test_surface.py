@@ -1,0 +1,207 @@
+"""What is public: the names on each exported class, and the types in their signatures.
+
+A name that is added, renamed or lost fails here, and is a decision once it is written down.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import collections.abc
+import enum
+import inspect
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+
+import pytest
+
+import aioetcd
+
+CLASSES = {
+    name: exported
+    for name in aioetcd.__all__
+    if isinstance(exported := getattr(aioetcd, name), type)
+}
+
+# Of what Python calls by itself, that which users cause on purpose.
+PROTOCOLS = {
+    "__aenter__",
+    "__aiter__",
+    "__anext__",
+    "__bool__",
+    "__call__",
+    "__contains__",
+    "__enter__",
+    "__getitem__",
+    "__gt__",
+    "__iter__",
+    "__len__",
+    "__lt__",
+}
+
+PUBLIC = {
+    "Batch": "events revision",
+    "Client": "__aenter__ aclose kv lease lock session stats watch",
+    "ClientStats": (
+        "calls connections endpoint leases paused_watches reconnects retries soonest_expiry watches"
+    ),
+    "CompactResponse": "header",
+    "CompactedError": "compact_revision",
+    "Compare": "__bool__ create_revision exists lease missing mod_revision unchanged value version",
+    "CompareTarget": "__gt__ __lt__",
+    "DeadlineExceededError": "timeout",
+    "Default": "DEFAULT",
+    "DeleteResponse": "deleted prev_kvs",
+    "EtcdError": "code details endpoint maybe_applied",
+    "Event": "is_create is_modify kv mod_revision prev_kv type",
+    "EventType": "DELETE PUT",
+    "GetResponse": "as_dict count kv kvs more text value",
+    "HasLease": "lease_id",
+    "KV": "compact delete get put txn",
+    "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
+    "KeyValue": "create_revision key lease mod_revision text value version",
+    "Lease": "header id ttl",
+    "LeaseList": "header ids",
+    "LeaseLostError": "lease_id reason",
+    "LeaseRenewal": "header id ttl",
+    "LeaseRevokeResponse": "header",
+    "LeaseTimeToLive": "granted_ttl header id keys ttl",
+    "Leases": "grant keep_alive keep_alive_once leases revoke time_to_live",
+    "Lock": (
+        "__aenter__ acquire expires_in is_lost is_owner key lease_id release revision wait_lost"
+    ),
+    "LockNotAcquiredError": "holder",
+    "LockTimeoutError": "holder timeout",
+    "NoEndpointError": "reasons",
+    "Op": "delete get put txn",
+    "OpResponse": "header",
+    "PutResponse": "prev_kv",
+    "ResponseHeader": "cluster_id member_id raft_term revision",
+    "Session": "__aenter__ expires_in is_lost lease_id wait_lost",
+    "SortOrder": "ASCEND DESCEND NONE",
+    "SortTarget": "CREATE KEY MOD VALUE VERSION",
+    "TxnResponse": "__getitem__ responses succeeded",
+    "UnsupportedByServerError": "needs server_version",
+    "Watch": (
+        "__aenter__ __aiter__ __anext__ aclose batches is_connected request_progress revision "
+        "stale_for"
+    ),
+    "Watcher": "__call__",
+}
+"""What each exported class adds to those that it inherits from."""
+
+
+def bases_of_ours(cls: type) -> list[type]:
+    """Give a class and what it inherits from, as far as it is ours."""
+    return [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "aioetcd"]
+
+
+def assigned_in(cls: type) -> Iterator[str]:
+    """Give the attributes that the methods of a class assign, ``self.name = ...``."""
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        ):
+            yield node.attr
+
+
+def names_of(cls: type) -> set[str]:
+    """Give the public names of a class, those that it inherits from classes of ours included."""
+    names: set[str] = set()
+    for base in bases_of_ours(cls):
+        names.update(vars(base), inspect.get_annotations(base), assigned_in(base))
+    return {name for name in names if not name.startswith("_") or name in PROTOCOLS}
+
+
+def own_names_of(cls: type) -> set[str]:
+    """Give those of them that no other exported class has given it."""
+    inherited: set[str] = set()
+    for base in bases_of_ours(cls)[1:]:
+        if base in CLASSES.values():
+            inherited |= names_of(base)
+    return names_of(cls) - inherited
+
+
+def is_documented(cls: type, name: str) -> bool:
+    """Whether a name has a docstring, or an entry in the ``Attributes:`` of its class."""
+    for base in bases_of_ours(cls):
+        section = re.search(
+            r"^Attributes:\n((?: .*\n|\n)*)",
+            f"{inspect.cleandoc(base.__doc__ or '')}\n",
+            re.MULTILINE,
+        )
+        if section and re.search(rf"^    {name}: ", section[1], re.MULTILINE):
+            return True
+        if isinstance(base, enum.EnumType) and f"`{name}`" in (base.__doc__ or ""):
+            return True
+        attribute = vars(base).get(name)
+        if callable(attribute) or isinstance(attribute, property | staticmethod | classmethod):
+            return bool(attribute.__doc__)
+    return False
+
+
+def annotations_of(cls: type) -> Iterator[tuple[str, str]]:
+    """Give each annotation of a public name of a class, as it is written, with that name."""
+    for base in bases_of_ours(cls):
+        for field, annotation in inspect.get_annotations(base).items():
+            if not field.startswith("_"):
+                yield field, str(getattr(annotation, "__forward_arg__", annotation))
+        for name, attribute in vars(base).items():
+            if name.startswith("_") and name not in PROTOCOLS:
+                continue
+            function = attribute.fget if isinstance(attribute, property) else attribute
+            function = getattr(function, "__func__", function)  # of a static method
+            if inspect.isfunction(function):
+                for annotation in inspect.get_annotations(function).values():
+                    yield name, annotation
+
+
+def names_in(annotation: str) -> set[str]:
+    """Give the names that an annotation is made of."""
+    return {node.id for node in ast.walk(ast.parse(annotation)) if isinstance(node, ast.Name)}
+
+
+def is_of_python(name: str, cls: type) -> bool:
+    """Whether a name in an annotation needs no import of ours."""
+    modules = (builtins, typing, collections.abc, types)
+    variable = vars(sys.modules[cls.__module__]).get(name)
+    return any(hasattr(module, name) for module in modules) or isinstance(variable, typing.TypeVar)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_public_names(name: str) -> None:
+    """A class has the public names that are listed here, and no others."""
+    assert own_names_of(CLASSES[name]) == set(PUBLIC.get(name, "").split())
+
+
+def test_every_public_name_is_documented() -> None:
+    """Each public attribute of each exported class has a docstring, or stands in `Attributes:`."""
+    undocumented = [
+        f"{name}.{attribute}"
+        for name, cls in CLASSES.items()
+        for attribute in names_of(cls)
+        if not is_documented(cls, attribute)
+    ]
+    assert undocumented == []
+
+
+def test_what_annotations_name_is_exported() -> None:
+    """Whoever annotates what a public name takes or gives finds the type in `aioetcd`.
+
+    Annotations are read as they are written, so that an alias counts as well.
+    """
+    private = [
+        f"{name}.{method}: {part}"
+        for name, cls in CLASSES.items()
+        for method, annotation in annotations_of(cls)
+        for part in names_in(annotation)
+        if part not in aioetcd.__all__ and not is_of_python(part, cls)
+    ]
+    assert private == []
