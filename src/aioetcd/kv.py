@@ -37,6 +37,10 @@ class KV:
     when it surely was not applied; otherwise it raises, with ``maybe_applied`` set on the error.
     Cancelling a call sends nothing again either: a write may then have been applied.
 
+    Any call may raise, beside the errors that it names, `NoEndpointError` (nobody could be reached
+    in time), `UnavailableError` (the connection or the member broke), `DeadlineExceededError` and
+    `ClientClosedError`.
+
     Example:
         kv = client.kv
         await kv.put("greeting", "hello")
@@ -92,8 +96,6 @@ class KV:
             TypeError: An argument is of the wrong type.
             CompactedError: `revision` is no longer in the history.
             FutureRevisionError: `revision` has not happened yet.
-            NoEndpointError: No endpoint could be reached in time.
-            DeadlineExceededError: No answer in time.
             EtcdError: By cause.
 
         Example:
@@ -144,7 +146,8 @@ class KV:
                 None is none.
 
         Raises:
-            ValueError: An empty key, no value, or a value with `ignore_value`.
+            ValueError: An empty key, no value, a value with `ignore_value`, a lease with
+                `ignore_lease`, or an id that no lease has.
             TypeError: An argument is of the wrong type.
             KeyNotFoundError: `ignore_value` or `ignore_lease`, and there is no such key.
             LeaseNotFoundError: There is no such lease.
@@ -213,7 +216,7 @@ class KV:
         without a quorum: include a `get` where the comparison alone matters.
 
         Args:
-            compare: All must hold for `success` to be executed; none always do.
+            compare: All must hold for `success` to be executed; without any, it is.
             success: Operations, executed in order. By default a server takes 128 of them, as many
                 for `failure`, and as many comparisons.
             failure: Operations for the other case.

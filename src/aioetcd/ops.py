@@ -161,7 +161,8 @@ class Op(Generic[_Response_co]):
         """Write a key; the arguments are those of `KV.put`.
 
         Raises:
-            ValueError: An empty key, no value, or a value with `ignore_value`.
+            ValueError: An empty key, no value, a value with `ignore_value`, a lease with
+                `ignore_lease`, or an id that no lease has.
             TypeError: An argument is of the wrong type.
 
         Example:

@@ -74,6 +74,10 @@ class Leases:
     streams, which then take about three quarters of the CPU. Where the lease is to live as long as
     a block of code, `Client.session` does all of this.
 
+    Any call may raise, beside the errors that it names, `NoEndpointError` (nobody could be reached
+    in time), `UnavailableError` (the connection or the member broke), `DeadlineExceededError` and
+    `ClientClosedError`.
+
     Example:
         lease = await client.lease.grant(10)
         await client.kv.put("/services/a", "10.0.0.7:80", lease=lease)

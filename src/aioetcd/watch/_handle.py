@@ -48,7 +48,7 @@ class Watch:
         CompactedError: The events to go on from are no longer in the server's history: read
             again, and watch from there.
         DeadlineExceededError: It was not created within its timeout.
-        NoEndpointError: Nor could an endpoint be reached.
+        NoEndpointError: No endpoint could be reached within it.
         ClientClosedError: The client was closed.
         EtcdError: What else ended it, by cause. A lost connection does not.
 
@@ -209,7 +209,8 @@ class Watch:
 
         Raises:
             UnsupportedByServerError: Servers before 3.4.25 and 3.5.8 answer too early.
-            EtcdError: The server's version could not be read, by cause.
+            EtcdError: The watch was not created within its timeout, or the server's version not
+                read within the client's, by cause.
             RuntimeError: The watch was closed or left before.
 
         Example:
