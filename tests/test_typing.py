@@ -1,0 +1,165 @@
+"""What users write passes their type checkers, and what would go wrong does not.
+
+All that users would check stands in one folder and is checked by one run of each checker: the
+README's examples, those of ``examples/``, the right usages of ``data/typing/accepted.py``, and the
+wrong ones of ``data/typing/refused.py``, whose lines name the errors expected.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.test_readme import ROOT, Example, examples
+
+DATA = Path(__file__).parent / "data" / "typing"
+REFUSED = DATA / "refused.py"
+FILES = [*sorted((ROOT / "examples").glob("*.py")), DATA / "accepted.py", REFUSED]
+
+pytestmark = pytest.mark.packaging
+
+
+class Error(NamedTuple):
+    """What a checker says of a line; `rule` is what it calls that."""
+
+    file: str
+    line: int
+    rule: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.rule}: {self.text}"
+
+
+def run(*arguments: str | Path, cwd: Path) -> str:
+    """Run a module; it ends with 1 where it finds errors, and with more where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+def mypy(folder: Path) -> list[Error]:
+    """Give what mypy says of the files of a folder."""
+    out = run("mypy", "--strict", "--config-file=", "--output=json", ".", cwd=folder)
+    found = [json.loads(line) for line in out.splitlines()]
+    return [
+        Error(each["file"], each["line"], each["code"], each["message"])
+        for each in found
+        if each["severity"] == "error"
+    ]
+
+
+def pyright(folder: Path) -> list[Error]:
+    """Give what pyright says of the files of a folder."""
+    (folder / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    python = ("--pythonpath", sys.executable)
+    found = json.loads(run("basedpyright", "--outputjson", *python, cwd=folder))
+    assert found["summary"]["filesAnalyzed"] == len(list(folder.glob("*.py")))
+    return [
+        Error(
+            Path(each["file"]).name,
+            each["range"]["start"]["line"] + 1,
+            each.get("rule", "syntax"),
+            each["message"],
+        )
+        for each in found["generalDiagnostics"]
+    ]
+
+
+Checker = Callable[[Path], list[Error]]
+
+
+def written_out(example: Example) -> str:
+    """Give an example as a file, with the README's line numbers.
+
+    The body of a function gets its first line, and prints the results that it states: an expression
+    by itself is refused.
+    """
+    if example.kind != "body":
+        return "\n" * example.line + example.source
+    lines = example.source.encode().splitlines()  # the syntax tree counts bytes
+    for node in ast.walk(ast.parse(example.source)):
+        if isinstance(node, ast.Expr) and node.end_lineno in example.claims:
+            first, last = node.lineno - 1, node.end_lineno - 1
+            lines[last] = inserted(b")", lines[last], node.end_col_offset)
+            lines[first] = inserted(b"print(", lines[first], node.col_offset)
+    body = textwrap.indent(b"\n".join(lines).decode(), "    ")
+    head = "from aioetcd import Client\nasync def example(client: Client) -> None:\n"
+    return "\n" * (example.line - 2) + head + body + "\n"
+
+
+def inserted(text: bytes, line: bytes, at: int | None) -> bytes:
+    """Give a line with something inserted."""
+    return line[:at] + text + line[at:]
+
+
+def marks(checker: Checker) -> dict[int, str]:
+    """Give the rules that a checker has to name, by the lines of the wrong usages."""
+    pattern = re.compile(rf"# {checker.__name__}: ([\w-]+)")
+    found = map(pattern.search, REFUSED.read_text().splitlines())
+    return {number: match[1] for number, match in enumerate(found, 1) if match}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """All that is to be checked."""
+    for kind in ("body", "program", "service", "pytest"):
+        for example in examples(kind):
+            (tmp_path / f"README_{example}.py").write_text(written_out(example))
+    for file in FILES:
+        (tmp_path / file.name).write_text(file.read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize("checker", [mypy, pyright])
+def test_strict(checker: Checker, folder: Path) -> None:
+    """All that is right passes, and each wrong usage is refused as it says."""
+    found, expected = checker(folder), marks(checker)
+    wrong = {(REFUSED.name, line) for line in expected}
+    # More may follow from a wrong usage in its own line, and nothing elsewhere.
+    refused = [str(error) for error in found if (error.file, error.line) not in wrong]
+    assert not refused, "\n".join(refused)
+    said = {(error.line, error.rule) for error in found}
+    accepted = [f"{REFUSED.name}:{line}: {rule}" for line, rule in expected.items() - said]
+    assert not accepted, "\n".join(accepted)
+
+
+def test_marks() -> None:
+    """Each wrong usage names what both checkers say of it."""
+    assert marks(mypy).keys() == marks(pyright).keys()
+    assert len(marks(mypy)) >= 70
+
+
+def test_public_types_are_complete(tmp_path: Path) -> None:
+    """Nothing that users can reach has a type that checkers must guess."""
+    python = ("--pythonpath", sys.executable)
+    asked = ("--verifytypes", "aioetcd", "--ignoreexternal", "--outputjson")
+    found = json.loads(run("basedpyright", *asked, *python, cwd=tmp_path))["typeCompleteness"]
+    assert {each["name"]: messages(each) for each in found["symbols"] if is_guessed(each)} == {}
+    assert found["completenessScore"] == 1
+
+
+def is_guessed(symbol: dict[str, Any]) -> bool:
+    """Whether a symbol's type is not declared."""
+    return not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
+
+
+def messages(symbol: dict[str, Any]) -> list[str]:
+    """Give what is said of a symbol."""
+    return [each["message"] for each in symbol["diagnostics"]]
