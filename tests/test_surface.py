@@ -175,6 +175,16 @@ def is_of_python(name: str, cls: type) -> bool:
     return any(hasattr(module, name) for module in modules) or isinstance(variable, typing.TypeVar)
 
 
+def test_exported_names_are_ours_and_documented() -> None:
+    """Each name in `__all__` stands there once; a class or function is ours, with a docstring."""
+    assert len(set(aioetcd.__all__)) == len(aioetcd.__all__)
+    for name in aioetcd.__all__:
+        exported = getattr(aioetcd, name)
+        if isinstance(exported, type) or inspect.isfunction(exported):
+            assert exported.__module__.partition(".")[0] == "aioetcd", name
+            assert exported.__doc__, name
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_public_names(name: str) -> None:
     """A class has the public names that are listed here, and no others."""
