@@ -78,13 +78,3 @@ def test_what_is_private_is_imported_in_its_package_alone(module: Path) -> None:
         if name.split(".")[0] == "aioetcd":
             for owner in owners_of(name):
                 assert f"{package}.".startswith(f"{owner}."), f"{name} is of {owner} alone"
-
-
-def test_everything_public_is_exported_and_documented() -> None:
-    """Each name in `__all__` is there once, is ours, and has a docstring."""
-    assert len(set(aioetcd.__all__)) == len(aioetcd.__all__)
-    for name in aioetcd.__all__:
-        exported = getattr(aioetcd, name)
-        if isinstance(exported, type) or callable(exported):
-            assert exported.__doc__, name
-            assert exported.__module__.startswith("aioetcd"), name

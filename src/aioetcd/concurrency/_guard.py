@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from aioetcd.errors import EtcdError, LeaseLostError
 
 OnLost: TypeAlias = Literal["cancel", "ignore"]
+"""What the loss of a lock or session does to its block."""
 
 logger = logging.getLogger("aioetcd.concurrency")
 
