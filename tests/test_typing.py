@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,13 +20,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import aioetcd
 from tests.test_readme import ROOT, Example, examples
 
 DATA = Path(__file__).parent / "data" / "typing"
 REFUSED = DATA / "refused.py"
 FILES = [*sorted((ROOT / "examples").glob("*.py")), DATA / "accepted.py", REFUSED]
 
-pytestmark = pytest.mark.packaging
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(300)]
 
 
 class Error(NamedTuple):
@@ -42,9 +44,12 @@ class Error(NamedTuple):
 
 def run(*arguments: str | Path, cwd: Path) -> str:
     """Run a module; it ends with 1 where it finds errors, and with more where it fails."""
+    # ``--verifytypes`` does not follow the .pth file of an editable installation.
+    environment = os.environ | {"PYTHONPATH": str(Path(aioetcd.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
