@@ -278,13 +278,19 @@ async def test_the_next_start_sweeps_what_a_killed_process_left(
 
 
 def test_a_sweep_spares_what_is_not_ours(temporary: Path) -> None:
-    """A folder that is held, and one without our mark, stay; one that nobody filled goes."""
+    """A folder that is held, one without our mark and a link stay; one nobody filled goes."""
     held = Folder()
     (temporary / "aioetcd-server-strange").mkdir()
     (temporary / "aioetcd-server-strange" / "file").touch()
     (temporary / "aioetcd-server-empty").mkdir()
+    (temporary / "elsewhere").mkdir()
+    for name in ("owner", "file"):
+        (temporary / "elsewhere" / name).touch()
+    (temporary / "aioetcd-server-link").symlink_to(temporary / "elsewhere")
     sweep()
-    assert set(_folders(temporary)) == {held.path, temporary / "aioetcd-server-strange"}
+    spared = {temporary / f"aioetcd-server-{name}" for name in ("strange", "link")}
+    assert set(_folders(temporary)) == {held.path, *spared}
+    assert (temporary / "elsewhere" / "file").exists()
     held.remove()
     assert not held.path.exists()
 
