@@ -304,6 +304,7 @@ def test_an_answer_that_names_no_cluster_says_nothing_about_it() -> None:
     received(rules, created(state), 0)
     anonymous = rpc_pb2.WatchResponse(watch_id=state.watch_id, events=events(state, 11).events)
     received(rules, anonymous, 0)
+    assert rules.highest_revision == 11, "events show a revision too"
     received(rules, events(state, 12), 0)
     assert (taken(rules, state), state.error) == ([11, 12], None)
     foreign = rpc_pb2.WatchResponse(header=header(13, cluster_id=8), watch_id=state.watch_id)
