@@ -133,6 +133,19 @@ async def test_close_when_nobody_could_be_reached(proxy: FaultProxy) -> None:
             await client.aclose()
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_close_when_a_call_has_just_begun(proxy: FaultProxy, steps: int) -> None:
+    """Wherever a call is on its way to a connection, it ends with the client."""
+    proxy.refuse()
+    client = Client(proxy.endpoint)
+    call = asyncio.create_task(client.kv.put("k", "v", timeout=None))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    with anyio.fail_after(2):
+        await client.aclose()
+        await expect_closed(call, False)
+
+
 async def expect_closed(
     call: Awaitable[object], maybe_applied: bool | None = None, message: str = "closed"
 ) -> None:
@@ -284,7 +297,7 @@ async def test_closed_inside_what_stands_on_it(server: EtcdServer, client: Clien
 
 async def in_another_loop(use: Callable[[], Awaitable[object]]) -> None:
     async def bounded() -> None:
-        with anyio.fail_after(5):
+        async with asyncio.timeout(5):  # which ends a shielded wait, too
             await use()
 
     await anyio.to_thread.run_sync(lambda: asyncio.run(bounded()))
@@ -666,6 +679,12 @@ async def test_exception_of_a_users_task_group(hung: Client) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await block()
     assert caught.value.exceptions == (mine,)
+
+
+async def test_shortest_keepalive(server: EtcdServer) -> None:
+    """The 5 s that are told as the least for pings are allowed."""
+    async with Client(server.endpoint, keepalive_time=5) as client:
+        await client.kv.get("k")
 
 
 # --- fixtures and counters --------------------------------------------------------------------

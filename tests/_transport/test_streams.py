@@ -1,7 +1,8 @@
-"""The end of a stream is what the server says of it."""
+"""The end of a stream is what the server says of it, and another one follows at once."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -9,8 +10,10 @@ import anyio
 import pytest
 
 from aioetcd import Client, UnsupportedByServerError
+from aioetcd.testing.proxy import FaultProxy
 from tests.loops import LOOPS, run_on
 from tests.programs import stranger
+from tests.waiting import lateness
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -33,3 +36,16 @@ def test_a_final_refusal_is_told(loop: str, what: str, caplog: pytest.LogCapture
     # What gRPC says itself of a write that met the end is no reason to try again.
     assert "Method not found!" in caplog.text
     assert "Internal error" not in caplog.text
+
+
+@pytest.mark.fault("a connection that is cut again and again")
+async def test_back_at_once_however_often_it_was_lost(proxy: FaultProxy, direct: Client) -> None:
+    """A stream that has answered since its last loss does not wait the longer after the next."""
+    async with Client(proxy.endpoint) as client, client.watch("k") as watch, lateness() as late:
+        for _ in range(8):
+            assert proxy.cut() >= 1
+            await direct.kv.put("k", "v")
+            began = time.monotonic()
+            await anext(watch)
+            took = time.monotonic() - began
+            assert took < 0.8 + late.seconds  # from the seventh time on it would be 1 s or more

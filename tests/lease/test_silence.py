@@ -13,6 +13,7 @@ import pytest
 from aioetcd import Client
 from aioetcd._proto import rpc_pb2
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.harness import Faulty
 from tests.lease.signals import SECOND, LeaseWitness, wait_renewed_for, witnessed
 from tests.waiting import until
 
@@ -102,6 +103,21 @@ async def test_a_slow_link_is_not_left(quick_server: EtcdServer) -> None:
             await proxy.heal()
         for lease in leases:
             await witness.revoke(lease.id)
+
+
+@pytest.mark.fault("L9")
+async def test_the_only_member_is_waited_for(faulty: Faulty) -> None:
+    """Where there is nobody else to ask, a stream is not left for answers that take long."""
+    lease = await faulty.client.lease.grant(4)
+    async with faulty.client.lease.keep_alive(lease.id) as keep_alive:
+        await anext(keep_alive)
+        faulty.proxy.delay(1.2)  # each way: with another endpoint it would be left after 2 s
+        asked = time.monotonic()
+        while time.monotonic() < asked + 3:  # one that was asked for by now, at the earliest
+            await anext(keep_alive)
+        assert faulty.client.stats().reconnects == 0
+    await faulty.proxy.heal()
+    await faulty.client.lease.revoke(lease.id)
 
 
 @pytest.mark.fault("L4")

@@ -6,6 +6,7 @@ import base64
 import gc
 import re
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import anyio
 import pytest
 
 from aioetcd.testing import EtcdCluster, EtcdServer, EtcdStartError
+from aioetcd.testing._binary import ask
 from tests.waiting import until
 
 pytestmark = pytest.mark.fault("three members, and their elections")
@@ -131,6 +133,19 @@ async def test_a_member_that_cannot_start_fails_the_cluster() -> None:
         async with cluster:
             raise AssertionError("it cannot have started")
     assert not any(member.is_running for member in cluster.members)
+
+
+@pytest.mark.own_logic("what becomes of the others is decided here")
+async def test_whatever_stops_a_start_comes_out_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No group of errors, where a member fails by something else than etcd's end."""
+    cluster = EtcdCluster()
+    await ask(cluster.members[0].binary, "--help")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(FileNotFoundError, match="absent"):
+        async with cluster:
+            raise AssertionError("it cannot have started")
 
 
 @pytest.mark.own_logic("ports are picked here")

@@ -96,6 +96,20 @@ async def test_a_member_that_there_is_not_is_refused(cluster: EtcdCluster) -> No
     await stranger.aclose()
 
 
+async def test_nothing_is_cut_where_there_is_nothing() -> None:
+    """A cluster that is not open, or of one, does not pretend that a member was cut off."""
+    async with EtcdCluster(1) as single:
+        with pytest.raises(ValueError, match="no others"):
+            await single.isolate(0)
+    for cluster in (single, EtcdCluster()):
+        with pytest.raises(RuntimeError, match="not open"):
+            await cluster.isolate(0)
+        with pytest.raises(RuntimeError, match="not open"):
+            await cluster.partition([0], [1, 2])
+        with pytest.raises(RuntimeError, match="not open"):
+            cluster.peer_proxy(0, 0)
+
+
 @pytest.mark.parametrize(
     "groups", [[[0, 1, 2]], [[0, 1]], [[0], [1]], [[0, 1], [1, 2]], [[0, 1, 2], []]]
 )

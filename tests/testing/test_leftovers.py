@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import anyio
 import pytest
@@ -91,6 +92,39 @@ async def test_a_script_leaves_no_etcd(
     await server.aclose()
 
 
+async def test_what_a_script_started_is_given_its_time(
+    temporary: Path, script: Callable[[str], Path]
+) -> None:
+    """A stop waits for all that got its signal, where the script itself is gone at once."""
+    ended = temporary / "ended"
+    lines = f"""(
+        trap 'sleep 0.3; touch {ended}; kill $etcd; exit' TERM
+        "$ETCD" "$@" & etcd=$!
+        wait $etcd; wait
+    )
+    exit $?"""
+    server = EtcdServer(script(lines), quick=True)
+    await server.start()
+    await server.stop()
+    assert ended.exists()
+    assert _etcds(temporary) == []
+    await server.aclose()
+
+
+async def test_a_process_that_the_kernel_reaps(temporary: Path) -> None:
+    """Where the test process ignores its children's ends, a server ends all the same."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        async with EtcdServer(quick=True) as server:
+            os.kill(server.pid, signal.SIGKILL)
+            await until(lambda: not server.is_running)
+            await server.start()
+            assert await server.is_healthy()
+        assert _etcds(temporary) == []
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 async def test_what_an_ended_script_started_is_ended(
     temporary: Path, script: Callable[[str], Path]
 ) -> None:
@@ -158,9 +192,9 @@ async def test_quick_is_for_one_server_too() -> None:
     async with EtcdServer(quick=True) as server:
         granted = await server.gateway("lease/grant", {"TTL": "1"})
     assert granted["TTL"] == "1"
-    async with EtcdServer(quick=True, args=["--election-timeout=2000"]) as server:
+    async with EtcdServer(quick=True, args=["--election-timeout=1000"]) as server:
         granted = await server.gateway("lease/grant", {"TTL": "1"})
-    assert granted["TTL"] == "3"  # an argument wins
+    assert granted["TTL"] == "2"  # an argument wins
 
 
 async def test_a_failed_start_names_the_member() -> None:
@@ -175,30 +209,50 @@ async def test_a_failed_start_names_the_member() -> None:
 # -- a process that is killed ----------------------------------------------------------------
 
 _PARENT = """
-import anyio, os, sys
-from aioetcd.testing import EtcdCluster, EtcdServer
+import anyio, contextlib, sys
+from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
+
+what, how, *binary = sys.argv[1:]
+
+@contextlib.asynccontextmanager
+async def proxied():
+    async with EtcdServer(quick=True) as server, FaultProxy(server.endpoint) as proxy:
+        host, _, port = proxy.endpoint.partition(":")
+        async with await anyio.connect_tcp(host, int(port)) as stream:
+            await proxy.wait_for_connections(1)
+            proxy.blackhole()
+            await stream.send(b"GET / HTTP/1.0")
+            yield
+
+makers = {"server": lambda: EtcdServer(*binary, quick=True), "cluster": EtcdCluster}
 
 async def main():
-    binary = sys.argv[2] if sys.argv[2:] else None
-    opened = EtcdServer(binary, quick=True) if sys.argv[1] == "server" else EtcdCluster(3)
     print("begins", flush=True)
-    async with opened:
-        print("runs", flush=True)
-        await anyio.sleep(600)
+    while True:
+        async with makers.get(what, proxied)():
+            print("runs", flush=True)
+            if how == "stays":
+                await anyio.sleep_forever()
 
 anyio.run(main)
 """
 
 
 @contextlib.contextmanager
-def _parent(temporary: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", _PARENT, *arguments]
+def _parent(
+    temporary: Path, *arguments: str, number: int = signal.SIGKILL, errors: IO[str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that has servers, and ends by a signal when the block is left."""
+    command = [sys.executable, "-X", "dev", "-c", _PARENT, *arguments]
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+    ) as parent:
         try:
             yield parent
         finally:
-            parent.kill()
+            parent.send_signal(number)
+            parent.communicate(timeout=20)
 
 
 async def test_the_next_start_sweeps_what_a_killed_process_left(
@@ -206,12 +260,12 @@ async def test_the_next_start_sweeps_what_a_killed_process_left(
 ) -> None:
     """Its folder is removed, with an etcd behind a script; that of one that lives stays."""
     wrapper = str(script('"$ETCD" "$@"\nexit $?'))
-    with _parent(temporary, "server") as living:
+    with _parent(temporary, "server", "stays") as living:
         assert living.stdout is not None
         for _ in range(2):
             await anyio.to_thread.run_sync(living.stdout.readline)
         kept = _folders(temporary)
-        with _parent(temporary, "server", wrapper) as parent:
+        with _parent(temporary, "server", "stays", wrapper) as parent:
             assert parent.stdout is not None
             for _ in range(2):
                 await anyio.to_thread.run_sync(parent.stdout.readline)
@@ -224,13 +278,19 @@ async def test_the_next_start_sweeps_what_a_killed_process_left(
 
 
 def test_a_sweep_spares_what_is_not_ours(temporary: Path) -> None:
-    """A folder that is held, and one without our mark, stay; one that nobody filled goes."""
+    """A folder that is held, one without our mark and a link stay; one nobody filled goes."""
     held = Folder()
     (temporary / "aioetcd-server-strange").mkdir()
     (temporary / "aioetcd-server-strange" / "file").touch()
     (temporary / "aioetcd-server-empty").mkdir()
+    (temporary / "elsewhere").mkdir()
+    for name in ("owner", "file"):
+        (temporary / "elsewhere" / name).touch()
+    (temporary / "aioetcd-server-link").symlink_to(temporary / "elsewhere")
     sweep()
-    assert set(_folders(temporary)) == {held.path, temporary / "aioetcd-server-strange"}
+    spared = {temporary / f"aioetcd-server-{name}" for name in ("strange", "link")}
+    assert set(_folders(temporary)) == {held.path, *spared}
+    assert (temporary / "elsewhere" / "file").exists()
     held.remove()
     assert not held.path.exists()
 
@@ -369,17 +429,30 @@ async def test_cancelled_at_any_moment(
             await task
 
 
-@pytest.mark.parametrize(("what", "times"), [("server", 14), ("cluster", 6)])
+@pytest.mark.parametrize(("what", "times"), [("server", 8), ("cluster", 5), ("proxy", 5)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.alone("starts and kills many processes")
-async def test_killed_at_any_moment(
-    temporary: Path, what: str, times: int, rng: random.Random
+async def test_ended_by_a_signal_at_any_moment(
+    temporary: Path, number: signal.Signals, what: str, times: int, rng: random.Random
 ) -> None:
-    """A process that is killed while it starts or stops servers leaves none, and no folder."""
+    """A process that a signal ends while it starts and stops servers leaves none, and no folder.
+
+    By Ctrl-C it leaves in order, and the rest is the next start's to sweep.
+    """
     for _ in range(times):
-        with _parent(temporary, what) as parent:
-            assert parent.stdout is not None
-            await anyio.to_thread.run_sync(parent.stdout.readline)
-            await anyio.sleep(rng.uniform(0, 0.7))  # the moment
+        with tempfile.TemporaryFile("w+") as errors:
+            with _parent(temporary, what, "repeats", number=number, errors=errors) as parent:
+                assert parent.stdout is not None
+                await anyio.to_thread.run_sync(parent.stdout.readline)
+                await anyio.sleep(rng.uniform(0, 1.5))  # the moment
+            errors.seek(0)
+            told = errors.read()
+        assert parent.returncode == -number, told
+        assert "Warning" not in told
+        assert "destroyed" not in told
+        if number == signal.SIGINT:
+            assert _folders(temporary) == []
+            assert _etcds(temporary) == []
     await until(lambda: _etcds(temporary) == [])
     sweep()
     assert _folders(temporary) == []

@@ -124,7 +124,38 @@ def test_own_servers(pytester: pytest.Pytester) -> None:
     )
     result = run(pytester)
     result.assert_outcomes(passed=3, errors=1)
-    result.stdout.fnmatch_lines(["*UsageError: the marker etcd takes args=, binary= and members="])
+    result.stdout.fnmatch_lines(
+        ["*UsageError: the marker etcd takes args=, binary=, members= and*"]
+    )
+
+
+@pytest.mark.fault("starts an interpreter and four etcds")
+def test_own_servers_are_quick(pytester: pytest.Pytester) -> None:
+    """A test's own servers elect quickly, unless its marker says otherwise."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        async def shortest(server):
+            return (await server.gateway("lease/grant", {"TTL": "1"}))["TTL"]
+
+        async def test_server(etcd_own_server):
+            assert await shortest(etcd_own_server) == "1"
+
+        @pytest.mark.etcd(members=1)
+        async def test_cluster(etcd_cluster):
+            assert await shortest(await etcd_cluster.leader()) == "1"
+
+        @pytest.mark.etcd(quick=False)
+        async def test_slow_server(etcd_own_server):
+            assert await shortest(etcd_own_server) == "2"
+
+        @pytest.mark.etcd(members=1, quick=False)
+        async def test_slow_cluster(etcd_cluster):
+            assert await shortest(await etcd_cluster.leader()) == "2"
+        """
+    )
+    run(pytester, "--asyncio-mode=auto").assert_outcomes(passed=4)
 
 
 def test_binary_of_the_configuration(pytester: pytest.Pytester) -> None:
@@ -141,20 +172,31 @@ def test_logs_of_a_failed_test(pytester: pytest.Pytester) -> None:
     """A failed test's report has the logs of its etcds, and their data is kept where asked for."""
     pytester.makepyfile(
         """
+        import pytest
+
         async def test_passes(etcd_own_server):
             pass
 
-        async def test_fails(etcd_own_server, etcd_server):
+        @pytest.mark.parametrize("path", ["a/../b"])
+        async def test_fails(etcd_own_server, etcd_server, path):
+            assert False
+
+        async def test_closes(etcd_own_server):
+            await etcd_own_server.aclose()
             assert False
         """
     )
+    pytester.makepyfile(test_other="async def test_fails(etcd_own_server): assert False")
     kept = pytester.path / "kept"
-    result = run(pytester, "--asyncio-mode=auto", f"--etcd-keep={kept}")
-    result.assert_outcomes(passed=1, failed=1)
-    assert result.stdout.str().count("etcd's log (default)") == 2
-    assert [each.name for each in kept.iterdir()] == ["test_fails"]
-    assert (kept / "test_fails" / "default" / "data" / "member").is_dir()
-    assert (kept / "test_fails" / "default" / "log").read_text().startswith("{")
+    for _ in range(2):
+        result = run(pytester, "--asyncio-mode=auto", f"--etcd-keep={kept}")
+        result.assert_outcomes(passed=1, failed=3)
+        assert result.stdout.str().count("etcd's log (default)") == 3
+    names = ["test_logs_of_a_failed_test.py-test_fails[a-..-b]", "test_other.py-test_fails"]
+    assert sorted(each.name for each in kept.iterdir()) == names
+    for name in names:
+        assert (kept / name / "default" / "data" / "member").is_dir()
+        assert (kept / name / "default" / "log").read_text().startswith("{")
 
 
 def test_missing_etcd_is_told(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import os
@@ -20,6 +21,7 @@ from aioetcd.testing import (
     EtcdNotFoundError,
     EtcdServer,
     EtcdStartError,
+    _binary,
     find_binary,
 )
 from aioetcd.testing import server as server_module
@@ -92,6 +94,14 @@ async def test_version_is_the_binarys() -> None:
     assert ".".join(map(str, server.version_info)) == numbers
 
 
+async def test_version_is_known_once_a_server_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not keep the loop waiting for a program then."""
+    monkeypatch.setattr(_binary, "_answers", {})
+    async with EtcdServer(quick=True) as server:
+        monkeypatch.setattr(_binary, "spawn", None)
+        assert server.version
+
+
 @pytest.mark.contract
 async def test_kill_and_start_keep_data_and_endpoint() -> None:
     """After a crash the server comes back at the same endpoint with what was written."""
@@ -121,6 +131,8 @@ async def test_pause_stops_answers_until_resume() -> None:
     async with EtcdServer(quick=True) as server:
         await server.pause()
         assert server.is_paused
+        threads = Path(f"/proc/{server.pid}/task").glob("*/stat")
+        assert {path.read_text().rpartition(")")[2].split()[0] for path in threads} <= {"T"}
         with pytest.raises(TimeoutError), anyio.fail_after(0.3):
             await put(server, "a", "1")
         await server.resume()
@@ -211,6 +223,33 @@ async def test_gateway_reports_refusals() -> None:
     async with EtcdServer(quick=True) as server:
         with pytest.raises(RuntimeError, match="requested lease not found"):
             await server.gateway("lease/revoke", {"ID": "12345"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.0 200 OK\r\nContent-Le",
+        b'HTTP/1.0 200 OK\r\nContent-Length: 15\r\n\r\n{"health":true',
+        b'HTTP/1.0 200 OK\r\n\r\n{"health":"tr',
+        b"SSH-2.0\r\n\r\n",
+    ],
+)
+async def test_half_an_answer_is_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that dies while it answers is told as a lost connection, and is not healthy."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = EtcdServer()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        monkeypatch.setattr(server, "_client_port", listener.sockets[0].getsockname()[1])
+        assert not await server.is_healthy()
+        with pytest.raises(ConnectionResetError):
+            await server.gateway("maintenance/status")
+    await server.aclose()
 
 
 @pytest.mark.contract

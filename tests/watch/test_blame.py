@@ -107,6 +107,18 @@ def test_a_large_one_is_a_suspect_from_the_beginning() -> None:
     assert [state.error for state in (healthy, *beside)] == [None] * 3
 
 
+def test_a_range_with_a_large_end_is_large_too() -> None:
+    """The request is what the server measures: nobody is created beside it."""
+    rules, (healthy,) = opened(1)
+    received(rules, created(healthy), 0)
+    large = WatchState(WatchSpec(b"a", range_end=LARGE), 1, lambda: None)
+    rules.add(large)
+    (beside,) = add(rules, b"beside")
+    assert creations(sent(rules)) == [b"a"]
+    refuse_stream(rules)
+    assert (large.phase, beside.error, healthy.error) == (Phase.ENDED, None, None)
+
+
 def test_nobody_is_created_beside_a_suspect() -> None:
     """Who comes while a suspect is tried waits for the answer, and cannot be blamed."""
     rules, (suspect,) = opened(1)
@@ -166,6 +178,7 @@ def test_a_suspect_that_is_given_up_on_trial_ends_nobody() -> None:
     create_all(rules, [healthy])
     assert suspect.phase is Phase.CREATING
     rules.cancel(suspect)
+    assert not rules._suspects, "nothing is kept of who has ended"
     (late,) = add(rules, b"late")
     refuse_stream(rules)
     answer_probe(rules)

@@ -244,6 +244,23 @@ async def test_revision_of_a_loop_over_events(client: Client) -> None:
         assert revision == before + 1
 
 
+@pytest.mark.parametrize("in_a_block", [True, False], ids=["block", "loop"])
+async def test_revision_of_a_watch_left_amid_a_txn(client: Client, *, in_a_block: bool) -> None:
+    """What nobody took does not count as handed over: a new watch from there has all of it."""
+    revision = await put_together(client, "k1", "k2", "k3")
+    watch = client.watch("k", prefix=True, start_revision=revision)
+    if in_a_block:
+        async with watch:
+            assert len(await take(watch, 1)) == 1
+    else:
+        with anyio.fail_after(10):
+            async for _ in watch:
+                break
+    assert watch.revision == revision - 1
+    async with client.watch("k", prefix=True, start_revision=watch.revision + 1) as again:
+        assert revisions(await take(again, 3)) == [revision] * 3
+
+
 async def test_leaving_and_entering_loops_again(client: Client) -> None:
     """Inside the block loops may end anywhere, in the middle of a batch too: nothing is lost."""
     async with client.watch("k", prefix=True) as watch:

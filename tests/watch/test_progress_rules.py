@@ -116,6 +116,88 @@ def test_a_start_that_was_reached_meanwhile_stands_in_nobodys_way() -> None:
     assert kinds(sent(rules)) == ["progress"]
 
 
+def test_what_the_status_shows_stands_in_nobodys_way_either() -> None:
+    """The answer that tells the server's version tells how far its store is, as any other."""
+    rules, (first, ahead) = opened(1, 15)
+    received(rules, created(first), 0)
+    received(rules, created(ahead), 0)
+    rules.ask_progress(first, 10)
+    rules.checked_version(20, trusted=True)
+    assert kinds(sent(rules)) == ["progress"]
+
+
+def test_the_version_is_asked_for_when_somebody_wants_to_know_progress() -> None:
+    """Once by the first who asks on a stream, and on the next one by whose answer is still due."""
+    asked: list[bool] = []
+    rules = WatchRules(lambda: asked.append(True))
+    state = add(rules, 1)
+    rules.opened("here", 0)
+    sent(rules)
+    received(rules, created(state), 0)
+    assert asked == []
+    rules.ask_progress(state, 10)
+    assert asked == [True]
+    rules.checked_version(10, trusted=True)
+    rules.ask_progress(state, 10)
+    assert asked == [True]
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    sent(rules)
+    assert asked == [True]
+    received(rules, created(state, 50), 2)
+    assert (asked, rules.wants_version) == ([True, True], True)
+
+
+def test_a_server_that_answers_too_early_is_not_asked() -> None:
+    """A resumed stream may lead to an older server: the question waits, and so does the clock."""
+    rules, (state, ahead) = opened(1, 11)
+    received(rules, created(state), 0)
+    received(rules, created(ahead), 0)
+    rules.ask_progress(state, 10)
+    rules.checked_version(10, trusted=False)
+    assert not rules.wants_version, "it is known now"
+    assert kinds(sent(rules)) == []
+    assert rules.next_tick() is None
+    add(rules, 12)
+    assert kinds(sent(rules)) == ["create 12"]
+
+
+def test_what_was_asked_on_the_last_stream_counts_for_nothing_on_the_next() -> None:
+    """Neither its answers nor what it left unanswered: the questions are counted anew."""
+    for answered in (True, False):
+        rules, (state, other) = asking(1, 1)
+        assert kinds(sent(rules)) == ["progress"]
+        if answered:
+            received(rules, progress(10), 0)
+            rules.take(state)
+            rules.ask_progress(state, 10)
+        rules.lost(UnavailableError("cut"), final=False, now=1)
+        rules.opened("there", 2)
+        for each in (state, other):
+            sent(rules)
+            received(rules, created(each, 20), 2)
+        rules.checked_version(20, trusted=True)
+        assert kinds([r for r in [rules.next_request(2)] if r]) == ["progress"]
+        late = add(rules, 5)
+        sent(rules)
+        received(rules, created(late, 20), 2)
+        received(rules, progress(20), 2)
+        assert bookmarks(rules, state) == [(0, 20)], "its own question was answered"
+        assert bookmarks(rules, late) == [], "what was asked before it began"
+
+
+def test_a_bookmark_from_beyond_the_creation_is_a_watchs_own() -> None:
+    """Whenever it was asked for: it was told after the watch began, and so were its events."""
+    rules, (state,) = asking(1)
+    assert kinds(sent(rules)) == ["progress"]
+    late = add(rules, 5)
+    sent(rules)
+    received(rules, created(late, 20), 0)
+    received(rules, progress(21), 0)
+    assert bookmarks(rules, state) == [(0, 21)]
+    assert bookmarks(rules, late) == [(0, 21)]
+
+
 @pytest.mark.parametrize("compacted", [11, 12])
 def test_a_compaction_of_what_it_does_not_need(compacted: int) -> None:
     """Created from earlier than it needs and compacted up to its start: it lost nothing."""
@@ -137,6 +219,25 @@ def test_a_compaction_of_what_it_does_not_need(compacted: int) -> None:
     received(rules, events(state, 11, header_revision=20), 0)
     assert kinds(sent(rules)) == ["progress"]
     assert (taken(rules, state), state.error) == ([11], None)
+
+
+def test_a_compaction_amid_fragments_of_what_it_needs() -> None:
+    """What was not whole comes again with the new creation, and is not there twice."""
+    rules, (state,) = asking(11)
+    sent(rules)
+    received(rules, created(state, 20), 0)
+    received(rules, events(state, 11, fragment=True, header_revision=20), 0)
+    cancel = rpc_pb2.WatchResponse(
+        header=rpc_pb2.ResponseHeader(cluster_id=7),
+        watch_id=state.watch_id,
+        canceled=True,
+        compact_revision=11,
+    )
+    assert received(rules, cancel, 0), "there is a creation to send"
+    assert kinds(sent(rules)) == ["create 11"]
+    received(rules, created(state, 20), 0)
+    received(rules, events(state, 11, 11, header_revision=20), 0)
+    assert taken(rules, state) == [11, 11]
 
 
 def test_who_asked_is_not_forgotten_on_the_next_stream() -> None:
@@ -187,6 +288,20 @@ def test_a_bookmark_between_two_fragments_is_not_taken() -> None:
     assert bookmarks(rules, state) == []
     received(rules, events(state, 8, 9), 0)
     assert bookmarks(rules, state) == [(3, 9)]
+
+
+def test_who_cannot_be_told_yet_does_not_ask_without_pause() -> None:
+    """The next question is due after the interval, whoever else was created since the last one."""
+    rules, (state,) = asking(1)
+    sent(rules)
+    late = add(rules, 5)
+    sent(rules)
+    received(rules, created(late, 20), 0)
+    received(rules, events(state, 8, fragment=True, header_revision=20), 0)
+    assert not received(rules, progress(20), 0)
+    assert bookmarks(rules, state) == bookmarks(rules, late) == []
+    assert rules.next_request(0.1) is None
+    assert kinds([r for r in [rules.next_request(1)] if r]) == ["progress"]
 
 
 def test_bookmarks_do_not_pile_up() -> None:

@@ -80,6 +80,32 @@ def test_cancels_of_a_stream_are_not_sent_on_the_next_one() -> None:
     assert sent(rules) == []
 
 
+def test_a_paused_watch_that_is_given_up_ends_nobody_who_has_its_old_id_now() -> None:
+    """A proxy's ids begin anew with each stream: that of a paused watch may be another's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "INBOX_EVENTS", 1)
+        rules = WatchRules(lambda: None)
+        paused, other = states = [WatchState(WatchSpec(b"k"), 1, lambda: None) for _ in range(2)]
+        for state in states:
+            rules.add(state)
+        rules.opened("proxy", 0)
+        answer = rpc_pb2.WatchResponse(header=header(10), watch_id=0, created=True)
+        assert len(sent(rules)) == 1
+        received(rules, answer, 0)
+        received(rules, events(paused, 2), 0)
+        received(rules, events(paused, 3), 0)
+        assert (paused.phase, paused.watch_id) == (Phase.PAUSED, 0)
+        rules.lost(UnavailableError("cut"), final=False, now=1)
+        rules.opened("proxy", 2)
+        assert len(sent(rules)) == 1
+        received(rules, answer, 2)
+        assert (other.phase, other.watch_id) == (Phase.OPEN, 0)
+        rules.cancel(paused)
+        assert sent(rules) == []
+        received(rules, events(other, 4), 2)
+        assert taken(rules, other) == [4]
+
+
 def test_what_an_idle_stream_left_unanswered_is_no_burden_to_the_next() -> None:
     """A stream that nobody wanted any more is not lost; what it had not answered never comes."""
     rules, (given_up, refusal) = opened(1, 1)
@@ -107,6 +133,15 @@ def test_an_anonymous_refusal_waits_for_the_other_answers(refusal_id: int) -> No
     assert second.phase is Phase.ENDED
     assert isinstance(second.error, PermissionDeniedError)
     assert first.phase is third.phase is Phase.OPEN
+
+
+def test_several_anonymous_refusals_are_told_in_the_order_of_the_creations() -> None:
+    """The server answers in order: each hears its own reason."""
+    rules, (first, second) = opened(None, None)
+    received(rules, refused(-1), 0)
+    received(rules, refused(-1, "mvcc: watcher range is empty"), 0)
+    assert isinstance(first.error, PermissionDeniedError)
+    assert isinstance(second.error, InvalidRequestError)
 
 
 def test_no_creation_is_sent_while_a_refusal_is_unsettled() -> None:
@@ -190,6 +225,21 @@ def test_what_was_delivered_is_dropped_when_it_comes_again() -> None:
     assert taken(rules, state) == [2, 3, 4]
 
 
+def test_a_member_that_lags_sends_nothing_older_than_a_resumed_watch_needs() -> None:
+    """What is older than a watch from now on is dropped too, though none of it was delivered."""
+    rules, (state,) = opened(None)
+    received(rules, created(state, 10), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("behind", 2)
+    (request,) = sent(rules)
+    assert request.create_request.start_revision == 11
+    received(rules, created(state, 8), 2)
+    received(rules, events(state, 9, 10, header_revision=10), 2)
+    assert taken(rules, state) == []
+    received(rules, events(state, 10, 11, header_revision=11), 2)
+    assert taken(rules, state) == [11]
+
+
 def test_progress_behind_the_start_does_not_move_it_back() -> None:
     """A server may announce a revision below a start in the future."""
     rules, (state,) = opened(100)
@@ -246,6 +296,20 @@ def test_another_cluster_ends_everything() -> None:
         2,
     )
     assert (again.phase, rules.suspicion) == (Phase.OPEN, None)
+
+
+def test_an_answer_that_names_no_cluster_says_nothing_about_it() -> None:
+    """Proxies leave the header out of some answers: what comes next is measured as before."""
+    rules, (state,) = opened(1)
+    received(rules, created(state), 0)
+    anonymous = rpc_pb2.WatchResponse(watch_id=state.watch_id, events=events(state, 11).events)
+    received(rules, anonymous, 0)
+    assert rules.highest_revision == 11, "events show a revision too"
+    received(rules, events(state, 12), 0)
+    assert (taken(rules, state), state.error) == ([11, 12], None)
+    foreign = rpc_pb2.WatchResponse(header=header(13, cluster_id=8), watch_id=state.watch_id)
+    received(rules, foreign, 0)
+    assert isinstance(state.error, ClusterMismatchError)
 
 
 @pytest.mark.parametrize(("read", "ends"), [(50, False), (49, True)])
@@ -368,6 +432,26 @@ def test_a_full_inbox_pauses_that_watch_alone() -> None:
         assert fast.phase is Phase.OPEN
 
 
+def test_a_pause_is_told_to_the_server_at_once() -> None:
+    """The stream's writer learns that there is something to send: it would sleep otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "INBOX_EVENTS", 1)
+        rules, (state,) = opened(1)
+        assert received(rules, created(state), 0), "others may be waiting for that"
+        assert not received(rules, events(state, 2), 0)
+        assert received(rules, events(state, 3), 0)
+        assert [request.cancel_request.watch_id for request in sent(rules)] == [state.watch_id]
+
+
+def test_only_paused_watches_count_as_paused() -> None:
+    """One that waits for its creation, or for the next stream, is held up by no consumer."""
+    rules, (state,) = opened(1)
+    assert rules.counts() == (1, 0)
+    received(rules, created(state), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    assert (state.phase, rules.counts()) == (Phase.WAITING, (1, 0))
+
+
 def test_large_values_fill_an_inbox_too() -> None:
     """The inbox is bounded by bytes as well as by events."""
     rules, (state,) = opened(1)
@@ -438,6 +522,117 @@ def test_closing_ends_everything_at_once() -> None:
     assert isinstance(state.error, ClientClosedError)
 
 
+def test_the_consumer_is_woken_by_all_that_it_waits_for() -> None:
+    """The creation, events, a bookmark and the end: who sleeps through one sleeps for ever."""
+    woken: list[str] = []
+    rules, (state,) = opened(1)
+    state.notify = lambda: woken.append(state.phase.value)
+    received(rules, created(state), 0)
+    assert woken == ["created"]
+    received(rules, events(state, 2), 0)
+    assert woken == ["created"] * 2
+    received(rules, rpc_pb2.WatchResponse(header=header(60), watch_id=state.watch_id), 0)
+    assert woken == ["created"] * 3
+    rules.close(ClientClosedError("closed"))
+    assert woken == ["created"] * 3 + ["ended"]
+
+
+def test_what_ends_before_it_was_sent_is_not_sent() -> None:
+    """A watch that waits for its creation and is given up leaves nothing at the server."""
+    rules, (first,) = opened(1)
+    received(rules, created(first), 0)
+    second = WatchState(WatchSpec(b"k"), None, lambda: None)
+    rules.add(second)
+    rules.cancel(second)
+    assert sent(rules) == []
+
+
+def test_the_creation_says_all_that_was_asked_for() -> None:
+    """Each option reaches the server, and none that nobody asked for does."""
+    nodelete = rpc_pb2.WatchCreateRequest.NODELETE
+    full = WatchSpec(b"k", b"l", True, True, True, (nodelete,)).to_message(7, 3).create_request
+    assert (full.key, full.range_end, full.watch_id, full.start_revision) == (b"k", b"l", 7, 3)
+    assert (full.prev_kv, full.progress_notify, full.fragment) == (True, True, True)
+    assert list(full.filters) == [nodelete]
+    bare = WatchSpec(b"k").to_message(7, None).create_request
+    assert bare == rpc_pb2.WatchCreateRequest(key=b"k", watch_id=7)
+
+
+def test_a_paused_watch_forgets_what_was_not_whole() -> None:
+    """Its first fragment comes again when it goes on: it is not counted, or delivered, twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "INBOX_EVENTS", 1)
+        rules, (state,) = opened(1)
+        received(rules, created(state), 0)
+        received(rules, events(state, 2, 3, fragment=True), 0)
+        received(rules, events(state, 3, 3), 0)
+        assert (state.phase, state.partial, state.partial_bytes) == (Phase.PAUSED, [], 0)
+        assert taken(rules, state) == [2]
+        cancel, create = sent(rules)
+        assert cancel.cancel_request.watch_id == 1
+        assert create.create_request.start_revision == 3
+        received(rules, created(state), 0)
+        received(rules, events(state, 3, 3, 3), 0)
+        assert taken(rules, state) == [3, 3, 3]
+
+
+def test_a_creation_given_up_settles_the_refusal_that_waits_for_it() -> None:
+    """Answered, it is not the refused one: the other is."""
+    rules, (given_up, other) = opened(None, None)
+    rules.cancel(given_up)
+    received(rules, refused(-1), 0)
+    assert other.phase is Phase.CREATING
+    received(rules, created(given_up), 0)
+    assert isinstance(other.error, PermissionDeniedError)
+
+
+def test_the_created_revision_is_that_of_the_first_creation() -> None:
+    """A resumed watch still says where it began."""
+    rules, (state,) = opened(None)
+    received(rules, created(state, 10), 0)
+    rules.lost(UnavailableError("cut"), final=False, now=1)
+    rules.opened("there", 2)
+    sent(rules)
+    received(rules, created(state, 30), 2)
+    assert (state.created_revision, state.opened_revision) == (10, 30)
+
+
+def test_a_server_that_is_level_is_not_suspected() -> None:
+    """Only one behind what was shown is asked about; one that creation shows counts as shown."""
+    rules, (state,) = opened(1)
+    received(rules, created(state, 30), 0)
+    for revision, suspected in ((30, False), (29, True)):
+        rules.lost(UnavailableError("cut"), final=False, now=1)
+        rules.opened("there", 2)
+        sent(rules)
+        received(rules, created(state, revision), 2)
+        assert (rules.suspicion is not None) == suspected
+
+
+def test_a_server_that_refuses_a_watch_is_not_asked_to_cancel_it() -> None:
+    """It ended there: a proxy might give its id to another watch by now."""
+    rules, (state,) = opened(1)
+    received(rules, created(state), 0)
+    gone = rpc_pb2.WatchResponse(
+        header=header(20), watch_id=state.watch_id, canceled=True, cancel_reason="no leader"
+    )
+    assert received(rules, gone, 0)
+    assert not isinstance(state.error, CompactedError)
+    assert state.error is not None
+    assert sent(rules) == []
+
+
+def test_what_a_user_ends_delivers_nothing_more() -> None:
+    """What had arrived goes with it, and so does the memory that it took."""
+    rules, (state,) = opened(1)
+    received(rules, created(state), 0)
+    received(rules, events(state, 2, 3, fragment=True), 0)
+    rules.cancel(state)
+    assert rules.take(state) == (None, False)
+    assert (state.phase, state.error) == (Phase.ENDED, None)
+    assert (len(state.inbox), len(state.partial), state.partial_bytes) == (0, 0, 0)
+
+
 def test_a_bookmark_that_was_asked_for_before_a_watch_began_is_not_its_own() -> None:
     """The answer may overtake the old events of a watch that was created after the question."""
     rules, (asking,) = opened(1)
@@ -474,7 +669,7 @@ def test_a_request_for_progress_is_repeated_until_it_is_answered() -> None:
     assert request.WhichOneof("request_union") == "progress_request"
     assert rules.next_request(0.1) is None
     assert rules.next_tick() == PROGRESS_INTERVAL
-    rules.tick(9)
+    assert not rules.tick(9), "a watch stream may be silent for as long as nothing happens"
     assert rules.next_tick() == 9 + PROGRESS_INTERVAL, "no busy loop while nothing is sent"
     assert rules.next_request(PROGRESS_INTERVAL) is not None
     received(rules, rpc_pb2.WatchResponse(header=header(20), watch_id=-1), 1)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 import weakref
@@ -50,13 +51,15 @@ class Folder:
 def sweep() -> None:
     """Remove what processes that were killed have left, and end what is left of their servers."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if not _is_ours(path):
+            continue
         try:
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:  # its owner was killed, or is just between two steps
             with contextlib.suppress(OSError):
                 path.rmdir()
             continue
-        except OSError:  # another user's
+        except OSError:  # it is going
             continue
         try:
             if _take(path, lock):
@@ -64,6 +67,15 @@ def sweep() -> None:
                 _remove(path)
         finally:
             os.close(lock)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a folder of our user's, rather than a link that leads to one elsewhere."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _take(path: Path, lock: int) -> bool:

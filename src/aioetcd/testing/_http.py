@@ -6,6 +6,7 @@ test runs in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,7 +20,7 @@ async def request(port: int, path: str, body: bytes | None = None) -> tuple[int,
     """One HTTP exchange with a server on loopback.
 
     Raises:
-        OSError: There was no answer, or none within five seconds.
+        OSError: There was no answer, or none within five seconds, or but a part of one.
     """
     answer = bytearray()
     with anyio.fail_after(5):
@@ -27,10 +28,14 @@ async def request(port: int, path: str, body: bytes | None = None) -> tuple[int,
             async for chunk in _chunks(stream, port, path):
                 answer += chunk
     first, _, rest = bytes(answer).partition(b"\r\n")
-    status = first.split()[1:2]
-    if not status:
-        raise ConnectionResetError(f"{HOST}:{port}{path}: connection closed without an answer")
-    return int(status[0]), rest.partition(b"\r\n\r\n")[2]
+    version, _, status = first.partition(b" ")
+    headers, ended, content = rest.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)^content-length: *(\d+)", headers, re.MULTILINE)
+    if not ended or (length is not None and len(content) < int(length[1])):
+        raise ConnectionResetError(f"{HOST}:{port}{path}: the answer has no end")
+    if not version.startswith(b"HTTP/") or not status[:3].isdigit():
+        raise ConnectionResetError(f"{HOST}:{port}{path}: not an HTTP server")
+    return int(status[:3]), content
 
 
 async def read_lines(port: int, path: str, body: bytes) -> AsyncIterator[bytes]:

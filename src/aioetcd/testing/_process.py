@@ -77,7 +77,10 @@ class Group:
             return self._process.poll()
         if self._process.returncode is not None:
             return self._process.returncode
-        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        try:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # where SIGCHLD is ignored, the kernel reaps
+            return self._process.poll()
         if ended is None:
             return None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
@@ -91,15 +94,19 @@ class Group:
         """End all of them by SIGKILL, and wait for that: a matter of milliseconds."""
         self.send(signal.SIGKILL)
         deadline = time.monotonic() + 5
-        while any(not is_ended(pid) for pid in self._others()) and time.monotonic() < deadline:
+        while self._others_live() and time.monotonic() < deadline:
             time.sleep(0.001)
         self._process.wait()
+
+    def has_ended(self) -> bool:
+        """Whether all of them have ended by themselves or by a signal."""
+        return self.exit_code() is not None and not self._others_live()
 
     def are_stopped(self) -> bool:
         """Whether a signal has stopped all of them (where the system tells)."""
         if not sys.platform.startswith("linux"):
             return True
-        return _state(self.pid) == "T" and all(_state(pid) in "TZX" for pid in self._others())
+        return all(_is_stopped(pid) for pid in (self.pid, *self._others()))
 
     def listens(self, port: int) -> bool:
         """Whether it is one of these that listens on the port of 127.0.0.1."""
@@ -123,6 +130,9 @@ class Group:
         asked = self._others() if others and sockets else [self.pid]
         return any(_holds(pid, sockets) for pid in asked)
 
+    def _others_live(self) -> bool:
+        return any(not is_ended(pid) for pid in self._others())
+
     def _others(self) -> Iterator[int]:
         """The group's processes but its first (Linux only: elsewhere nobody tells)."""
         for pid in processes():
@@ -139,12 +149,19 @@ def processes() -> Iterator[int]:
 
 
 def is_ended(pid: int) -> bool:
-    """Whether a process has ended, be it reaped or not."""
-    return _state(pid) in "ZX"
+    """Whether a process has ended with all its threads, be it reaped or not."""
+    # The state is that of the first thread: the others may be about to close what they share.
+    state, *fields = _stat(pid)
+    return state == "X" or (state == "Z" and int(fields[16]) <= 1)
 
 
-def _state(pid: int) -> str:
-    return _stat(pid)[0]
+def _is_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs."""
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):  # it ended
+        return True
+    return all(_stat(thread)[0] in "TZX" for thread in threads)
 
 
 def _stat(pid: int) -> list[str]:

@@ -31,7 +31,7 @@ from aioetcd.testing._process import HOST
 from aioetcd.testing._separation import PeerProxy, Separation
 from aioetcd.testing._sockets import Listener, bind, close_with_reset
 from aioetcd.testing.proxy import FaultProxy
-from aioetcd.testing.server import AddressInUseError, EtcdServer, EtcdStartError, check_args
+from aioetcd.testing.server import AddressInUseError, EtcdServer, check_args
 
 __all__ = ["EtcdCluster"]
 
@@ -160,7 +160,9 @@ class EtcdCluster:
         Raises:
             IndexError: There is no such member.
             ValueError: The server is no member of this cluster.
+            RuntimeError: The cluster is not open.
         """
+        self._need_pairs()
         return self._pairs[self._index(source), self._index(target)]
 
     async def leader(self, *, timeout: float = 10.0) -> EtcdServer:
@@ -244,12 +246,14 @@ class EtcdCluster:
 
         Raises:
             IndexError: There is no such member.
-            ValueError: The server is no member of this cluster.
+            ValueError: The server is no member of this cluster, or the only one.
             TimeoutError: There is no leader.
         """
         self._need_pairs()
         found = await self.leader() if member == "leader" else member
         index = self._index(found)
+        if self._size == 1:
+            raise ValueError("the only member has no others to be cut off from")
         if index not in self._isolated:
             others = [other for other in range(self._size) if other != index]
             self._isolated[index] = self._separate([index], others)
@@ -334,12 +338,12 @@ class EtcdCluster:
         cluster = ",".join(
             f"{member.name}={url}" for member, url in zip(self.members, urls, strict=True)
         )
-        errors: list[EtcdStartError] = []
+        errors: list[Exception] = []
 
         async def start(member: EtcdServer) -> None:
             try:
                 await member.start()
-            except EtcdStartError as exc:
+            except Exception as exc:  # noqa: BLE001 - raised below, as it is
                 errors.append(exc)
                 tasks.cancel_scope.cancel()
 
@@ -427,6 +431,8 @@ class EtcdCluster:
     def _need_pairs(self) -> None:
         if not sys.platform.startswith("linux"):
             raise NotImplementedError("telling the members apart needs Linux")
+        if not self._pairs:
+            raise RuntimeError("the cluster is not open: there is nothing between its members")
 
     def _index(self, member: int | EtcdServer) -> int:
         if isinstance(member, EtcdServer):

@@ -10,9 +10,10 @@ own plugin.
 - `etcd_own_server`, `etcd_cluster`: the test's own, which it may kill, pause and isolate.
 
 The etcd and more arguments for it come from pytest's configuration (``etcd_binary``,
-``etcd_args``), and for a test's own also from its marker::
+``etcd_args``), and for a test's own also from its marker. A test's own are quick
+(`aioetcd.testing.EtcdServer`) unless it says otherwise; `etcd_server` has etcd's own timing::
 
-    @pytest.mark.etcd(args=["--quota-backend-bytes=1000000"], members=5)
+    @pytest.mark.etcd(args=["--quota-backend-bytes=1000000"], members=5, quick=False)
     async def test_full(etcd_cluster): ...
 
 When a test fails, the end of the log of each etcd that it used is in the report;
@@ -21,6 +22,7 @@ When a test fails, the end of the log of each etcd that it used is in the report
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,8 +59,8 @@ def etcd_server(pytestconfig: pytest.Config) -> Iterator[EtcdServer]:
     from aioetcd.testing.server import EtcdServer
 
     server = EtcdServer(_binary(pytestconfig), args=pytestconfig.getini("etcd_args"))
-    _run(server.start)
     try:
+        _run(server.start)
         yield server
     finally:
         _run(server.aclose)
@@ -68,7 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Offer the async fixtures by the plugin that runs them here."""
     config.addinivalue_line(
         "markers",
-        "etcd(args=(), binary=None, members=3): how etcd_own_server and etcd_cluster are started",
+        "etcd(args=(), binary=None, members=3, quick=True): how etcd_own_server and etcd_cluster "
+        "are started",
     )
     fixtures = ModuleType("aioetcd.testing.async_fixtures")
     decorate: Callable[..., Any] = pytest.fixture
@@ -106,7 +109,7 @@ async def _etcd_own_server(request: pytest.FixtureRequest) -> AsyncIterator[Etcd
     marked.pop("members", None)
     async with EtcdServer(marked.pop("binary"), **marked) as server:
         yield server
-        _keep(request, [server])
+        await _keep(request, [server])
 
 
 async def _etcd_cluster(request: pytest.FixtureRequest) -> AsyncIterator[EtcdCluster]:
@@ -116,7 +119,10 @@ async def _etcd_cluster(request: pytest.FixtureRequest) -> AsyncIterator[EtcdClu
     marked = _marked(request)
     async with EtcdCluster(marked.pop("members", 3), **marked) as cluster:
         yield cluster
-        _keep(request, cluster.members)
+        await _keep(request, cluster.members)
+
+
+_MARKED = {"args", "binary", "members", "quick"}
 
 
 def _binary(config: pytest.Config) -> str | None:
@@ -128,10 +134,11 @@ def _marked(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Give what the configuration and the nearest marker say of a server."""
     marker = request.node.get_closest_marker("etcd")
     marked: dict[str, Any] = {} if marker is None else dict(marker.kwargs)
-    if marker is not None and (marker.args or marked.keys() - {"args", "binary", "members"}):
-        raise pytest.UsageError("the marker etcd takes args=, binary= and members=")
+    if marker is not None and (marker.args or marked.keys() - _MARKED):
+        raise pytest.UsageError("the marker etcd takes args=, binary=, members= and quick=")
     marked["args"] = [*request.config.getini("etcd_args"), *marked.get("args", ())]
     marked.setdefault("binary", _binary(request.config))
+    marked.setdefault("quick", True)
     return marked
 
 
@@ -163,15 +170,22 @@ def _servers(item: pytest.Item) -> list[EtcdServer]:
     return [*found, *(values["etcd_cluster"].members if "etcd_cluster" in values else ())]
 
 
-def _keep(request: pytest.FixtureRequest, servers: list[EtcdServer]) -> None:
+async def _keep(request: pytest.FixtureRequest, servers: list[EtcdServer]) -> None:
     """Copy what a failed test's servers have on disk, where that is asked for."""
     folder = request.config.getoption("--etcd-keep")
     if folder is None or not request.node.stash.get(_FAILED, False):
         return
+    for server in servers:  # first all of them: what one misses, the others need not write down
+        await server.kill()
+    test = Path(folder) / re.sub(r"[^\w.\[\]-]+", "-", request.node.nodeid)
+    shutil.rmtree(test, ignore_errors=True)  # of a run before
     for server in servers:
-        target = Path(folder) / request.node.name / server.name
-        shutil.copytree(server.data_dir, target / "data", dirs_exist_ok=True)
-        shutil.copy(server.log_path, target / "log")
+        try:
+            data, log = server.data_dir, server.log_path
+        except RuntimeError:  # the test has closed it
+            continue
+        shutil.copytree(data, test / server.name / "data")
+        shutil.copy(log, test / server.name / "log")
 
 
 def _run(function: Callable[[], Awaitable[None]]) -> None:

@@ -131,7 +131,8 @@ class EtcdServer:
     def version(self) -> str:
         """The version that the program says of itself, such as ``"3.5.1"``.
 
-        Asked once in a process, and waited for where it was not: 0.1 s or so.
+        Known from the first start of a server of this program on; before, it is asked for, and
+        the thread waits: 0.1 s or so.
         """
         found = re.search(r"etcd Version: (\S+)", ask_now(self.binary, "--version"))
         if found is None:
@@ -237,8 +238,8 @@ class EtcdServer:
     async def stop(self, *, timeout: float = 10.0) -> None:
         """End etcd as a service manager would: SIGTERM, and SIGKILL where that was not enough.
 
-        Does nothing where it does not run. A paused process is continued to end. Cancelling it
-        kills the process.
+        Does nothing where it does not run. A paused process is continued to end. All that it has
+        started is waited for as well. Cancelling it kills the process.
 
         Args:
             timeout: Seconds between the two signals.
@@ -313,7 +314,10 @@ class EtcdServer:
         )
         if status != 200:
             raise RuntimeError(f"/v3/{path}: {status} {answer.decode(errors='replace')}")
-        return json.loads(answer)
+        try:
+            return json.loads(answer)
+        except ValueError as exc:  # of a long one the length is not known before
+            raise ConnectionResetError(f"/v3/{path}: the answer has no end") from exc
 
     async def gateway_stream(
         self, path: str, body: Mapping[str, object]
@@ -375,7 +379,9 @@ class EtcdServer:
         }
         if self._control_port == self._metrics_port:
             defaults["listen-metrics-urls"] = f"http://{HOST}:{self._metrics_port}"
-        if "--unsafe-no-fsync" in await ask(self.binary, "--help"):
+        flags = await ask(self.binary, "--help")
+        await ask(self.binary, "--version")  # so that `version` does not keep the loop waiting
+        if "--unsafe-no-fsync" in flags:
             # Tests kill the process, not the machine: the page cache keeps what was written, and a
             # write costs microseconds instead of a disk's round trip.
             defaults["unsafe-no-fsync"] = "true"
@@ -444,7 +450,7 @@ class EtcdServer:
         return process is not None and process.connects(local_port, remote_port, others=others)
 
     async def _wait_ended(self) -> None:
-        while self.is_running:
+        while self._process is not None and not self._process.has_ended():
             await anyio.sleep(_POLL)
 
 
