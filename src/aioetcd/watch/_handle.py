@@ -58,7 +58,7 @@ class Watch:
             async for event in watch:
                 event.kv.key, event.is_create  # (b"/jobs/7", True)
                 break
-        resume_at = watch.revision + 1  # the start_revision of the next watch
+        watch.revision  # the next watch starts with the revision after it
     """
 
     def __init__(
