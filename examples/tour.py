@@ -71,7 +71,7 @@ async def show_connect(endpoints: list[str]) -> None:
         except NoEndpointError as error:
             say(f"only {NOBODY}, for 0.5 s:")
             say(f"  {type(error).__name__}: {error.reasons[NOBODY]}")
-            if error.maybe_applied or not isinstance(error, ConnectionError):
+            if error.maybe_applied:
                 raise UnexpectedError("nothing was sent") from error
         else:
             raise UnexpectedError(f"somebody answers at {NOBODY}")

@@ -7,7 +7,7 @@ server, to another tier, and its first argument says why:
     fault       a row of the faults that takes 2 s or more (``@pytest.mark.fault("L7")``)
     alone       runs without neighbours: it counts CPU time, blocks loops, or has narrow margins
     own_logic   touches a server, and no version of it could change the outcome
-    packaging   builds wheels and virtual environments
+    packaging   builds wheels and virtual environments, runs type checkers
 
 What is in no tier touches no server. `contract` may be given as well, to a test whose server this
 file does not see.

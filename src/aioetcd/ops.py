@@ -389,10 +389,6 @@ AnyOp: TypeAlias = Op[OpResponse]
 """An operation, whatever it answers."""
 
 
-def _bound(name: str, revision: int) -> int:
-    return check_int(name, revision, 1, none="any")
-
-
 def _checked(name: str, kind: type, items: Sequence[_Item]) -> tuple[_Item, ...]:
     if not isinstance(items, Iterable):
         raise TypeError(f"{name} must be a sequence of {kind.__name__}, not {type(items).__name__}")
