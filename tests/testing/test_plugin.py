@@ -85,6 +85,134 @@ def test_server_fixture_inside_a_running_loop(pytester: pytest.Pytester) -> None
     run(pytester, "--asyncio-mode=auto").assert_outcomes(passed=1)
 
 
+EMPTY = """
+import pytest
+
+@pytest.mark.parametrize("number", range(2))
+async def test_leaves(etcd_client, etcd_server, number):
+    assert (await etcd_client.kv.get("", prefix=True)).count == 0
+    assert (await etcd_server.gateway("lease/leases")).get("leases", []) == []
+    lease = await etcd_client.lease.grant(60)
+    await etcd_client.kv.put("a", "1", lease=lease.id)
+    await etcd_client.kv.put("\\0", "1")
+"""
+
+
+def test_client_fixture_begins_with_an_empty_store(pytester: pytest.Pytester) -> None:
+    """What a test left, keys and leases, the next one with `etcd_client` does not find."""
+    pytester.makepyfile(EMPTY)
+    run(pytester, "--asyncio-mode=auto").assert_outcomes(passed=2)
+
+
+def test_client_fixture_and_tls(pytester: pytest.Pytester) -> None:
+    """Where the configuration gives the server TLS, `etcd_client` says that it has none."""
+    pytester.makeini("[pytest]\netcd_args = --auto-tls\nasyncio_mode = auto\n")
+    pytester.makepyfile("async def test_it(etcd_client): pass")
+    result = run(pytester)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: etcd_client speaks without TLS, and etcd_args*"])
+
+
+def test_client_fixture_and_auth(pytester: pytest.Pytester) -> None:
+    """Where a test left auth on, `etcd_client` says that it cannot empty the store."""
+    pytester.makepyfile(
+        """
+        async def test_leaves_auth_on(etcd_server):
+            await etcd_server.gateway("auth/user/add", {"name": "root", "password": "p"})
+            await etcd_server.gateway("auth/role/add", {"name": "root"})
+            await etcd_server.gateway("auth/user/grant", {"user": "root", "role": "root"})
+            await etcd_server.gateway("auth/enable")
+
+        async def test_next(etcd_client):
+            pass
+        """
+    )
+    result = run(pytester, "--asyncio-mode=auto", "-p", "no:randomly")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: etcd_client begins with an empty store, and*"])
+
+
+LOOP = """
+import asyncio
+import pytest
+from aioetcd import Client
+
+loops = set()
+
+async def works(*clients):
+    loops.add(asyncio.get_running_loop())
+    assert len(loops) == 1
+    for client in clients:
+        await client.kv.put("a", "1")
+        assert (await client.kv.get("a")).value == b"1"
+
+@FIXTURE
+async def client(etcd_server):
+    async with Client(etcd_server.endpoint) as client:
+        yield client
+
+async def test_one(etcd_client, client):
+    await works(etcd_client, client)
+
+async def test_two(etcd_client, etcd_proxy, client):
+    async with Client(etcd_proxy.endpoint) as proxied:
+        await works(etcd_client, client, proxied)
+"""
+
+LOOP_OF_ASYNCIO = LOOP.replace("@FIXTURE", "@pytest.fixture(scope='session')")
+
+LOOP_OF_ANYIO = LOOP_OF_ASYNCIO + (
+    """
+pytestmark = pytest.mark.anyio
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    return "asyncio"
+"""
+)
+
+SESSION = (
+    "-o",
+    "asyncio_default_fixture_loop_scope=session",
+    "-o",
+    "asyncio_default_test_loop_scope=session",
+)
+
+
+@pytest.mark.parametrize(
+    ("test", "options"),
+    [
+        pytest.param(LOOP_OF_ASYNCIO, ("--asyncio-mode=auto", *SESSION), id="asyncio"),
+        pytest.param(LOOP_OF_ANYIO, ("-p", "no:asyncio"), id="anyio"),
+    ],
+)
+def test_one_loop_for_the_run(
+    pytester: pytest.Pytester, test: str, options: tuple[str, ...]
+) -> None:
+    """The fixtures, and a client for the whole run, work in the one loop of all tests."""
+    pytester.makepyfile(test)
+    run(pytester, *options).assert_outcomes(passed=2)
+
+
+def test_each_worker_has_its_own_server(pytester: pytest.Pytester) -> None:
+    """Under pytest-xdist, no worker's tests see what another's do to `etcd_server`."""
+    pytester.makepyfile(
+        """
+        import os
+        from pathlib import Path
+
+        def test_it(etcd_server):
+            name = os.environ["PYTEST_XDIST_WORKER"]
+            Path(f"{name}.server").write_text(f"{etcd_server.pid} {etcd_server.data_dir}")
+        """
+    )
+    # Every worker runs every test.
+    run(pytester, "-n", "2", "--dist=each").assert_outcomes(passed=2)
+    servers = [path.read_text().split() for path in pytester.path.glob("*.server")]
+    assert len(servers) == 2
+    assert not set(servers[0]) & set(servers[1])
+
+
 @pytest.mark.fault("starts an interpreter and three etcds")
 def test_own_servers(pytester: pytest.Pytester) -> None:
     """A test's own server and cluster are started as the configuration and its marker say."""
@@ -219,7 +347,7 @@ def test_plugin_loads_and_starts_nothing(
         import sys
 
         def test_loaded():
-            assert "aioetcd.testing.pytest_plugin" in sys.modules
+            assert "aioetcd_pytest" in sys.modules
         """
     )
     run(pytester, *options).assert_outcomes(passed=1)

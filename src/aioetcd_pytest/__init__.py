@@ -1,20 +1,38 @@
 """pytest fixtures: running etcds, faults before them, and a client connected.
 
-Loaded by itself where aioetcd is installed; what is heavy is imported by the fixtures that need
-it. The async ones work with pytest-asyncio in auto and strict mode, and without it with anyio's
-own plugin.
+Loaded by itself where aioetcd is installed. It is no part of the package `aioetcd`, because
+importing that loads gRPC: the fixtures that need it import it, so that a run without them does not
+pay for it. The async ones work with pytest-asyncio in auto and strict mode, and without it with
+anyio's own plugin.
 
-- `etcd_server`: one etcd for the whole run.
-- `etcd_client`: a client of it.
+- `etcd_server`: one etcd for the whole run; under pytest-xdist, for each worker.
+- `etcd_client`: a client of it, whose store is empty at first: no keys, no leases.
 - `etcd_proxy`: a `FaultProxy` before it.
 - `etcd_own_server`, `etcd_cluster`: the test's own, which it may kill, pause and isolate.
 
 The etcd and more arguments for it come from pytest's configuration (``etcd_binary``,
 ``etcd_args``), and for a test's own also from its marker. A test's own are quick
-(`aioetcd.testing.EtcdServer`) unless it says otherwise; `etcd_server` has etcd's own timing::
+(`aioetcd.testing.EtcdServer`) unless it says otherwise, for they start anew for each test;
+`etcd_server` starts once and has etcd's own timing, so that its shortest lease is production's::
 
     @pytest.mark.etcd(args=["--quota-backend-bytes=1000000"], members=5, quick=False)
     async def test_full(etcd_cluster): ...
+
+A client belongs to the event loop of its first use, and the async fixtures are made for each test.
+Tests of one loop for the whole run use them where that loop runs fixtures as well: with
+pytest-asyncio (0.26 and later) by its configuration, both lines::
+
+    asyncio_default_fixture_loop_scope = "session"
+    asyncio_default_test_loop_scope = "session"
+
+With anyio's plugin a test and its fixtures share a loop always; a fixture ``anyio_backend`` with
+``scope="session"`` lets fixtures of the session be async. A client for the whole run is a fixture
+of yours (with pytest-asyncio, of ``loop_scope="session"``), for `etcd_server` knows no loop::
+
+    @pytest_asyncio.fixture(scope="session", loop_scope="session")
+    async def client(etcd_server):
+        async with Client(etcd_server.endpoint) as client:
+            yield client
 
 When a test fails, the end of the log of each etcd that it used is in the report;
 ``--etcd-keep=FOLDER`` keeps the data and the whole logs of its own ones there.
@@ -22,17 +40,14 @@ When a test fails, the end of the log of each etcd that it used is in the report
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+
     from aioetcd import Client
     from aioetcd.testing.cluster import EtcdCluster
     from aioetcd.testing.proxy import FaultProxy
@@ -52,9 +67,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def etcd_server(pytestconfig: pytest.Config) -> Iterator[EtcdServer]:
-    """A real etcd for the whole run, without TLS and auth. See `aioetcd.testing.EtcdServer`.
+    """A real etcd for the whole run, or for a worker of pytest-xdist, without TLS and auth.
 
-    The tests share it and its data: ``await etcd_server.clear()`` empties it.
+    See `aioetcd.testing.EtcdServer`. The tests share it and its data:
+    ``await etcd_server.clear()`` empties it.
     """
     from aioetcd.testing.server import EtcdServer
 
@@ -73,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "etcd(args=(), binary=None, members=3, quick=True): how etcd_own_server and etcd_cluster "
         "are started",
     )
-    fixtures = ModuleType("aioetcd.testing.async_fixtures")
+    fixtures = ModuleType(f"{__name__}.async_fixtures")
     decorate: Callable[..., Any] = pytest.fixture
     if config.pluginmanager.hasplugin("asyncio"):
         import pytest_asyncio
@@ -86,9 +102,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 async def _etcd_client(etcd_server: EtcdServer) -> AsyncIterator[Client]:
-    """A client of `etcd_server`, closed after the test."""
+    """A client of `etcd_server`, closed after the test.
+
+    The store is empty at first: no keys, no leases, whoever left them. What fills it for a test
+    is therefore a fixture that asks for this one. The server is without TLS and auth: where
+    ``etcd_args`` or a test before gave it one of them, the test ends with an error that says so.
+    """
     from aioetcd import Client
 
+    await _empty(etcd_server)
     async with Client(etcd_server.endpoint) as client:
         yield client
 
@@ -120,6 +142,22 @@ async def _etcd_cluster(request: pytest.FixtureRequest) -> AsyncIterator[EtcdClu
     async with EtcdCluster(marked.pop("members", 3), **marked) as cluster:
         yield cluster
         await _keep(request, cluster.members)
+
+
+async def _empty(server: EtcdServer) -> None:
+    """Empty the store, or say why that cannot be."""
+    if server.client_url.startswith("https"):
+        raise pytest.UsageError(
+            "etcd_client speaks without TLS, and etcd_args give etcd a certificate: make a Client "
+            "of etcd_server.endpoint yourself"
+        )
+    try:
+        await server.clear()
+    except RuntimeError as exc:  # it answered, and refused
+        raise pytest.UsageError(
+            f"etcd_client begins with an empty store, and {server!r} lets nobody empty it; where "
+            f"a test turned auth on, give it an etcd_own_server: {exc}"
+        ) from exc
 
 
 _MARKED = {"args", "binary", "members", "quick"}
@@ -177,6 +215,10 @@ async def _keep(request: pytest.FixtureRequest, servers: list[EtcdServer]) -> No
         return
     for server in servers:  # first all of them: what one misses, the others need not write down
         await server.kill()
+    import re
+    import shutil
+    from pathlib import Path
+
     test = Path(folder) / re.sub(r"[^\w.\[\]-]+", "-", request.node.nodeid)
     shutil.rmtree(test, ignore_errors=True)  # of a run before
     for server in servers:
@@ -190,6 +232,8 @@ async def _keep(request: pytest.FixtureRequest, servers: list[EtcdServer]) -> No
 
 def _run(function: Callable[[], Awaitable[None]]) -> None:
     """Run to its end in a loop of a thread of its own: this thread may have a loop already."""
+    from concurrent.futures import ThreadPoolExecutor
+
     import anyio
 
     with ThreadPoolExecutor(1, thread_name_prefix="aioetcd-testing") as pool:
