@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self, dataclass_transform
 
 
@@ -17,23 +18,27 @@ class Value:
 
     __match_args__: ClassVar[tuple[str, ...]] = ()
     _names: ClassVar[tuple[str, ...]]
+    _puts: ClassVar[tuple[Callable[[Value, Any], None], ...]]  # the slots' own, past __setattr__
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        fields = self._names
-        if len(args) + len(kwargs) != len(fields):
-            raise TypeError(f"{type(self).__name__} takes {', '.join(fields)}")
-        for name, value in zip(fields, args, strict=False):
-            object.__setattr__(self, name, value)
-        for name in fields[len(args) :]:
-            try:
-                object.__setattr__(self, name, kwargs[name])
-            except KeyError:
-                raise TypeError(f"{type(self).__name__} takes {', '.join(fields)}") from None
+        if kwargs or len(args) != len(self._names):
+            args = self._in_order(args, kwargs)
+        for put, value in zip(self._puts, args, strict=True):
+            put(self, value)
 
     def __init_subclass__(cls) -> None:
         """Note the fields; patterns may name them by position."""
         cls._names = tuple(cls.__annotations__)
         cls.__match_args__ = cls._names  # type: ignore[misc]
+        slots = [getattr(cls, name, None) for name in cls._names]
+        cls._puts = tuple([slot.__set__ for slot in slots if slot is not None])
+
+    def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Give what was passed by position and by name, if it is each field once."""
+        late = self._names[len(args) :]
+        if len(args) > len(self._names) or kwargs.keys() != set(late):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self._names)}")
+        return args + tuple([kwargs[name] for name in late])
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse."""
