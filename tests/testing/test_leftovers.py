@@ -209,10 +209,12 @@ async def test_a_failed_start_names_the_member() -> None:
 # -- a process that is killed ----------------------------------------------------------------
 
 _PARENT = """
-import anyio, contextlib, sys
+import anyio, contextlib, signal, sys
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
 
 what, how, *binary = sys.argv[1:]
+# In the background of a shell it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @contextlib.asynccontextmanager
 async def proxied():
