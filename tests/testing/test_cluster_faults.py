@@ -148,7 +148,13 @@ async def test_a_partition_divides(cluster: EtcdCluster) -> None:
     await until(is_alone)
     assert await cluster.leader() in cluster.members[:2]
     assert cut.bytes_swallowed > 0
-    await cluster.partition([0], [cluster.members[1], 2])
+    second = await cluster.partition([0], [cluster.members[1], 2])
+    ended = cut.bytes_swallowed
+    both = [cluster.peer_proxy(0, 2), cluster.peer_proxy(2, 0)]  # the ways that both cut
+    before = sum(way.bytes_swallowed for way in both)
+    await until(lambda: sum(way.bytes_swallowed for way in both) > before)
+    assert second.bytes_swallowed > 0
+    assert cut.bytes_swallowed == ended
     assert _severed(cluster) == {(0, 2), (2, 0), (0, 1), (1, 0)}
     assert await cluster.leader() in cluster.members[1:]
     await cluster.rejoin()

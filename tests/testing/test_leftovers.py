@@ -307,29 +307,30 @@ def test_a_forgotten_folder_goes(temporary: Path) -> None:
 # -- a forked child --------------------------------------------------------------------------
 
 _FORKING = """
-import anyio, gc, os, sys, warnings
+import anyio, atexit, gc, os, sys, warnings
 from aioetcd.testing import EtcdServer
 
 warnings.simplefilter("ignore")
 
+async def end(server):
+    await server.stop()
+    await server.kill()
+    await server.aclose()
+
 async def main():
     async with EtcdServer(quick=True) as server:
         if (child := os.fork()) == 0:
+            failed = 1
             try:
-                server.pid
-                anyio.from_thread
-                for step in (server.kill(), server.stop(), server.aclose()):
-                    try:
-                        step.send(None)
-                    except StopIteration:
-                        pass
+                assert server.is_running and server.pid
+                anyio.run(end, server)  # no loop runs here, says asyncio
                 del server
                 gc.collect()
-            finally:
-                import atexit
                 atexit._run_exitfuncs()
-                os._exit(0)
-        os.waitpid(child, 0)
+                failed = 0
+            finally:
+                os._exit(failed)
+        assert os.waitpid(child, 0)[1] == 0
         print(server.is_running, await server.is_healthy(), server.data_dir.is_dir(), flush=True)
         if (child := os.fork()) == 0:
             import time

@@ -230,8 +230,8 @@ async def test_gateway_reports_refusals() -> None:
     [
         b"",
         b"HTTP/1.0 200 OK\r\nContent-Le",
-        b'HTTP/1.0 200 OK\r\nContent-Length: 15\r\n\r\n{"health":true',
-        b'HTTP/1.0 200 OK\r\n\r\n{"health":"tr',
+        b'HTTP/1.0 200 OK\r\nContent-Length: 19\r\n\r\n{"health":"true"}',
+        b'HTTP/1.0 200 OK\r\nServer: x\r\n\r\n{"health":"tr',
         b"SSH-2.0\r\n\r\n",
     ],
 )
