@@ -291,7 +291,7 @@ async def test_start_is_bounded() -> None:
         "--initial-cluster",
         f"default={server.peer_url},other=http://127.0.0.1:1",
     ]
-    with pytest.raises(EtcdStartError, match=r"not healthy within 0\.5 s"):
+    with pytest.raises(EtcdStartError, match=r"etcd default was not healthy within 0\.5 s"):
         await server.start(timeout=0.5)
     assert not server.is_running
     await server.aclose()
