@@ -407,7 +407,7 @@ def _new_cluster() -> EtcdCluster:
     ("make", "times", "upto"), [(_new_server, 30, 0.6), (_new_cluster, 10, 1.5)]
 )
 @pytest.mark.parametrize("how", ["native", "anyio"])
-@pytest.mark.alone("starts and stops many servers")
+@pytest.mark.fault("starts and stops many servers")
 @pytest.mark.usefixtures("nothing_is_left")
 async def test_cancelled_at_any_moment(
     how: str,
@@ -434,7 +434,7 @@ async def test_cancelled_at_any_moment(
 
 @pytest.mark.parametrize(("what", "times"), [("server", 8), ("cluster", 5), ("proxy", 5)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.alone("starts and kills many processes")
+@pytest.mark.fault("starts and kills many processes")
 async def test_ended_by_a_signal_at_any_moment(
     temporary: Path, number: signal.Signals, what: str, times: int, rng: random.Random
 ) -> None:
