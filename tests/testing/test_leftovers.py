@@ -209,10 +209,12 @@ async def test_a_failed_start_names_the_member() -> None:
 # -- a process that is killed ----------------------------------------------------------------
 
 _PARENT = """
-import anyio, contextlib, sys
+import anyio, contextlib, signal, sys
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
 
 what, how, *binary = sys.argv[1:]
+# In the background of a shell it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @contextlib.asynccontextmanager
 async def proxied():
@@ -305,29 +307,30 @@ def test_a_forgotten_folder_goes(temporary: Path) -> None:
 # -- a forked child --------------------------------------------------------------------------
 
 _FORKING = """
-import anyio, gc, os, sys, warnings
+import anyio, atexit, gc, os, sys, warnings
 from aioetcd.testing import EtcdServer
 
 warnings.simplefilter("ignore")
 
+async def end(server):
+    await server.stop()
+    await server.kill()
+    await server.aclose()
+
 async def main():
     async with EtcdServer(quick=True) as server:
         if (child := os.fork()) == 0:
+            failed = 1
             try:
-                server.pid
-                anyio.from_thread
-                for step in (server.kill(), server.stop(), server.aclose()):
-                    try:
-                        step.send(None)
-                    except StopIteration:
-                        pass
+                assert server.is_running and server.pid
+                anyio.run(end, server)  # no loop runs here, says asyncio
                 del server
                 gc.collect()
-            finally:
-                import atexit
                 atexit._run_exitfuncs()
-                os._exit(0)
-        os.waitpid(child, 0)
+                failed = 0
+            finally:
+                os._exit(failed)
+        assert os.waitpid(child, 0)[1] == 0
         print(server.is_running, await server.is_healthy(), server.data_dir.is_dir(), flush=True)
         if (child := os.fork()) == 0:
             import time
@@ -404,7 +407,7 @@ def _new_cluster() -> EtcdCluster:
     ("make", "times", "upto"), [(_new_server, 30, 0.6), (_new_cluster, 10, 1.5)]
 )
 @pytest.mark.parametrize("how", ["native", "anyio"])
-@pytest.mark.alone("starts and stops many servers")
+@pytest.mark.fault("starts and stops many servers")
 @pytest.mark.usefixtures("nothing_is_left")
 async def test_cancelled_at_any_moment(
     how: str,
@@ -431,7 +434,7 @@ async def test_cancelled_at_any_moment(
 
 @pytest.mark.parametrize(("what", "times"), [("server", 8), ("cluster", 5), ("proxy", 5)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.alone("starts and kills many processes")
+@pytest.mark.fault("starts and kills many processes")
 async def test_ended_by_a_signal_at_any_moment(
     temporary: Path, number: signal.Signals, what: str, times: int, rng: random.Random
 ) -> None:

@@ -230,8 +230,8 @@ async def test_gateway_reports_refusals() -> None:
     [
         b"",
         b"HTTP/1.0 200 OK\r\nContent-Le",
-        b'HTTP/1.0 200 OK\r\nContent-Length: 15\r\n\r\n{"health":true',
-        b'HTTP/1.0 200 OK\r\n\r\n{"health":"tr',
+        b'HTTP/1.0 200 OK\r\nContent-Length: 19\r\n\r\n{"health":"true"}',
+        b'HTTP/1.0 200 OK\r\nServer: x\r\n\r\n{"health":"tr',
         b"SSH-2.0\r\n\r\n",
     ],
 )
@@ -291,7 +291,7 @@ async def test_start_is_bounded() -> None:
         "--initial-cluster",
         f"default={server.peer_url},other=http://127.0.0.1:1",
     ]
-    with pytest.raises(EtcdStartError, match=r"not healthy within 0\.5 s"):
+    with pytest.raises(EtcdStartError, match=r"etcd default was not healthy within 0\.5 s"):
         await server.start(timeout=0.5)
     assert not server.is_running
     await server.aclose()

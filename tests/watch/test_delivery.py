@@ -19,7 +19,7 @@ from aioetcd import (
     UnsupportedByServerError,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from aioetcd.watch import Watcher
+from aioetcd.watch import Watcher, _state
 from tests.waiting import until, until_metric
 from tests.watch.following import (
     STREAMS,
@@ -328,6 +328,17 @@ async def test_a_loop_cancelled_at_any_moment_loses_nothing(
     assert [event.kv.key.decode() for event in got] == [
         name for number in range(300) for name in (f"k{number}", f"k{number}'")
     ]
+
+
+async def test_a_paused_watch_goes_on_by_itself(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking what had arrived is all that it needs: nobody else has to say anything."""
+    monkeypatch.setattr(_state, "INBOX_EVENTS", 4)
+    async with client.watch("k") as watch:
+        expected = [await put_all(client, "k") for _ in range(10)]
+        await until(lambda: client.stats().paused_watches == 1)
+        assert revisions(await take(watch, 10)) == expected
 
 
 async def test_two_consumers(client: Client) -> None:

@@ -19,9 +19,12 @@ from aioetcd import (
     EventType,
     InvalidRequestError,
     NoEndpointError,
+    PermissionDeniedError,
 )
+from aioetcd._proto import rpc_pb2
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch
+from tests.answers import received
 from tests.waiting import until, until_metric
 from tests.watch.following import STREAMS, WATCHERS, put_all, revisions, take
 
@@ -203,6 +206,22 @@ async def test_a_refused_watch_ends_alone(client: Client, server: EtcdServer) ->
     assert all("mvcc: watcher range is empty" in str(error.details) for error in refusals)
     with pytest.raises(InvalidRequestError):
         await collect(client.watch("a", range_end="a"))
+
+
+async def test_what_had_arrived_comes_before_the_error(client: Client) -> None:
+    """A watch that the server ends hands over what is in its inbox, then raises the reason."""
+    async with client.watch("k") as watch:
+        revision = await put_all(client, "k")
+        await until(lambda: len(watch._state.inbox) == 1)
+        ended = rpc_pb2.WatchResponse(
+            watch_id=watch._state.watch_id,
+            canceled=True,
+            cancel_reason="etcdserver: permission denied",
+        )
+        received(watch._stream.rules, ended, 0)
+        assert revisions(await take(watch, 1)) == [revision]
+        with pytest.raises(PermissionDeniedError):
+            await anext(watch)
 
 
 async def test_start_before_the_compaction(client: Client) -> None:

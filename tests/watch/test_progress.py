@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import anyio
+import grpc.aio
 import pytest
 
 from aioetcd import Client
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.methods import STATUS
 from aioetcd.testing import EtcdServer, FaultProxy
-from aioetcd.watch import Watch
+from aioetcd.watch import Watch, _stream
 from tests.waiting import until
 from tests.watch.following import put_all, revisions, take
 
@@ -103,6 +108,34 @@ async def test_progress_asked_before_a_cut(proxy: FaultProxy, direct: Client) ->
                 batch = await anext(watch.batches())
             assert (batch.events, batch.revision) == ((), now)
             await expect_next(direct, watch, other)
+
+
+class NowhereStub:
+    """Asks for the status with a method that no server has."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.Status = channel.unary_unary(
+            "/etcdserverpb.Maintenance/None",
+            request_serializer=rpc_pb2.StatusRequest.SerializeToString,
+            response_deserializer=rpc_pb2.StatusResponse.FromString,
+        )
+
+
+async def test_progress_when_the_version_cannot_be_read_at_first(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A question that fails is asked again: whoever waits for the bookmark gets it."""
+    caplog.set_level(logging.DEBUG, "aioetcd.watch")
+    now = await put_all(client, "k")
+    async with client.watch("k") as watch:
+        await watch.request_progress()
+        with monkeypatch.context() as patch:
+            # The stream's own question comes after that of the call, and goes nowhere.
+            patch.setattr(_stream, "STATUS", replace(STATUS, stub=NowhereStub))
+            await until(lambda: "cannot ask about the watch stream yet" in caplog.text)
+        with anyio.fail_after(3):
+            batch = await anext(watch.batches())
+        assert (batch.events, batch.revision) == ((), now)
 
 
 async def test_progress_with_a_lock_held(client: Client, direct: Client) -> None:

@@ -38,7 +38,8 @@ __all__ = ["EtcdCluster"]
 _POLL = 0.02
 _START_ATTEMPTS = 3
 
-# One member's answer: a hung one must not keep the others' from being looked at.
+# One member's answer: a hung one must not keep the others' from being looked at. It is doubled
+# whenever one did not come in time: on a busy machine members are late without being hung.
 _ANSWER_LIMIT = 1.0
 _LOG_TAIL = 1000
 
@@ -176,9 +177,10 @@ class EtcdCluster:
                 how the logs of those end that did not answer.
         """
         seen: list[_Status] = []
+        limit = _ANSWER_LIMIT
         with self._bounded(timeout, "no leader that a majority follows", seen):
             while True:
-                await self._ask_all(seen)
+                limit = await self._ask_all(seen, limit)
                 if (found := self._elected(seen)) is not None:
                     return found.server
                 await anyio.sleep(_POLL)
@@ -197,11 +199,12 @@ class EtcdCluster:
         index = self._index(to)
         target = self.members[index]
         seen: list[_Status] = []
+        limit = _ANSWER_LIMIT
         with self._bounded(timeout, f"{target.name} does not lead", seen):
             while True:
                 if len(self._reached(index)) <= self._size // 2:
                     raise RuntimeError(f"{target.name} is cut off from a majority: it cannot lead")
-                await self._ask_all(seen)
+                limit = await self._ask_all(seen, limit)
                 elected = self._elected(seen)
                 if elected is not None and elected.server is target:
                     return
@@ -218,9 +221,10 @@ class EtcdCluster:
                 and how the logs of those end that were not healthy.
         """
         seen: list[_Status] = []
+        limit = _ANSWER_LIMIT
         with self._bounded(timeout, "not all members are healthy", seen):
             while True:
-                await self._ask_all(seen, healths=True)
+                limit = await self._ask_all(seen, limit, healths=True)
                 agreed = len({(status.leader_id, status.raft_term) for status in seen}) == 1
                 found = self._elected(seen)
                 if len(seen) == self._size and agreed and found is not None:
@@ -466,24 +470,32 @@ class EtcdCluster:
         with contextlib.suppress(OSError, RuntimeError):  # one is gone, or does not lead any more
             await leader.gateway("maintenance/transfer-leadership", body)
 
-    async def _ask_all(self, seen: list[_Status], *, healths: bool = False) -> None:
-        """Ask all members side by side, and put what they say into `seen`, in place of before."""
+    async def _ask_all(self, seen: list[_Status], limit: float, *, healths: bool = False) -> float:
+        """Ask all members side by side, and put what they say into `seen`, in place of before.
+
+        Returns:
+            The limit for the next time.
+        """
         answers: list[_Status] = []
+        late = False
 
         async def ask_one(member: EtcdServer) -> None:
+            nonlocal late
             with (
                 contextlib.suppress(OSError, RuntimeError),  # it does not answer
-                anyio.move_on_after(_ANSWER_LIMIT),  # its health stays unknown then
+                anyio.move_on_after(limit) as scope,  # its health stays unknown then
             ):
                 answers.append(status := await self._ask(member))
                 if healths:
                     status.is_healthy = await member.is_healthy()
+            late = late or scope.cancelled_caught
 
         async with anyio.create_task_group() as tasks:
             for member in self.members:
                 if member.is_running and not member.is_paused:
                     tasks.start_soon(ask_one, member)
         seen[:] = answers
+        return limit * 2 if late else limit
 
     async def _ask(self, member: EtcdServer) -> _Status:
         answer = await member.gateway("maintenance/status")
