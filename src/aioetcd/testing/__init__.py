@@ -1,7 +1,7 @@
 """Help for tests against a real etcd: processes, and faults.
 
 Importing it needs neither pytest nor a running etcd. With pytest, the fixtures of
-`aioetcd.testing.pytest_plugin` are there by themselves.
+`aioetcd_pytest` are there by themselves.
 """
 
 from aioetcd.testing import checkers
