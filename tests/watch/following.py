@@ -224,7 +224,7 @@ class Traffic:
             except EtcdError:
                 self.failures += 1
 
-    async def last_word(self, *, within: float = 20.0) -> int:
+    async def last_word(self, *, within: float = 30.0) -> int:
         """Write something for every kind of watch, once that works, and give its revision."""
         end = self._keys[0] + b"/end"
         with anyio.fail_after(within):
