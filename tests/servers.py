@@ -12,9 +12,6 @@ from aioetcd.testing._process import HOST, Ports, spawn
 SERVER = pytest.StashKey[EtcdServer]()
 """The session's etcd, in the stash of pytest's config, once a test has asked for it."""
 
-# Several members on a busy machine would lose their leader all the time with less.
-CALM = ("--heartbeat-interval=100", "--election-timeout=600")
-
 
 @asynccontextmanager
 async def grpc_proxy(server: EtcdServer, *options: str) -> AsyncIterator[str]:

@@ -22,7 +22,6 @@ from aioetcd.testing import EtcdCluster, EtcdServer
 from aioetcd.testing.history import LeaseSignal
 from tests.harness import Faulty, faulty_client
 from tests.lease.signals import SECOND, LeaseWitness, kept_lease, wait_renewed_for, witnessed
-from tests.servers import CALM
 from tests.waiting import until
 
 # A network's, one way: a renewal reaches the server so much later than it was sent, which is what
@@ -204,7 +203,7 @@ async def test_l7_the_member_stands_still() -> None:
     Although it takes the client's pings longer to notice than the lease lives.
     """
     ttl = 6
-    async with EtcdCluster(args=CALM) as cluster, Client(cluster.endpoints) as client:
+    async with EtcdCluster(quick=False) as cluster, Client(cluster.endpoints) as client:
         await client.kv.get("connect")
         member = cluster.endpoints.index(client.stats().endpoint or "")
         others = [m.endpoint for m in cluster.members if m is not cluster.members[member]]

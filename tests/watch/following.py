@@ -157,8 +157,9 @@ async def read_history(store: Client, recorder: Recorder, first: int, last: int)
     """Write down everything that the store did, told to a client without faults at the end."""
     if last < first:
         return
-    with anyio.fail_after(20):
-        async with store.watch("", prefix=True, start_revision=first, prev_kv=True) as watch:
+    everything = store.watch("", prefix=True, start_revision=first, prev_kv=True, timeout=None)
+    with anyio.fail_after(30):
+        async with everything as watch:
             async for batch in watch.batches():
                 recorder.stored(e for e in batch.events if e.kv.mod_revision <= last)
                 if batch.revision >= last:
@@ -224,7 +225,7 @@ class Traffic:
             except EtcdError:
                 self.failures += 1
 
-    async def last_word(self, *, within: float = 20.0) -> int:
+    async def last_word(self, *, within: float = 30.0) -> int:
         """Write something for every kind of watch, once that works, and give its revision."""
         end = self._keys[0] + b"/end"
         with anyio.fail_after(within):

@@ -107,7 +107,15 @@ def _command(pid: int) -> list[bytes]:
 
 
 def _remove(path: Path) -> None:
-    # The lock goes last: what is not all removed is found again.
+    """Remove a folder; what cannot be removed is left, with its lock, for the next sweep."""
+    # The last threads of a process that was killed may still make files.
+    deadline = time.monotonic() + 1
+    while not _is_removed(path) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _is_removed(path: Path) -> bool:
+    """Remove what there is, the lock at last."""
     for entry in list(path.iterdir()):
         if entry.name == _LOCK:
             continue
@@ -116,8 +124,10 @@ def _remove(path: Path) -> None:
         else:
             with contextlib.suppress(OSError):
                 entry.unlink()
-    if [entry.name for entry in path.iterdir()] == [_LOCK]:
-        shutil.rmtree(path, ignore_errors=True)
+    if any(entry.name != _LOCK for entry in path.iterdir()):
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()
 
 
 # Those of this process. A forked child that kept them open would hold the folders of its parent.

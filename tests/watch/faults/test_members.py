@@ -13,7 +13,6 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.history import Delivery
-from tests.servers import CALM
 from tests.waiting import until
 from tests.watch.faults.scenes import KEEPALIVE, now, progress_every
 from tests.watch.following import Traffic, following, takes_at_most
@@ -88,7 +87,7 @@ async def test_w8_the_server_is_killed(own_server: EtcdServer, rng: random.Rando
 async def test_w8_a_member_is_killed(rng: random.Random) -> None:
     """The watches of a member that crashes go on at another one, and so on."""
     async with (
-        EtcdCluster(args=CALM) as cluster,
+        EtcdCluster(quick=False) as cluster,
         Client(cluster.endpoints) as client,
         Client(cluster.direct_endpoints, timeout=2) as direct,
         following() as followed,
@@ -122,7 +121,7 @@ KEEPALIVE_GAP = 5 + 1 + 1 + 2
 async def test_w9_a_member_stands_still(rng: random.Random, *, busy: bool) -> None:
     """Watches leave a member that is stopped without a word as soon as its pings are missed."""
     async with (
-        EtcdCluster(args=CALM) as cluster,
+        EtcdCluster(quick=False) as cluster,
         Client(cluster.endpoints, **KEEPALIVE) as client,
         following() as followed,
     ):
@@ -191,7 +190,7 @@ async def test_w10_one_direction_is_swallowed(
 async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> None:
     """Watches leave a member that has no leader; those that do not ask for one wait for it."""
     async with (
-        EtcdCluster(args=CALM) as cluster,
+        EtcdCluster(quick=False) as cluster,
         Client(cluster.endpoints) as client,
         following() as followed,
     ):
@@ -226,7 +225,7 @@ async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> No
 async def test_w12_a_member_that_lags(rng: random.Random) -> None:
     """A watch that resumes at a member behind it neither goes back nor takes that for an error."""
     async with (
-        EtcdCluster(args=[*CALM, *progress_every("100ms")]) as cluster,
+        EtcdCluster(args=progress_every("100ms"), quick=False) as cluster,
         following() as followed,
     ):
         leader = cluster.members.index(await cluster.leader())
@@ -272,13 +271,13 @@ async def test_w12_a_member_that_lags(rng: random.Random) -> None:
 @pytest.mark.fault("W20")
 async def test_w20_a_member_comes_back_by_a_snapshot(rng: random.Random) -> None:
     """A member that replaces its data under its watches makes them neither repeat nor skip."""
-    args = [*CALM, "--snapshot-count=100"]
+    args = ["--snapshot-count=100"]
     if EtcdServer().version_info >= (3, 6):
         args.append("--snapshot-catchup-entries=100")
         writes = 600
     else:
         writes = 5600  # it keeps 5000 entries for those that lag
-    async with EtcdCluster(args=args) as cluster, following() as followed:
+    async with EtcdCluster(args=args, quick=False) as cluster, following() as followed:
         leader = cluster.members.index(await cluster.leader())
         behind = (leader + 1) % 3
         async with (
