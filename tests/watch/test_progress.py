@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from typing import Any
 
 import anyio
 import grpc.aio
@@ -14,7 +14,7 @@ import pytest
 
 from aioetcd import Client
 from aioetcd._proto import rpc_pb2
-from aioetcd._transport.methods import STATUS
+from aioetcd._transport.methods import Unary
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch, _stream
 from tests.waiting import until
@@ -131,7 +131,8 @@ async def test_progress_when_the_version_cannot_be_read_at_first(
         await watch.request_progress()
         with monkeypatch.context() as patch:
             # The stream's own question comes after that of the call, and goes nowhere.
-            patch.setattr(_stream, "STATUS", replace(STATUS, stub=NowhereStub))
+            nowhere = Unary[Any, Any](NowhereStub, "Status", is_write=False, repeatable=True)
+            patch.setattr(_stream, "STATUS", nowhere)
             await until(lambda: "cannot ask about the watch stream yet" in caplog.text)
         with anyio.fail_after(3):
             batch = await anext(watch.batches())
