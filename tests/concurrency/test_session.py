@@ -497,6 +497,14 @@ async def test_entering_without_an_answer(
         await faulty.oracle.lease.revoke(lease_id)
 
 
+async def entered(client: Client, ttl: int) -> Session:
+    """Enter a session, however often a busy machine takes longer than the client waits."""
+    while True:
+        session = client.session(ttl=ttl)
+        with contextlib.suppress(NoEndpointError, DeadlineExceededError):
+            return await session.__aenter__()
+
+
 @pytest.mark.own_logic("how long the client itself waits")
 @pytest.mark.parametrize(("timeout", "ttl", "bound"), [(0.3, 600, 0.3), (10, 1, 1), (None, 1, 1)])
 async def test_leaving_without_a_server(
@@ -512,10 +520,11 @@ async def test_leaving_without_a_server(
         Client(quick_server.endpoint) as oracle,
         Client(proxy.endpoint, timeout=timeout) as client,
     ):
+        session = await entered(client, ttl)
         async with lateness() as late:
-            async with client.session(ttl=ttl) as session:
-                proxy.blackhole()
-                before = monotonic()
+            proxy.blackhole()
+            before = monotonic()
+            await session.__aexit__(None, None, None)
             took = monotonic() - before
         assert took < bound + 0.3 + late.seconds
         assert f"{session.lease_id:x}" in caplog.text
