@@ -497,7 +497,7 @@ async def test_entering_without_an_answer(
         await faulty.oracle.lease.revoke(lease_id)
 
 
-async def entered(client: Client, ttl: int) -> Session:
+async def entered_patiently(client: Client, ttl: int) -> Session:
     """Enter a session, however often a busy machine takes longer than the client waits."""
     while True:
         session = client.session(ttl=ttl)
@@ -520,7 +520,7 @@ async def test_leaving_without_a_server(
         Client(quick_server.endpoint) as oracle,
         Client(proxy.endpoint, timeout=timeout) as client,
     ):
-        session = await entered(client, ttl)
+        session = await entered_patiently(client, ttl)
         async with lateness() as late:
             proxy.blackhole()
             before = monotonic()
