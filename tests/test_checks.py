@@ -102,7 +102,9 @@ class OnLease:
         self.lease_id = lease_id
 
 
-@pytest.mark.parametrize("lease", [7, Lease(HEADER, 7, 10), OnLease(7)], ids=repr)
+@pytest.mark.parametrize(
+    "lease", [7, Lease(HEADER, 7, 10), OnLease(7)], ids=["id", "lease", "on_lease"]
+)
 def test_check_lease(lease: Any) -> None:
     """A lease is named by its id, by what was granted, and by what stands on it."""
     assert check_lease("lease", lease) == 7
