@@ -19,9 +19,11 @@ Phase: TypeAlias = Literal["new", "acquiring", "held", "leaving", "over"]
 SOON = 1.0
 """So many seconds after its cancellation the owner must have left."""
 
+GONE = 4.0
+"""So many seconds after that nothing of it is left, where the servers answer.
 
-GONE = 2.0
-"""So many seconds after that nothing of it is left, where the servers answer."""
+One that falls silent while it is asked is noticed after the client's timeout, 3 s.
+"""
 
 
 class AbortedError(Exception):
