@@ -110,6 +110,22 @@ def test_check_lease(lease: Any) -> None:
     assert check_lease("lease", lease) == 7
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (Lease(HEADER, 0, 10), ValueError),
+        (OnLease(0), ValueError),
+        (OnLease(True), TypeError),
+        (OnLease(2**63), ValueError),
+    ],
+    ids=["granted_0", "on_0", "on_a_bool", "on_too_large_a_one"],
+)
+def test_check_lease_looks_at_every_id(wrong: Any, error: type[Exception]) -> None:
+    """Whatever names it: an id that no lease has would be sent as no lease."""
+    with pytest.raises(error, match=r"^lease must "):
+        check_lease("lease", wrong)
+
+
 @pytest.mark.parametrize("wrong", [None, "7", 7.0, OnLease(None), object(), KeyError])
 def test_check_lease_refuses(wrong: Any) -> None:
     """What names no lease is refused, with all that would do."""

@@ -137,6 +137,7 @@ def test_short_ones() -> None:
         (Compare.missing("k", prefix=True), Compare.create_revision("k", prefix=True) == 0),
         (Compare.exists("k", range_end="z"), Compare.create_revision("k", range_end="z") != 0),
         (Compare.unchanged(kv), Compare.mod_revision("k") == 7),
+        (Compare.unchanged(kv._replace(version=0)), Compare.create_revision("k") == 0),
     ):
         assert short._message == long._message
 
@@ -165,3 +166,8 @@ def test_unchanged_refuses(wrong: Any, text: str) -> None:
 def test_repr(compare: object, text: str) -> None:
     """A comparison reads as it was written, and so does what is none yet."""
     assert repr(compare) == text
+
+
+def test_repr_of_a_large_one_is_short() -> None:
+    """A value of kilobytes is not shown whole."""
+    assert len(repr(Compare.value("k") == "v" * 10_000)) < 120

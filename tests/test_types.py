@@ -230,6 +230,13 @@ def test_value_takes_its_fields() -> None:
             Batch(*args, **options)
 
 
+def test_value_with_other_fields() -> None:
+    """`copy.replace` (Python 3.13) gives a value like it, and a wrong field is refused."""
+    assert Batch((), 7).__replace__(revision=8) == Batch((), 8)
+    with pytest.raises(TypeError, match="Batch takes events, revision"):
+        Batch((), 7).__replace__(version=8)
+
+
 def test_values_of_other_types_differ() -> None:
     """Of two types with the same fields no two values are equal."""
     assert Lease(HEADER, 1, 2) != LeaseRenewal(HEADER, 1, 2)

@@ -66,15 +66,13 @@ def check_lease(name: str, lease: LeaseLike, *, none: str | None = None) -> int:
         TypeError: It names no lease.
         ValueError: It is an id that no lease has.
     """
-    if isinstance(lease, Lease):
-        return lease.id
     if isinstance(lease, int):
         return check_lease_id(name, lease, none=none)
-    lease_id: object = getattr(lease, "lease_id", None)
+    lease_id: object = lease.id if isinstance(lease, Lease) else getattr(lease, "lease_id", None)
     if not isinstance(lease_id, int):
         kind = type(lease).__name__
         raise TypeError(f"{name} must be a lease: its id, or a Lease, Session or Lock, not {kind}")
-    return lease_id
+    return check_lease_id(name, lease_id)
 
 
 def check_flag(name: str, flag: bool) -> bool:

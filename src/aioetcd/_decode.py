@@ -60,6 +60,8 @@ class _Event(Event):
         self._prev_kv = prev_kv
 
 
+_Event.__name__ = _Event.__qualname__ = "Event"  # it is no other thing for users
+
 _EVENT_TYPES = (EventType.PUT, EventType.DELETE)
 
 

@@ -8,6 +8,7 @@ from aioetcd._checks import INT64_MIN, check_int
 from aioetcd._proto import rpc_pb2
 from aioetcd.keys import encode, key_range
 from aioetcd.types.store import KeyValue
+from aioetcd.types.value import short
 
 __all__ = ["Compare", "CompareTarget"]
 
@@ -61,7 +62,9 @@ class Compare:
         field = _FIELDS[message.target]
         end = f"..{message.range_end!r}" if message.range_end else ""
         sign = _SIGNS[message.result]
-        return f"<Compare {field} of {message.key!r}{end} {sign} {getattr(message, field)!r}>"
+        operand = getattr(message, field)
+        shown = short(operand) if isinstance(operand, bytes) else operand
+        return f"<Compare {field} of {short(message.key)}{end} {sign} {shown}>"
 
     @staticmethod
     def missing(
@@ -121,6 +124,8 @@ class Compare:
         if not isinstance(kv, KeyValue):
             hint = " (where there was no key: Compare.missing(key))" if kv is None else ""
             raise TypeError(f"kv must be a KeyValue, not {type(kv).__name__}{hint}")
+        if not kv.version:  # of the event of a deletion
+            return Compare.missing(kv.key)
         return Compare.mod_revision(kv.key) == kv.mod_revision
 
     @staticmethod

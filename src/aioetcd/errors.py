@@ -11,11 +11,9 @@ anything is sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
-if TYPE_CHECKING:
-    from aioetcd.types.store import KeyValue
-
+from aioetcd.types.store import KeyValue
 
 _ADVICE = "; it may have been applied all the same: read before you write again"
 

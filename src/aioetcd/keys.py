@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from aioetcd._checks import check_flag
+
 _FROM_START = b"\0"
 _TO_END = b"\0"
 
@@ -71,7 +73,7 @@ def key_range(
         ValueError: An empty key or range end, or both `prefix` and `range_end`.
         TypeError: A key that is neither str nor bytes.
     """
-    if prefix:
+    if check_flag("prefix", prefix):
         if range_end is not None:
             raise ValueError("prefix and range_end exclude each other")
         start = encode("key", key)

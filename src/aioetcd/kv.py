@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aioetcd import _decode
-from aioetcd._checks import check_int
+from aioetcd._checks import check_flag, check_int
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import (
     COMPACT,
@@ -277,7 +277,7 @@ class KV:
             (await kv.get("/config/a", revision=now)).value  # b"2"
         """
         request = rpc_pb2.CompactionRequest(
-            revision=check_int("revision", revision, 1), physical=physical
+            revision=check_int("revision", revision, 1), physical=check_flag("physical", physical)
         )
         response = await self._transport.unary(COMPACT, request, timeout)
         return CompactResponse(_decode.header(response.header))

@@ -10,19 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from aioetcd import _decode
-from aioetcd._checks import check_int, check_lease
+from aioetcd._checks import check_flag, check_int, check_lease
 from aioetcd._proto import rpc_pb2
 from aioetcd.compare import Compare, CompareTarget
 from aioetcd.errors import EtcdError
 from aioetcd.keys import encode, encode_key, key_range
 from aioetcd.types.answers import DeleteResponse, GetResponse, OpResponse, PutResponse
 from aioetcd.types.leases import LeaseLike
-from aioetcd.types.store import ResponseHeader, SortOrder, SortTarget
+from aioetcd.types.store import SortOrder, SortTarget
+from aioetcd.types.value import short
 
 __all__ = ["AnyOp", "Op", "TxnResponse"]
-
-_ORDERS = frozenset(SortOrder)
-_TARGETS = frozenset(SortTarget)
 
 _Response = TypeVar("_Response")
 _Response_co = TypeVar("_Response_co", covariant=True)
@@ -57,15 +55,9 @@ class Op(Generic[_Response_co]):
         """Whether it only reads."""
         return False
 
-    def __eq__(self, other: object) -> bool:
-        """Equal where the same request would be sent."""
-        return isinstance(other, Op) and bool(self._request == other._request)
-
-    __hash__: ClassVar[None]  # type: ignore[assignment]  # a protobuf message has no hash either
-
     def __repr__(self) -> str:
         """Show the kind and the key."""
-        return f"<Op.{type(self).__name__.lstrip('_').lower()} {self._request.key!r}>"
+        return f"<Op.{type(self).__name__.lstrip('_').lower()} {short(self._request.key)}>"
 
     def _wrapped(self) -> rpc_pb2.RequestOp:
         """Wrap the request as etcd wants it inside a txn."""
@@ -113,9 +105,9 @@ class Op(Generic[_Response_co]):
             request.limit = check_int("limit", limit, 1, none="no limit")
         if revision is not None:
             request.revision = check_int("revision", revision, 1, none="the latest")
-        if sort_order not in _ORDERS:
+        if not isinstance(sort_order, SortOrder):
             raise ValueError(f"sort_order must be a SortOrder, not {sort_order!r}")
-        if sort_target not in _TARGETS:
+        if not isinstance(sort_target, SortTarget):
             raise ValueError(f"sort_target must be a SortTarget, not {sort_target!r}")
         if sort_target != SortTarget.KEY:
             request.sort_target = int(sort_target)  # type: ignore[assignment]
@@ -124,11 +116,11 @@ class Op(Generic[_Response_co]):
         elif sort_order == SortOrder.DESCEND:
             # By key and ascending is the server's own order, and asking for it costs a full sort.
             request.sort_order = int(SortOrder.DESCEND)  # type: ignore[assignment]
-        if serializable:
+        if check_flag("serializable", serializable):
             request.serializable = True
-        if keys_only:
+        if check_flag("keys_only", keys_only):
             request.keys_only = True
-        if count_only:
+        if check_flag("count_only", count_only):
             request.count_only = True
         if min_mod_revision is not None:
             request.min_mod_revision = check_int(
@@ -171,7 +163,7 @@ class Op(Generic[_Response_co]):
             result[write].prev_kv  # None
         """
         request = rpc_pb2.PutRequest(key=encode_key(key))
-        if ignore_value:
+        if check_flag("ignore_value", ignore_value):
             if value is not None:
                 raise ValueError("value must be left out with ignore_value: the old one stays")
             request.ignore_value = True
@@ -179,13 +171,13 @@ class Op(Generic[_Response_co]):
             raise ValueError("value is missing (ignore_value=True keeps the old one)")
         else:
             request.value = encode("value", value)
-        if ignore_lease:
+        if check_flag("ignore_lease", ignore_lease):
             if lease is not None:
                 raise ValueError("lease must be left out with ignore_lease: the old one stays")
             request.ignore_lease = True
         elif lease is not None:
             request.lease = check_lease("lease", lease, none="no lease")
-        if prev_kv:
+        if check_flag("prev_kv", prev_kv):
             request.prev_kv = True
         return _Put(request)
 
@@ -209,7 +201,7 @@ class Op(Generic[_Response_co]):
             result[clear].deleted  # 0
         """
         start, end = key_range(key, prefix, range_end)
-        request = rpc_pb2.DeleteRangeRequest(key=start, prev_kv=prev_kv)
+        request = rpc_pb2.DeleteRangeRequest(key=start, prev_kv=check_flag("prev_kv", prev_kv))
         if end is not None:
             request.range_end = end
         return _Delete(request)
@@ -289,9 +281,8 @@ class TxnResponse(OpResponse):
             single call.
     """
 
-    __slots__ = ("_op", "header", "responses", "succeeded")
+    __slots__ = ("_op", "responses", "succeeded")
 
-    header: ResponseHeader
     succeeded: bool
     responses: tuple[OpResponse, ...]
 
@@ -318,7 +309,9 @@ class TxnResponse(OpResponse):
         if found:
             raise KeyError(f"{op!r} was executed {len(found)} times: see result.responses")
         txn: _Txn | None = getattr(self, "_op", None)
-        if txn is None or not any(each is op for each in txn._all()):
+        if txn is None:
+            raise KeyError("a pickled answer knows no operations: see result.responses")
+        if not any(each is op for each in txn._all()):
             raise KeyError(f"{op!r} itself is none of this txn's operations")
         raise KeyError(f"{op!r} was not executed: it is in the branch that was not taken")
 

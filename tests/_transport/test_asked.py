@@ -57,11 +57,21 @@ CASES: list[tuple[Callable[[KV], Awaitable[object]], type[EtcdError], str]] = [
         RequestTooLargeError,
         "(1600007 bytes; etcd takes 1572864 by default)",
     ),
-    (lambda kv: kv.txn(success=MANY), TooManyOpsError, "(129 in one list; etcd takes 128 by d"),
+    (lambda kv: kv.txn(success=MANY), TooManyOpsError, "(129; etcd takes 128 by default)"),
+    (
+        lambda kv: kv.txn(success=[*MANY[:89], Op.txn(failure=MANY[90:]), Op.txn()]),
+        TooManyOpsError,
+        "(130; etcd takes 128 by default)",
+    ),
+    (
+        lambda kv: kv.txn(success=[Op.put("k", "v"), Op.put("l", "v"), Op.put("k", "w")]),
+        DuplicateKeyError,
+        "(key b'k')",
+    ),
     (
         lambda kv: kv.txn(compare=[Compare.missing("k")] * 200),
         TooManyOpsError,
-        "(200 in one list; etcd takes 128 by default)",
+        "(200; etcd takes 128 by default)",
     ),
 ]
 
@@ -89,8 +99,16 @@ async def test_a_lease_that_exists_is_named(client: Client) -> None:
         await client.lease.revoke(0xFACE)
 
 
+async def test_many_are_not_all_named(client: Client) -> None:
+    """Of many keys the first ones are named, of long ones the beginning."""
+    puts = [Op.put(f"{number}" * 100, ignore_value=True) for number in range(7)]
+    with pytest.raises(KeyNotFoundError, match=r"\(keys b'0.* and 2 more\)$") as caught:
+        await client.kv.txn(success=puts)
+    assert len(str(caught.value)) < 600
+
+
 async def test_nothing_is_made_up(client: Client) -> None:
-    """Where no number explains it, etcd's text stands alone."""
+    """Where nothing in the request explains it, etcd's text stands alone."""
     with pytest.raises(DuplicateKeyError) as caught:
-        await client.kv.txn(success=[Op.put("k", "v"), Op.put("k", "w")])
+        await client.kv.txn(success=[Op.put("k", "v"), Op.delete("k")])
     assert str(caught.value).endswith("duplicate key given in txn request")

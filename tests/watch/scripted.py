@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from aioetcd._proto import rpc_pb2
 from aioetcd.watch._rules import WatchRules
 from aioetcd.watch._state import WatchSpec, WatchState
 from tests.watch.model import message
 
 
-def opened(*starts: int | None) -> tuple[WatchRules, list[WatchState]]:
+def opened(
+    *starts: int | None, longest_silence: float = math.inf
+) -> tuple[WatchRules, list[WatchState]]:
     """Make rules with a stream that lets us choose the ids, and a watch being created a start."""
-    rules = WatchRules(lambda: None)
+    rules = WatchRules(lambda: None, longest_silence=longest_silence)
     states = [WatchState(WatchSpec(b"k"), start, lambda: None) for start in starts]
     for state in states:
         rules.add(state)

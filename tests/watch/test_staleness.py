@@ -31,6 +31,14 @@ def test_a_lost_stream_was_heard_when_it_last_spoke() -> None:
     assert one.heard_at == 6
 
 
+def test_a_quiet_stream_was_heard_as_long_as_its_pings_were() -> None:
+    """A store in which nothing happens for an hour is no hour old after a cut of a moment."""
+    rules, (one,) = opened(1, longest_silence=15)
+    received(rules, created(one), 3)
+    rules.lost(UnavailableError("cut"), final=False, now=3603)
+    assert one.heard_at == 3588
+
+
 @pytest.mark.parametrize("end", ["cancelled", "refused", "closed", "paused"])
 def test_a_watch_that_left_its_stream_was_heard_until_then(
     end: str, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from google.protobuf.message import Message
 
 from aioetcd import errors as e
 from aioetcd._proto import rpc_pb2
+from aioetcd.types.value import short
 
 _OF_A_REVISION = (rpc_pb2.RangeRequest, rpc_pb2.CompactionRequest)
 _OF_A_LEASE = (
@@ -36,14 +38,15 @@ def asked(error: type[e.EtcdError], request: Message) -> str:
     if issubclass(error, e.KeyNotFoundError):
         puts = [part for part in parts if isinstance(part, rpc_pb2.PutRequest)]
         return _listed(
-            "key", [repr(put.key) for put in puts if put.ignore_value or put.ignore_lease]
+            "key", [short(put.key) for put in puts if put.ignore_value or put.ignore_lease]
         )
     if issubclass(error, e.RequestTooLargeError):
         return f" ({request.ByteSize()} bytes; etcd takes 1572864 by default)"
     if issubclass(error, e.TooManyOpsError):
-        txns = [part for part in parts if isinstance(part, rpc_pb2.TxnRequest)]
-        most = max(max(len(txn.compare), len(txn.success), len(txn.failure)) for txn in txns)
-        return f" ({most} in one list; etcd takes 128 by default)"
+        return f" ({_operations(request)}; etcd takes 128 by default)"
+    if issubclass(error, e.DuplicateKeyError):
+        keys = Counter(part.key for part in parts if isinstance(part, rpc_pb2.PutRequest))
+        return _listed("key", [short(key) for key, times in keys.items() if times > 1])
     return ""
 
 
@@ -57,7 +60,19 @@ def _parts(request: Message) -> Iterator[Any]:
                 yield from _parts(getattr(op, kind))
 
 
+def _operations(request: Any) -> int:
+    """Count as etcd does: the longest list, and that of what is nested in it, the deepest way."""
+    nested = [
+        _operations(op.request_txn)
+        for op in (*request.success, *request.failure)
+        if op.HasField("request_txn")
+    ]
+    longest = max(len(request.compare), len(request.success), len(request.failure))
+    return longest + max(nested, default=0)
+
+
 def _listed(what: str, names: list[str]) -> str:
     if not names:
         return ""
-    return f" ({what}{'s' if len(names) > 1 else ''} {', '.join(names)})"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f" ({what}{'s' if len(names) > 1 else ''} {', '.join(names[:5])}{more})"

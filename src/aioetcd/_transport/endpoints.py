@@ -35,6 +35,8 @@ CONNECT_TIMEOUT = 3.0
 # The next endpoint is tried when the one before has not answered for so long.
 HEAD_START = 0.3
 
+# What is left of a plaintext connection that a TLS server, or a web server's, has refused.
+_REFUSALS = ("Socket closed", "http1.x server")
 _TLS_PORT = " (it speaks TLS at this port, and this client does not)"
 
 
@@ -110,7 +112,7 @@ class Connection:
 
     async def _refuses_plaintext(self, reason: str) -> bool:
         """Whether it has closed the connection because it speaks TLS; asked once."""
-        if self._speaks_tls is None and "Socket closed" in reason:
+        if self._speaks_tls is None and any(text in reason for text in _REFUSALS):
             self._speaks_tls = await speaks_tls(self.endpoint.target)
         return bool(self._speaks_tls)
 

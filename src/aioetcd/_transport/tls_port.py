@@ -27,6 +27,8 @@ async def speaks_tls(target: str) -> bool:
             stream = await anyio.connect_tcp(
                 host.strip("[]"), int(port), ssl_context=context, tls_standard_compatible=False
             )
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")  # it wants a certificate, or another version
     except (OSError, anyio.BrokenResourceError, anyio.EndOfStream):  # TimeoutError is an OSError
         return False
     await stream.aclose()

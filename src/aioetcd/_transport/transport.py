@@ -69,6 +69,7 @@ class Transport:
         endpoints: The picker.
         supervisor: The owner of all background tasks.
         timeout: The default deadline of a call in seconds.
+        longest_silence: Seconds after which gRPC itself finds a dead connection with open streams.
         calls: Unary calls made, retries not counted.
         retries: How often one of them was sent again.
     """
@@ -82,6 +83,7 @@ class Transport:
         keepalive_timeout: float,
     ) -> None:
         self.timeout = timeout
+        self.longest_silence = keepalive_time + keepalive_timeout
         self.calls: int = 0
         self.retries: int = 0
         self.supervisor: Supervisor = Supervisor(self._end)

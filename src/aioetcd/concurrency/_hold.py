@@ -15,7 +15,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Self
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -23,9 +23,6 @@ from aioetcd._transport.supervisor import PATIENCE, Supervisor
 from aioetcd.concurrency._guard import BodyGuard, OnLost
 from aioetcd.concurrency._tenure import Tenure
 from aioetcd.errors import EtcdError
-
-if TYPE_CHECKING:
-    from typing import Self
 
 logger = logging.getLogger("aioetcd.concurrency")
 

@@ -175,7 +175,8 @@ class Leases:
         gone. Where it was cancelled, the lease may be there or not.
 
         Args:
-            lease: The lease: its id, or a `Lease`, `Session` or `Lock`.
+            lease: The lease: its id, or a `Lease`, `Session` or `Lock` (of one on a session: the
+                session's own, with all that stands on it).
             timeout: The call's deadline in seconds, waiting for a connection and retries included;
                 None is none.
 

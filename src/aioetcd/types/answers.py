@@ -12,10 +12,11 @@ class OpResponse(Value):
     It is a `GetResponse`, `PutResponse`, `DeleteResponse` or `TxnResponse`.
 
     Attributes:
-        header: Inside a txn it is empty but for the revision: read the `TxnResponse`'s own.
+        header: Inside a txn it is empty but for the revision, and of a nested txn empty: read
+            that of the whole `TxnResponse`.
     """
 
-    __slots__ = ()
+    __slots__ = ("header",)
 
     header: ResponseHeader
 
@@ -28,9 +29,8 @@ class PutResponse(OpResponse):
         prev_kv: The key before, where it was asked for and there was one.
     """
 
-    __slots__ = ("header", "prev_kv")
+    __slots__ = ("prev_kv",)
 
-    header: ResponseHeader
     prev_kv: KeyValue | None
 
 
@@ -46,7 +46,6 @@ class GetResponse(OpResponse):
 
     __slots__ = ("count", "header", "kvs", "more")
 
-    header: ResponseHeader
     kvs: tuple[KeyValue, ...]
     count: int
     more: bool
@@ -92,7 +91,6 @@ class DeleteResponse(OpResponse):
 
     __slots__ = ("deleted", "header", "prev_kvs")
 
-    header: ResponseHeader
     deleted: int
     prev_kvs: tuple[KeyValue, ...]
 

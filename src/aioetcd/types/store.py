@@ -5,11 +5,9 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
-from aioetcd.types.value import Value
+from aioetcd.types.value import Value, short
 
-
-def _short(data: bytes) -> str:
-    return repr(data) if len(data) <= 48 else f"{data[:40]!r}...({len(data)} bytes)"
+_new_tuple = tuple.__new__  # a named tuple's own __new__ costs twice as much
 
 
 class EventType(enum.IntEnum):
@@ -110,7 +108,7 @@ class KeyValue(NamedTuple):
     def __repr__(self) -> str:
         """Show the key, the start of the value, and the last change."""
         change = f"mod_revision={self.mod_revision}"
-        return f"<KeyValue {_short(self.key)}={_short(self.value)} {change}>"
+        return f"<KeyValue {short(self.key)}={short(self.value)} {change}>"
 
 
 class Event:
@@ -122,6 +120,8 @@ class Event:
         prev_kv: The key before the change: None unless the watch asked with ``prev_kv=True``,
             where the change created the key, and where the old revision is compacted already.
     """
+
+    __match_args__ = ("type", "kv", "prev_kv")
 
     # Flat: `kv` is made when it is asked for, which halves the objects of a large replay, and the
     # time that the garbage collector spends on them.
@@ -156,13 +156,16 @@ class Event:
     @property
     def kv(self) -> KeyValue:
         """The key after the change. A DELETE's has only ``key`` and ``mod_revision``."""
-        return KeyValue(
-            self._key,
-            self._value,
-            self._create_revision,
-            self._mod_revision,
-            self._version,
-            self._lease,
+        return _new_tuple(
+            KeyValue,
+            (
+                self._key,
+                self._value,
+                self._create_revision,
+                self._mod_revision,
+                self._version,
+                self._lease,
+            ),
         )
 
     @property

@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self, dataclass_transform
 
 
+def short(data: bytes) -> str:
+    """Show bytes, of long ones the beginning and the length."""
+    return repr(data) if len(data) <= 48 else f"{data[:40]!r}...({len(data)} bytes)"
+
+
 @dataclass_transform(frozen_default=True, eq_default=True)
 class Value:
     """A frozen value: what its class annotates are its fields, in order, each with a slot.
@@ -28,10 +33,10 @@ class Value:
 
     def __init_subclass__(cls) -> None:
         """Note the fields; patterns may name them by position."""
-        cls._names = tuple(cls.__annotations__)
+        inherited = () if cls.__base__ is Value else cls._names
+        cls._names = inherited + tuple(cls.__annotations__)
         cls.__match_args__ = cls._names  # type: ignore[misc]
-        slots = [getattr(cls, name, None) for name in cls._names]
-        cls._puts = tuple([slot.__set__ for slot in slots if slot is not None])
+        cls._puts = tuple([getattr(cls, name).__set__ for name in cls._names])
 
     def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Give what was passed by position and by name, if it is each field once."""
@@ -58,8 +63,20 @@ class Value:
         """Hash all fields."""
         return hash(self._values())
 
+    def __copy__(self) -> Self:
+        """Give itself: it cannot be changed."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Give itself: neither can what is in it."""
+        return self
+
+    def __replace__(self, **changes: Any) -> Self:
+        """Give a value with other fields, for `copy.replace`."""
+        return type(self)(**dict(zip(self._names, self._values(), strict=True)) | changes)
+
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        """Give what makes it again, for copies and pickles."""
+        """Give what makes it again, for pickles."""
         return type(self), self._values()
 
     def __repr__(self) -> str:

@@ -104,7 +104,9 @@ class Watcher:
         check_flag("progress_notify", progress_notify)
         check_flag("fragment", fragment)
         check_flag("require_leader", require_leader)
-        filters = _FILTERS[None if only is None else EventType(only)]
+        if only is not None and not isinstance(only, EventType):
+            raise TypeError(f"only must be an EventType or None, not {type(only).__name__}")
+        filters = _FILTERS[only]
         spec = WatchSpec(start, end, prev_kv, progress_notify, fragment, filters)
         if start_revision is not None:
             check_int("start_revision", start_revision, 1, none="from now on")

@@ -120,10 +120,11 @@ class Watch:
 
     @property
     def stale_for(self) -> float | None:
-        """The seconds since the watch's stream last spoke; None while it is connected.
+        """The seconds since the watch's connection last spoke; None while it is connected.
 
-        So much may be missing from what the watch has delivered: a health check can compare it with
-        what the service can bear. It is infinite before the first creation.
+        So much may be missing from what has arrived: a health check can compare it with what the
+        service can bear. What has arrived and waits for its consumer does not count, nor what a
+        server that is connected again has still to send. It is infinite before the first creation.
         """
         if self.is_connected:
             return None

@@ -28,6 +28,7 @@ the cause, and no other:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -70,6 +71,7 @@ class WatchRules:
     Args:
         ask: Called when only a unary call can tell how to go on; see `suspicion` and
             `wants_version`.
+        longest_silence: Seconds after which gRPC itself finds a dead connection.
 
     Attributes:
         highest_revision: The highest revision that any server has shown.
@@ -79,11 +81,12 @@ class WatchRules:
             until `checked_version` tells.
     """
 
-    def __init__(self, ask: Callable[[], None]) -> None:
+    def __init__(self, ask: Callable[[], None], *, longest_silence: float = math.inf) -> None:
         self.highest_revision: int = 0
         self.suspicion: Suspicion | None = None
         self.progress_trusted: bool | None = None
         self._ask = ask
+        self._longest_silence = longest_silence
         self._cluster_id = 0
         self._fresh = True
         # Whether the stream lets us choose the ids; None until its first creation tells.
@@ -318,6 +321,8 @@ class WatchRules:
         if final:
             self._blame(error)
             self._refused_before = True
+        # However little there was to say, the pings of a connection were answered until then.
+        self._heard_at = max(self._heard_at, now - self._longest_silence)
         self._leave_stream()
 
     def _blame(self, error: EtcdError) -> None:

@@ -31,7 +31,7 @@ class WatchStream:
 
     def __init__(self, transport: Transport, *, require_leader: bool) -> None:
         self.transport = transport
-        self.rules: WatchRules = WatchRules(self._ask)
+        self.rules: WatchRules = WatchRules(self._ask, longest_silence=transport.longest_silence)
         self.shared: SharedStream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = SharedStream(
             transport, WATCH, self.rules, require_leader=require_leader, logger=logger
         )
