@@ -17,17 +17,17 @@ pytestmark = pytest.mark.own_logic("the server that babbles is no etcd")
 @pytest.mark.parametrize(
     ("call", "is_write", "is_repeated"),
     [
-        (lambda client: client.kv.get("k", timeout=0.7), False, True),
+        (lambda client: client.kv.get("k", timeout=1.5), False, True),
         (lambda client: client.kv.put("k", "v"), True, False),
         (lambda client: client.kv.delete("k"), True, False),
         (lambda client: client.kv.compact(1), True, False),
         (
-            lambda client: client.kv.txn(compare=[Compare.version("k") == 0], timeout=0.7),
+            lambda client: client.kv.txn(compare=[Compare.version("k") == 0], timeout=1.5),
             False,
             True,
         ),
         (lambda client: client.kv.txn(success=[Op.put("k", "v")]), True, False),
-        (lambda client: client.lease.leases(timeout=0.7), False, True),
+        (lambda client: client.lease.leases(timeout=1.5), False, True),
     ],
     ids=["get", "put", "delete", "compact", "read_only_txn", "txn", "leases"],
 )
