@@ -44,7 +44,7 @@ class GetResponse(OpResponse):
         more: Whether ``limit`` cut the answer short.
     """
 
-    __slots__ = ("count", "header", "kvs", "more")
+    __slots__ = ("count", "kvs", "more")
 
     kvs: tuple[KeyValue, ...]
     count: int
@@ -89,7 +89,7 @@ class DeleteResponse(OpResponse):
         prev_kvs: These keys as they were, where asked for.
     """
 
-    __slots__ = ("deleted", "header", "prev_kvs")
+    __slots__ = ("deleted", "prev_kvs")
 
     deleted: int
     prev_kvs: tuple[KeyValue, ...]
