@@ -83,7 +83,7 @@ class Transport:
         keepalive_timeout: float,
     ) -> None:
         self.timeout = timeout
-        self.longest_silence = keepalive_time + keepalive_timeout
+        self.longest_silence: float = keepalive_time + keepalive_timeout
         self.calls: int = 0
         self.retries: int = 0
         self.supervisor: Supervisor = Supervisor(self._end)
