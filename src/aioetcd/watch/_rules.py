@@ -341,9 +341,7 @@ class WatchRules:
         on_stream = [*self._open.values(), *self._creating.values()]
         waiting = [state for state in on_stream if state in self._watches]
         for state in waiting:
-            self._close_view(state)
-            state.phase = Phase.WAITING
-            state.drop_partial()
+            self._close(state, Phase.WAITING)
         # The oldest first, before those that were never sent; suspects last.
         order = sorted([*waiting, *self._to_create], key=self._suspects.__contains__)
         self._to_create = dict.fromkeys(order)
@@ -422,9 +420,7 @@ class WatchRules:
         del self._open[state.watch_id]
         if 0 < response.compact_revision <= (state.next_revision or 0):
             # It was created from earlier than it needs, and what it needs is there.
-            self._close_view(state)
-            state.drop_partial()
-            state.phase = Phase.WAITING
+            self._close(state, Phase.WAITING)
             self._to_create[state] = None
             return
         if response.compact_revision:
@@ -473,16 +469,16 @@ class WatchRules:
 
     def _leave(self, state: WatchState, phase: Phase) -> None:
         """Cancel a watch at the server, to create it again later."""
-        self._close_view(state)
         del self._open[state.watch_id]
         self._to_cancel.append(state.watch_id)
-        state.drop_partial()
-        state.phase = phase
+        self._close(state, phase)
 
-    def _close_view(self, state: WatchState) -> None:
-        """Note how far an open watch is known to have missed nothing."""
+    def _close(self, state: WatchState, phase: Phase) -> None:
+        """It is not at the server any more: until when it was, and what was not whole."""
         if state.phase is Phase.OPEN:
             state.heard_at = self._heard_at
+        state.phase = phase
+        state.drop_partial()
 
     def _progress(self, state: WatchState, revision: int) -> None:
         if state in self._asking:  # a watch that starts beyond that has nothing before it
@@ -500,7 +496,6 @@ class WatchRules:
     def _end(self, state: WatchState, error: EtcdError | None) -> None:
         if state.phase is Phase.ENDED:
             return
-        self._close_view(state)
         if self._open.get(state.watch_id) is state:  # a proxy's ids begin anew with each stream
             del self._open[state.watch_id]
             self._to_cancel.append(state.watch_id)
@@ -512,9 +507,8 @@ class WatchRules:
             # The question is about the server: any other may ask it.
             other = next(iter(self._watches), None)
             self.suspicion = None if other is None else Suspicion(other, self.suspicion.revision)
-        state.phase = Phase.ENDED
+        self._close(state, Phase.ENDED)
         state.error = error
-        state.drop_partial()
         state.notify()
 
     def _end_all(self, error: EtcdError) -> None:
