@@ -27,16 +27,15 @@ def asked(error: type[e.EtcdError], request: Message) -> str:
         error: The class of the error.
         request: What was refused.
     """
-    parts = list(_parts(request))
     if issubclass(error, e.CompactedError | e.FutureRevisionError):
-        revisions = {part.revision for part in parts if isinstance(part, _OF_A_REVISION)}
+        revisions = {part.revision for part in _parts(request, *_OF_A_REVISION)}
         return _listed("revision", [str(revision) for revision in sorted(revisions) if revision])
     if issubclass(error, e.LeaseNotFoundError | e.LeaseExistsError):
-        leases = {part.ID for part in parts if isinstance(part, _OF_A_LEASE)}
-        leases |= {part.lease for part in parts if isinstance(part, rpc_pb2.PutRequest)}
+        leases = {part.ID for part in _parts(request, *_OF_A_LEASE)}
+        leases |= {put.lease for put in _parts(request, rpc_pb2.PutRequest)}
         return _listed("lease", [f"{lease:x}" for lease in sorted(leases) if lease])
     if issubclass(error, e.KeyNotFoundError):
-        puts = [part for part in parts if isinstance(part, rpc_pb2.PutRequest)]
+        puts = _parts(request, rpc_pb2.PutRequest)
         return _listed(
             "key", [short(put.key) for put in puts if put.ignore_value or put.ignore_lease]
         )
@@ -45,19 +44,20 @@ def asked(error: type[e.EtcdError], request: Message) -> str:
     if issubclass(error, e.TooManyOpsError):
         return f" ({_operations(request)}; etcd takes 128 by default)"
     if issubclass(error, e.DuplicateKeyError):
-        keys = Counter(part.key for part in parts if isinstance(part, rpc_pb2.PutRequest))
+        keys = Counter(put.key for put in _parts(request, rpc_pb2.PutRequest))
         return _listed("key", [short(key) for key, times in keys.items() if times > 1])
     return ""
 
 
-def _parts(request: Message) -> Iterator[Any]:
-    """Give a request, and all that are in it where it is a txn."""
-    yield request
+def _parts(request: Message, *kinds: type[Message]) -> Iterator[Any]:
+    """Give what is of some kinds: the request, or where it is a txn what is in it."""
+    if isinstance(request, kinds):
+        yield request
     if isinstance(request, rpc_pb2.TxnRequest):
         for op in (*request.success, *request.failure):
             kind = op.WhichOneof("request")
             if kind is not None:
-                yield from _parts(getattr(op, kind))
+                yield from _parts(getattr(op, kind), *kinds)
 
 
 def _operations(request: Any) -> int:
