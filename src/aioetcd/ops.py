@@ -303,26 +303,23 @@ class TxnResponse(OpResponse):
         """
         if not isinstance(op, Op):
             raise TypeError(f"an operation is asked for, not {op!r}: see result.responses")
-        found = [response for each, response in self._executed() if each is op]
+        txn: _Txn | None = getattr(self, "_op", None)
+        if txn is None:
+            raise KeyError("a pickled answer knows no operations: see result.responses")
+        found = [response for each, response in self._executed(txn) if each is op]
         if len(found) == 1:
             return found[0]  # type: ignore[return-value]  # each answer is of its operation's type
         if found:
             raise KeyError(f"{op!r} was executed {len(found)} times: see result.responses")
-        txn: _Txn | None = getattr(self, "_op", None)
-        if txn is None:
-            raise KeyError("a pickled answer knows no operations: see result.responses")
         if not any(each is op for each in txn._all()):
             raise KeyError(f"{op!r} itself is none of this txn's operations")
         raise KeyError(f"{op!r} was not executed: it is in the branch that was not taken")
 
-    def _executed(self) -> Iterator[tuple[AnyOp, OpResponse]]:
-        txn: _Txn | None = getattr(self, "_op", None)
-        if txn is None:  # it is a copy
-            return
+    def _executed(self, txn: _Txn) -> Iterator[tuple[AnyOp, OpResponse]]:
         for op, response in zip(txn._branch(self.succeeded), self.responses, strict=True):
             yield op, response
-            if isinstance(response, TxnResponse):
-                yield from response._executed()
+            if isinstance(op, _Txn) and isinstance(response, TxnResponse):
+                yield from response._executed(op)
 
 
 class _Txn(Op[TxnResponse]):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Self, dataclass_transform
 
+new_tuple = tuple.__new__  # a named tuple's own __new__ costs twice as much
+
 
 def short(data: bytes) -> str:
     """Show bytes, of long ones the beginning and the length."""
@@ -68,7 +70,7 @@ class Value:
         return self
 
     def __deepcopy__(self, memo: object) -> Self:
-        """Give itself: neither can what is in it."""
+        """Give itself: what is in it is not to be changed either."""
         return self
 
     def __replace__(self, **changes: Any) -> Self:
