@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
-from aioetcd.types.value import Value, new_tuple, short
+from aioetcd.types.value import Value, short
+
+_new_tuple = tuple.__new__  # a named tuple's own __new__ costs twice as much
 
 
 class EventType(enum.IntEnum):
@@ -154,7 +156,7 @@ class Event:
     @property
     def kv(self) -> KeyValue:
         """The key after the change. A DELETE's has only ``key`` and ``mod_revision``."""
-        return new_tuple(
+        return _new_tuple(
             KeyValue,
             (
                 self._key,

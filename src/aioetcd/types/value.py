@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Self, dataclass_transform
 
-new_tuple = tuple.__new__  # a named tuple's own __new__ costs twice as much
-
 
 def short(data: bytes) -> str:
     """Show bytes, of long ones the beginning and the length."""
