@@ -202,6 +202,45 @@ def test_every_public_name_is_documented() -> None:
     assert undocumented == []
 
 
+UNMADE = [
+    "Compare",
+    "CompareTarget",
+    "KV",
+    "KeepAlive",
+    "Leases",
+    "Lock",
+    "Op",
+    "Session",
+    "Watch",
+    "Watcher",
+]
+"""The classes that a client, or a method of theirs, makes."""
+
+
+@pytest.mark.parametrize("name", UNMADE)
+def test_what_is_given_is_not_made(name: str) -> None:
+    """Calling such a class says that it is not to be called, and help() shows no internals."""
+    cls = CLASSES[name]
+    assert str(inspect.signature(cls)) == "(*args: 'object', **kwargs: 'object') -> 'NoReturn'"
+    for arguments in ((), (object(),)):
+        with pytest.raises(TypeError, match=rf"^{name} has no public constructor: help\(aioetcd"):
+            cls(*arguments)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES.keys() - UNMADE))
+def test_constructors_name_what_is_exported(name: str) -> None:
+    """The constructor of every other class takes nothing that users cannot name."""
+    cls = CLASSES[name]
+    if "__init__" in vars(cls) and typing.Protocol not in cls.__bases__:
+        parts = {
+            part
+            for annotation in inspect.get_annotations(vars(cls)["__init__"]).values()
+            for part in names_in(annotation)
+            if not typing.is_typeddict(vars(sys.modules[cls.__module__]).get(part))  # keywords
+        }
+        assert {p for p in parts if p not in aioetcd.__all__ and not is_of_python(p, cls)} == set()
+
+
 def test_what_annotations_name_is_exported() -> None:
     """Whoever annotates what a public name takes or gives finds the type in `aioetcd`.
 

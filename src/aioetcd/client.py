@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from aioetcd._checks import check_seconds
+from aioetcd._constructor import create
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import Lock, OnLost, Session
 from aioetcd.config.endpoints import parse_endpoints
@@ -74,11 +75,11 @@ class Client:
             keepalive_time=keepalive_time,
             keepalive_timeout=keepalive_timeout,
         )
-        self.kv: KV = KV(self._transport)
-        self.lease: Leases = Leases(self._transport)
-        self.watch: Watcher = Watcher(self._transport)
+        self.kv: KV = create(KV, self._transport)
+        self.lease: Leases = create(Leases, self._transport)
+        self.watch: Watcher = create(Watcher, self._transport)
         # On a stream of their own: a large answer to one of the user's watches delays no lock.
-        self._turns = Watcher(self._transport)
+        self._turns = create(Watcher, self._transport)
 
     def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
         """Make a session: a lease that is kept alive for an ``async with``.
@@ -100,7 +101,7 @@ class Client:
                 await client.kv.put("/services/a", "10.0.0.7:80", lease=session)
             (await client.kv.get("/services/a")).value  # None
         """
-        return Session(self._transport, self.lease, ttl=ttl, on_lost=on_lost)
+        return create(Session, self._transport, self.lease, ttl=ttl, on_lost=on_lost)
 
     def lock(
         self,
@@ -141,7 +142,8 @@ class Client:
                 saved = await client.kv.txn(compare=[mine], success=[Op.put("/result", "42")])
                 saved.succeeded  # True
         """
-        return Lock(
+        return create(
+            Lock,
             self._transport,
             self.kv,
             self.lease,

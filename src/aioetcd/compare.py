@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Generic, TypeVar
 
 from aioetcd._checks import INT64_MIN, check_int
+from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
 from aioetcd.keys import encode, key_range
 from aioetcd.types.store import KeyValue
@@ -30,7 +31,7 @@ _SIGNS = {
 }
 
 
-class Compare:
+class Compare(metaclass=NoPublicConstructor):
     """One comparison of a txn, written ``Compare.version("key") == 1``.
 
     A key that does not exist compares as if its revisions, version and lease were 0; comparing
@@ -146,7 +147,7 @@ class Compare:
             result = await kv.txn(compare=[once], success=[Op.put("/config/a", "2")])
             result.succeeded  # True
         """
-        return CompareTarget("version", key, prefix, range_end)
+        return create(CompareTarget, "version", key, prefix, range_end)
 
     @staticmethod
     def create_revision(
@@ -166,7 +167,7 @@ class Compare:
             result = await kv.txn(compare=[still], success=[Op.put("/report", "by alice")])
             result.succeeded  # True
         """
-        return CompareTarget("create_revision", key, prefix, range_end)
+        return create(CompareTarget, "create_revision", key, prefix, range_end)
 
     @staticmethod
     def mod_revision(
@@ -186,7 +187,7 @@ class Compare:
             result = await kv.txn(compare=[quiet], success=[Op.put("/checked", "yes")])
             result.succeeded  # True
         """
-        return CompareTarget("mod_revision", key, prefix, range_end)
+        return create(CompareTarget, "mod_revision", key, prefix, range_end)
 
     @staticmethod
     def value(
@@ -208,7 +209,7 @@ class Compare:
             result = await kv.txn(compare=[idle], success=[Op.put("/state", "busy")])
             result.succeeded  # True
         """
-        return CompareTarget("value", key, prefix, range_end)
+        return create(CompareTarget, "value", key, prefix, range_end)
 
     @staticmethod
     def lease(
@@ -228,10 +229,10 @@ class Compare:
             result = await kv.txn(compare=[lasting], success=[Op.delete("/services/a")])
             result.succeeded  # True
         """
-        return CompareTarget("lease", key, prefix, range_end)
+        return create(CompareTarget, "lease", key, prefix, range_end)
 
 
-class CompareTarget(Generic[_Operand_contra]):
+class CompareTarget(Generic[_Operand_contra], metaclass=NoPublicConstructor):
     """The left side of a comparison; ``==``, ``!=``, ``<`` and ``>`` make it a `Compare`.
 
     A value is compared with str (UTF-8) or bytes, everything else with an int from 0 on (a lease's
@@ -264,7 +265,8 @@ class CompareTarget(Generic[_Operand_contra]):
         if self._range_end is not None:
             options["range_end"] = self._range_end
         target = _TARGETS[self._field]
-        return Compare(rpc_pb2.Compare(result=result, target=target, key=self._key, **options))
+        message = rpc_pb2.Compare(result=result, target=target, key=self._key, **options)
+        return create(Compare, message)
 
     # Python's own signatures say object and bool: that these take what fits the target, and give a
     # Compare, is their whole purpose.

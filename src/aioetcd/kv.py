@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from aioetcd import _decode
 from aioetcd._checks import check_flag, check_int
+from aioetcd._constructor import NoPublicConstructor
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import (
     COMPACT,
@@ -27,7 +28,7 @@ from aioetcd.types.store import SortOrder, SortTarget
 __all__ = ["KV"]
 
 
-class KV:
+class KV(metaclass=NoPublicConstructor):
     """Reads and writes keys; it is ``client.kv``, which any number of tasks may use.
 
     Each call is one RPC. Keys and values are str (sent as UTF-8) or bytes, and come back as bytes.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from aioetcd import _decode
 from aioetcd._checks import check_flag, check_int, check_lease
+from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
 from aioetcd.compare import Compare, CompareTarget
 from aioetcd.errors import EtcdError
@@ -27,7 +28,7 @@ _Response_co = TypeVar("_Response_co", covariant=True)
 _Item = TypeVar("_Item")
 
 
-class Op(Generic[_Response_co]):
+class Op(Generic[_Response_co], metaclass=NoPublicConstructor):
     """One operation of a txn; made by `Op.get`, `Op.put`, `Op.delete` and `Op.txn`.
 
     Its type says what it answers: `Op.get` makes an ``Op[GetResponse]``, and ``result[op]`` of the
@@ -138,7 +139,7 @@ class Op(Generic[_Response_co]):
             request.max_create_revision = check_int(
                 "max_create_revision", max_create_revision, 1, none="any"
             )
-        return _Get(request)
+        return create(_Get, request)
 
     @staticmethod
     def put(
@@ -179,7 +180,7 @@ class Op(Generic[_Response_co]):
             request.lease = check_lease("lease", lease, none="no lease")
         if check_flag("prev_kv", prev_kv):
             request.prev_kv = True
-        return _Put(request)
+        return create(_Put, request)
 
     @staticmethod
     def delete(
@@ -204,7 +205,7 @@ class Op(Generic[_Response_co]):
         request = rpc_pb2.DeleteRangeRequest(key=start, prev_kv=check_flag("prev_kv", prev_kv))
         if end is not None:
             request.range_end = end
-        return _Delete(request)
+        return create(_Delete, request)
 
     @staticmethod
     def txn(
@@ -230,7 +231,8 @@ class Op(Generic[_Response_co]):
             result = await kv.txn(success=[Op.put("/a", "1"), inner])
             result[inner].succeeded  # True
         """
-        return _Txn(
+        return create(
+            _Txn,
             _checked("compare", Compare, compare),
             _checked("success", Op, success),
             _checked("failure", Op, failure),

@@ -19,6 +19,7 @@ from aioetcd import (
     NoEndpointError,
     UnavailableError,
 )
+from aioetcd._constructor import create
 from aioetcd._transport import endpoints as endpoints_module
 from aioetcd._transport.transport import Transport, channel_options
 from aioetcd.config.endpoints import parse_endpoints
@@ -39,7 +40,7 @@ async def test_nobody_listens(proxy: FaultProxy) -> None:
         silent.hang()
         names = [f"http://{proxy.endpoint}", silent.endpoint]
         async with connected(*names) as transport:
-            kv = KV(transport)
+            kv = create(KV, transport)
             for call in (kv.put("k", "v", timeout=0.6), kv.get("k", timeout=0.6)):
                 start = time.monotonic()
                 async with lateness() as late:
@@ -61,7 +62,7 @@ async def test_nobody_listens_under_a_scope(proxy: FaultProxy) -> None:
     """The nearer of the call's deadline and the caller's scope decides what is raised."""
     proxy.refuse()
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         with anyio.fail_after(5), pytest.raises(NoEndpointError):
             await kv.put("k", "v", timeout=0.2)
         start = time.monotonic()
@@ -78,7 +79,7 @@ async def test_second_endpoint_serves_when_the_first_refuses(
     """A dead first endpoint costs next to nothing, and is not asked again by each call."""
     proxy.refuse()
     async with connected(proxy.endpoint, server.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         start = time.monotonic()
         await kv.put("k", "v")
         assert time.monotonic() - start < 1
@@ -93,14 +94,14 @@ async def test_second_endpoint_serves_when_the_first_is_silent(
     proxy.hang()
     async with connected(proxy.endpoint, server.endpoint) as transport:
         start = time.monotonic()
-        await KV(transport).put("k", "v")
+        await create(KV, transport).put("k", "v")
         assert time.monotonic() - start < 1.5
 
 
 async def test_endpoint_that_falls_silent_is_left(proxy: FaultProxy, server: EtcdServer) -> None:
     """The call in flight ends at its deadline, the next one is answered by another endpoint."""
     async with connected(proxy.endpoint, server.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.put("k", "1")
         assert proxy.connections_total == 1
         proxy.hang()
@@ -115,7 +116,7 @@ async def test_endpoint_that_falls_silent_is_left(proxy: FaultProxy, server: Etc
 async def test_read_moves_to_another_endpoint(proxy: FaultProxy, server: EtcdServer) -> None:
     """A read whose connection breaks is answered by another endpoint, within the same call."""
     async with connected(proxy.endpoint, server.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         value = b"v" * LARGE
         await kv.put("k", value)
         proxy.blackhole(client_to_server=False)
@@ -136,7 +137,7 @@ async def test_silence_is_noticed(proxy: FaultProxy, server: EtcdServer) -> None
     endpoints = parse_endpoints([proxy.endpoint, server.endpoint])
     transport = Transport(endpoints, timeout=None, keepalive_time=1.0, keepalive_timeout=0.5)
     try:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.put("k", "v")
         proxy.hang()
         start = time.monotonic()
@@ -159,7 +160,7 @@ async def test_a_late_failure_moves_nobody(
 ) -> None:
     """When a call of the connection in use before fails at last, the one in use now stays."""
     async with connected(proxy.endpoint, server.endpoint, timeout=20) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         value = b"v" * LARGE
         await kv.put("k", value)
         before = transport.endpoints.current
@@ -187,7 +188,7 @@ async def test_nobody_waits_any_more(proxy: FaultProxy) -> None:
     """The search for an endpoint ends with the last who waits for it, and begins with the next."""
     proxy.refuse()
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         for _ in range(2):
             with pytest.raises(NoEndpointError):
                 await kv.get("k", timeout=0.2)
@@ -200,7 +201,7 @@ async def test_a_reason_ends_with_a_good_answer(proxy: FaultProxy) -> None:
     """An endpoint that answers again is not reported with why it did not."""
     proxy.refuse()
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         with pytest.raises(NoEndpointError, match="refused"):
             await kv.get("k", timeout=0.3)
         await proxy.accept()
@@ -213,7 +214,7 @@ async def test_a_reason_ends_with_a_good_answer(proxy: FaultProxy) -> None:
 async def test_a_failed_endpoint_comes_last(proxy: FaultProxy, server: EtcdServer) -> None:
     """An endpoint that failed is the last to be tried, also where it would answer again."""
     async with connected(proxy.endpoint, server.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         assert [c.endpoint.name for c in transport.endpoints] == [proxy.endpoint, server.endpoint]
         proxy.hang()
@@ -226,7 +227,7 @@ async def test_each_loss_is_told(proxy: FaultProxy, caplog: pytest.LogCaptureFix
     """The log has a line for each loss of the endpoint, and one for each return."""
     caplog.set_level("INFO", "aioetcd.transport")
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         for times in (1, 2):
             await kv.get("k")
             proxy.hang()
@@ -244,7 +245,7 @@ async def test_silence_is_no_health(proxy: FaultProxy, monkeypatch: pytest.Monke
     proxy.blackhole(client_to_server=False)
     async with connected(proxy.endpoint) as transport:
         with pytest.raises(NoEndpointError) as caught:
-            await KV(transport).get("k", timeout=1)
+            await create(KV, transport).get("k", timeout=1)
         assert caught.value.reasons == {proxy.endpoint: "no answer within 0.2 s"}
         assert transport.endpoints.current is None
 
@@ -265,7 +266,7 @@ async def test_back_soon_after_an_outage(proxy: FaultProxy) -> None:
 
     async def wait_for_it() -> None:
         async with connected(proxy.endpoint, timeout=20) as transport:
-            await KV(transport).get("k")
+            await create(KV, transport).get("k")
             recovered.append(time.monotonic())
 
     async with anyio.create_task_group() as group:
@@ -305,7 +306,7 @@ async def test_unix_socket(server: EtcdServer) -> None:
     listener = await asyncio.start_unix_server(relay, path)
     try:
         async with connected(f"unix://{path}") as transport:
-            kv = KV(transport)
+            kv = create(KV, transport)
             await kv.put("k", "v")
             assert (await kv.get("k")).value == b"v"
     finally:
@@ -317,8 +318,8 @@ async def test_unix_socket(server: EtcdServer) -> None:
 async def test_two_clients_do_not_share_a_connection(proxy: FaultProxy) -> None:
     """Each client has a connection of its own, or one's faults would be the other's."""
     async with connected(proxy.endpoint) as first, connected(proxy.endpoint) as second:
-        await KV(first).get("k")
-        await KV(second).get("k")
+        await create(KV, first).get("k")
+        await create(KV, second).get("k")
         assert proxy.connections_open == 2
 
 

@@ -19,6 +19,7 @@ from aioetcd import (
     Op,
     UnavailableError,
 )
+from aioetcd._constructor import create
 from aioetcd._transport import transport as transport_module
 from aioetcd._transport.transport import Transport
 from aioetcd.kv import KV
@@ -51,7 +52,7 @@ async def test_retries_share_one_deadline(proxy: FaultProxy) -> None:
     """A read that was cut after a part of its time has only the rest for its second try."""
     with stranger("HANG") as silent:
         async with connected(proxy.endpoint, silent) as transport:
-            kv = KV(transport)
+            kv = create(KV, transport)
             await kv.put("k", b"v" * LARGE)
             proxy.blackhole(client_to_server=False)
             start = time.monotonic()
@@ -76,7 +77,7 @@ async def test_the_servers_own_deadline() -> None:
     with stranger("DEADLINE_EXCEEDED", "context deadline exceeded") as endpoint:
         async with connected(endpoint) as transport:
             with pytest.raises(DeadlineExceededError) as caught:
-                await KV(transport).put("k", "v", timeout=5)
+                await create(KV, transport).put("k", "v", timeout=5)
     assert caught.value.timeout is None
     assert caught.value.details == "context deadline exceeded"
     assert "context deadline exceeded" in str(caught.value)
@@ -87,7 +88,7 @@ async def test_the_servers_own_deadline() -> None:
 async def test_no_time_for_another_try(proxy: FaultProxy) -> None:
     """Where the pause would pass the deadline, what went wrong is told at once."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.put("k", b"v" * LARGE)
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
@@ -110,7 +111,7 @@ async def test_no_time_for_another_try(proxy: FaultProxy) -> None:
 async def test_closed_between_two_tries(proxy: FaultProxy, direct: Client, is_write: bool) -> None:
     """A call in its pause is told, and what its first try may have done is not forgotten."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
@@ -175,7 +176,7 @@ async def test_what_may_not_be_repeated(
 ) -> None:
     """What was applied and then cut raises, with `maybe_applied`, and is not sent again."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.put("k", "v")
         await kv.put("other", "v")
         proxy.blackhole(client_to_server=False)
@@ -206,7 +207,7 @@ async def test_physical_is_sent(
 
     monkeypatch.setattr(Transport, "unary", spy)
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         revision = (await kv.put("k", "v")).header.revision
         await kv.compact(revision, physical=physical)
     assert sent[-1].physical is physical

@@ -23,6 +23,7 @@ from aioetcd import (
     Op,
     UnavailableError,
 )
+from aioetcd._constructor import create
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests._transport.weather import (
@@ -41,7 +42,7 @@ from tests.waiting import lateness, until
 async def test_paused_server(own_server: EtcdServer) -> None:
     """A call to a stopped process ends at its deadline, and only a write may have been applied."""
     async with connected(own_server.endpoint, timeout=1.0) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.put("k", "0")
         await own_server.pause()
 
@@ -69,7 +70,7 @@ async def test_paused_server(own_server: EtcdServer) -> None:
 async def test_answer_lost(proxy: FaultProxy, direct: Client) -> None:
     """A put whose answer is lost is told as such, was applied once, and later calls work."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         proxy.blackhole(client_to_server=False)
         with pytest.raises(DeadlineExceededError) as caught:
@@ -86,7 +87,7 @@ async def test_answer_lost(proxy: FaultProxy, direct: Client) -> None:
 async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: Client) -> None:
     """A put whose connection is cut before the answer raises at once and is not sent again."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
@@ -113,7 +114,7 @@ async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: Client) -
 async def test_server_killed_with_a_put_in_flight(own_server: EtcdServer) -> None:
     """Nobody knows whether a killed server has applied it, and it is not sent again."""
     async with FaultProxy(own_server.endpoint) as proxy, connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         sent = proxy.bytes_from_client
         await own_server.pause()
@@ -169,7 +170,7 @@ async def test_write_is_never_done_twice(proxy: FaultProxy, direct: Client) -> N
 
     for number in range(30):
         async with connected(proxy.endpoint) as transport:
-            kv = KV(transport)
+            kv = create(KV, transport)
             await kv.get("warm")
             await one(number, kv)
     sys.stdout.write(f"{outcomes}, cuts: {proxy.cuts}\n")
@@ -181,7 +182,7 @@ async def test_refused_write_waits(proxy: FaultProxy, direct: Client) -> None:
     """A write that nobody took waits for the server, and is then applied once."""
     proxy.refuse()
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         async with anyio.create_task_group() as group:
             for key in ("a", "b", "c"):
                 group.start_soon(kv.put, key, "v")
@@ -196,7 +197,7 @@ async def test_refused_write_waits(proxy: FaultProxy, direct: Client) -> None:
 async def test_refused_write_of_a_connected_client_waits(proxy: FaultProxy, direct: Client) -> None:
     """A write that finds its connection gone and the port closed waits, and is applied once."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         connection = transport.endpoints.current
         assert connection is not None
@@ -213,7 +214,7 @@ async def test_refused_write_of_a_connected_client_waits(proxy: FaultProxy, dire
 async def test_write_after_an_idle_connection_was_lost(proxy: FaultProxy, direct: Client) -> None:
     """A write after a cut that nobody noticed is done once, or says that it may have been."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         for number in range(5):
             await kv.get("k")
             proxy.cut()
@@ -231,7 +232,7 @@ async def test_write_after_an_idle_connection_was_lost(proxy: FaultProxy, direct
 async def test_uncertain_txn_stays_uncertain(proxy: FaultProxy, direct: Client) -> None:
     """An idempotent txn that was lost and then finds nobody does not claim to be unapplied."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
@@ -262,7 +263,7 @@ async def test_refusal_of_a_repeated_txn_stays_uncertain(
 ) -> None:
     """What a second try is told says nothing of the first, which may have been applied."""
     async with Client(server.endpoint) as direct, connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         lease = await direct.lease.grant(60)
         put = Op.put("k", "v", lease=lease.id)
@@ -284,7 +285,7 @@ async def test_refusal_of_a_repeated_txn_stays_uncertain(
 async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: Client) -> None:
     """A txn that may be repeated is, when its answer was lost; its comparison then fails."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
@@ -315,7 +316,7 @@ async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: Client) -
 async def test_reads_live_through_a_restart(own_server: EtcdServer) -> None:
     """Reads are repeated within their deadline, and answered soon after the server is back."""
     async with FaultProxy(own_server.endpoint) as proxy, connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         key = b"k" * LARGE
         await kv.put(key, "v")
         sent = proxy.bytes_from_client
@@ -345,7 +346,7 @@ async def test_reads_live_through_a_restart(own_server: EtcdServer) -> None:
 async def test_readers_and_a_killed_server(own_server: EtcdServer) -> None:
     """Readers that never stop see no error over a crash, and no hole after it."""
     async with connected(own_server.endpoint, timeout=20) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.put("k", "v")
         reads = 0
         stop = False
@@ -371,7 +372,7 @@ async def test_readers_and_a_killed_server(own_server: EtcdServer) -> None:
 async def test_slow_link(proxy: FaultProxy) -> None:
     """On a slow link all works, only slower, on one connection and without a retry."""
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         proxy.delay(0.1, 0.05)
         proxy.rate(20_000)
         proxy.chunk(1)
@@ -392,7 +393,7 @@ async def test_crashed_background_task(proxy: FaultProxy, caplog: pytest.LogCapt
         raise ZeroDivisionError("a bug")
 
     async with connected(proxy.endpoint) as transport:
-        kv = KV(transport)
+        kv = create(KV, transport)
         await kv.get("k")
         proxy.hang()
         async with anyio.create_task_group() as group:
@@ -422,7 +423,7 @@ async def test_crashed_search(proxy: FaultProxy, caplog: pytest.LogCaptureFixtur
 
         async def expect_closed() -> None:
             with pytest.raises(ClientClosedError, match="a bug") as caught:
-                await KV(transport).put("k", "v", timeout=None)
+                await create(KV, transport).put("k", "v", timeout=None)
             assert isinstance(caught.value.__cause__, ZeroDivisionError)
             assert caught.value.maybe_applied is False
 

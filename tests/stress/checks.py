@@ -47,6 +47,11 @@ def server_bugs(version: tuple[int, ...]) -> dict[str, str]:
     return left_out
 
 
+def lacking(happened: Counter[str]) -> list[str]:
+    """Name the traffic that there has not been yet."""
+    return [what for what in TRAFFIC if not happened[what]]
+
+
 def check_harness(
     planned: Iterable[Fault], done: Counter[str], happened: Counter[str]
 ) -> list[Violation]:
@@ -60,7 +65,7 @@ def check_harness(
         done: How often each kind of fault had an effect.
         happened: What the actors counted.
     """
-    missing = [f"no {what}" for what in TRAFFIC if not happened[what]]
+    missing = [f"no {what}" for what in lacking(happened)]
     kinds = Counter(fault.kind for fault in planned)
     idle = {kind: count for kind, count in sorted(kinds.items()) if not done[kind]}
     missing += [

@@ -47,6 +47,7 @@ from tests.lease.signals import LATENESS, LeaseSpy
 from tests.stress.checks import (
     check_harness,
     excuse_missing,
+    lacking,
     leases_gone,
     revoked_early,
     server_bugs,
@@ -75,6 +76,12 @@ EXACT = {"lease too early", "lease before the store"}
 
 INBOX_EVENTS = 200
 """How many events a watch has before its consumer until it is paused at the server."""
+
+MORE = 40.0
+"""So many seconds after the last fault each kind of traffic must have been.
+
+On a busy machine a short run is over before the rarest of them.
+"""
 
 LEFT = 2.0
 """So many seconds after the last block was left nothing of it may be left."""
@@ -171,6 +178,9 @@ class Stress:
                         )
                 self.run.consuming.set()
                 await self.cluster.wait_healthy(timeout=30)
+                with anyio.move_on_after(MORE):
+                    while lacking(self._happened()):
+                        await anyio.sleep(0.1)
                 self.run.stopping = True
             await self._all_left(control)
             await self._recovered()
@@ -301,10 +311,11 @@ class Stress:
         return record
 
     def _check_run(self, faults: Faults) -> None:
+        self.violations += check_harness(self.plan, faults.done, self._happened())
+
+    def _happened(self) -> Counter[str]:
         writes = [op for op in self.run.recorder.of(Operation) if not isinstance(op.request, Get)]
-        happened = Counter(self.run.counts)
-        happened["ok writes"] = count_outcomes(writes)["ok"]
-        self.violations += check_harness(self.plan, faults.done, happened)
+        return Counter({**self.run.counts, "ok writes": count_outcomes(writes)["ok"]})
 
     def _report(self, faults: Faults, most_late: int) -> None:
         recorder = self.run.recorder

@@ -18,6 +18,7 @@ from aioetcd import (
     Op,
     UnsupportedByServerError,
 )
+from aioetcd._constructor import create
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watcher, _state
 from tests.waiting import until, until_metric
@@ -532,7 +533,7 @@ async def test_without_require_leader_it_is_another_stream(
 async def test_watchers_of_one_client_are_independent(client: Client, server: EtcdServer) -> None:
     """A second one has a stream of its own, which ends with its watches, or with the client."""
     async with client.watch("k") as first:
-        watcher = Watcher(client._transport)
+        watcher = create(Watcher, client._transport)
         watch = watcher("k")
         async with watch:
             metrics = await server.metrics()

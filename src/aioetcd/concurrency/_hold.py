@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from aioetcd._constructor import NoPublicConstructor
 from aioetcd._transport.supervisor import PATIENCE, Supervisor
 from aioetcd.concurrency._guard import BodyGuard, OnLost
 from aioetcd.concurrency._tenure import Tenure
@@ -30,7 +30,7 @@ logger = logging.getLogger("aioetcd.concurrency")
 _IMPATIENCE = 0.4
 
 
-class Hold(ABC):
+class Hold(metaclass=NoPublicConstructor):
     """Something that is held for a block, on a lease."""
 
     # What it is, for messages.
@@ -45,13 +45,13 @@ class Hold(ABC):
         self._left = False
         self._tidying: asyncio.Task[None] | None = None
 
-    @abstractmethod
     async def _take(self) -> None:
         """Take what is held; what a failure leaves behind is for `_let_go`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _let_go(self) -> asyncio.Task[None] | None:
         """Stop what is going on, at once; give the task that does what is left, if anything is."""
+        raise NotImplementedError
 
     @property
     def lease_id(self) -> int:

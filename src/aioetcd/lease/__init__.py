@@ -9,6 +9,7 @@ from time import monotonic
 
 from aioetcd import _decode
 from aioetcd._checks import INT64_MAX, check_int, check_lease, check_lease_id
+from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import (
     LEASE_GRANT,
@@ -67,7 +68,7 @@ class LeaseStats(Value):
     soonest_expiry: float | None
 
 
-class Leases:
+class Leases(metaclass=NoPublicConstructor):
     """Grants leases and keeps them alive; it is ``client.lease``, which many tasks may use.
 
     All renewals of a client share one stream, up to 500 leases; more of them share up to 16
@@ -300,7 +301,8 @@ class Leases:
                 renewal.ttl  # 10
                 break  # stops renewing
         """
-        return KeepAlive(
+        return create(
+            KeepAlive,
             self._transport,
             self._streams,
             self._rules,
@@ -324,7 +326,8 @@ class Leases:
             on_lost: Called with the error that ends the renewals, at once and in the event loop's
                 thread; never after they were stopped.
         """
-        return KeepAlive(
+        return create(
+            KeepAlive,
             self._transport,
             self._streams,
             self._rules,

@@ -14,6 +14,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from aioetcd import _decode
+from aioetcd._constructor import NoPublicConstructor
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.streams import SharedStream
 from aioetcd._transport.transport import Transport
@@ -29,7 +30,7 @@ _Request = rpc_pb2.LeaseKeepAliveRequest
 _Response = rpc_pb2.LeaseKeepAliveResponse
 
 
-class KeepAlive:
+class KeepAlive(metaclass=NoPublicConstructor):
     """Keeps a lease alive in the background; ``client.lease.keep_alive(...)`` makes it.
 
     ``async for renewal in keep_alive`` gives the answered renewals, ``await anext(keep_alive)`` the

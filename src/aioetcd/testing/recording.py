@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal, cast
 
 from aioetcd import Batch, Client, EventType, KeyValue, _decode
+from aioetcd._constructor import create
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import Unary
 from aioetcd._transport.transport import Transport
@@ -59,7 +60,7 @@ class RecordedClient:
     """
 
     def __init__(self, client: Client, recorder: Recorder, name: str = "client") -> None:
-        self.kv: KV = KV(cast("Transport", _Recorded(client._transport, recorder, name)))
+        self.kv: KV = create(KV, cast("Transport", _Recorded(client._transport, recorder, name)))
         self._client = client
         self._recorder = recorder
         self._name = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aioetcd._checks import check_flag, check_int
+from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.transport import Transport
 from aioetcd.config.timeouts import DEFAULT, Default
@@ -32,7 +33,7 @@ class WatchStats(Value):
     reconnects: int
 
 
-class Watcher:
+class Watcher(metaclass=NoPublicConstructor):
     """Makes watches; it is ``client.watch``, which many tasks may call.
 
     All of its watches share one stream (one more for those without ``require_leader``).
@@ -114,7 +115,8 @@ class Watcher:
         if stream is None:
             stream = WatchStream(self._transport, require_leader=require_leader)
             self._streams[require_leader] = stream
-        return Watch(
+        return create(
+            Watch,
             stream,
             spec,
             start_revision=start_revision,

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
+from aioetcd._constructor import NoPublicConstructor
 from aioetcd.errors import ClientClosedError, DeadlineExceededError, EtcdError
 from aioetcd.types.store import Batch, Event
 from aioetcd.watch._state import Phase, WatchSpec, WatchState
@@ -22,7 +23,7 @@ from aioetcd.watch._stream import WatchStream
 T = TypeVar("T")
 
 
-class Watch:
+class Watch(metaclass=NoPublicConstructor):
     """A watch on a key or a range; ``client.watch(...)`` makes it.
 
     ``async for event in watch`` delivers each event once, in order of revision, across reconnects.

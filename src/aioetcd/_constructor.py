@@ -1,0 +1,28 @@
+"""Classes that users name in annotations and get from a client, but do not make themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, cast
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class NoPublicConstructor(type):
+    """Makes calling a class an error; `create` is how we make an instance."""
+
+    # A type checker is to see the constructor, so that it checks the arguments of `create`.
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *args: object, **kwargs: object) -> NoReturn:
+            raise TypeError(
+                f"{cls.__name__} has no public constructor: help(aioetcd.{cls.__name__}) says what "
+                "gives one"
+            )
+
+
+def create(cls: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Make an instance of a class that has no public constructor."""
+    made: _T = type.__call__(cast("type", cls), *args, **kwargs)
+    return made
