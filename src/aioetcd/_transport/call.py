@@ -123,7 +123,8 @@ class Calls:
     def _note(self, call: Any) -> None:
         code, details = _now(call.code()), _now(call.details())
         nothing = grpc.aio.Metadata()
-        self._ends[call] = grpc.aio.AioRpcError(code, nothing, nothing, details=details)
+        end = grpc.aio.AioRpcError(code, nothing, nothing, details=details)
+        self._ends.setdefault(call, end)  # `drop` may end it once more
 
     def end(self, call: Any, failure: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
         """Give why a stream is at its end; None where the server has just ended it.
@@ -135,6 +136,16 @@ class Calls:
         """
         end = self._ends.get(call, failure)
         return None if end.code() is grpc.StatusCode.OK else end
+
+    @staticmethod
+    def drop(call: Any) -> None:
+        """End a stream, whatever has become of it.
+
+        One that had no connection yet when a write failed is over for grpc.aio, which then cancels
+        nothing. Its core would wait for the connection for ever, and with it gRPC's thread.
+        """
+        if not call.cancel():
+            call._cython_call.cancel("the client has ended it")
 
     def close(self) -> None:
         """End all unary calls."""

@@ -169,7 +169,7 @@ class SharedStream(Generic[Request, Response]):
                             failure = connection.calls.end(call, failure)
                         group.cancel_scope.cancel()
             finally:
-                call.cancel()
+                connection.calls.drop(call)
                 self.connection = self._on_call = None
             if on_call.cancelled_caught:
                 rule, error = self._failure("UNAVAILABLE", "no answers for too long", name)
