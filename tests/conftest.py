@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from aioetcd._transport import picker
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
 from tests.servers import SERVER
 
@@ -51,6 +52,25 @@ def pytest_report_header(config: pytest.Config) -> str:
         return f"etcd: {EtcdServer().version} ({find_binary()}), loop: {loop}"
     except FileNotFoundError as exc:
         return f"etcd: {exc}, loop: {loop}"
+
+
+class InOrder(random.Random):
+    """Gives ever greater numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = 0.0
+
+    def random(self) -> float:
+        """Give the next one."""
+        self._last += 1
+        return self._last
+
+
+@pytest.fixture(autouse=True)
+def members_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have endpoints tried in the order of the list: chance would take another one each time."""
+    monkeypatch.setattr(picker, "_chance", InOrder())
 
 
 @pytest.fixture(scope="session")

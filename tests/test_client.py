@@ -46,7 +46,7 @@ class UsersOwnError(Exception):
 
 def in_flight(client: Client) -> int:
     """The unary calls with which gRPC is not done."""
-    return sum(len(connection.calls) for connection in client._transport.endpoints)
+    return sum(len(connection.calls) for connection in client._transport.picker)
 
 
 # --- closing ----------------------------------------------------------------------------------

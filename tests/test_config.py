@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from aioetcd import Client
@@ -10,25 +12,28 @@ from aioetcd.config.timeouts import DEFAULT
 
 
 @pytest.mark.parametrize(
-    ("text", "target"),
+    ("text", "target", "tls"),
     [
-        ("127.0.0.1:2379", "127.0.0.1:2379"),
-        ("etcd-1.example:2379", "etcd-1.example:2379"),
-        ("localhost:1", "localhost:1"),
-        ("localhost:65535", "localhost:65535"),
-        ("[::1]:2379", "[::1]:2379"),
-        ("http://127.0.0.1:2379", "127.0.0.1:2379"),
-        ("http://127.0.0.1:2379/", "127.0.0.1:2379"),
-        ("http://[fd00::7]:2379", "[fd00::7]:2379"),
-        ("  127.0.0.1:2379\n", "127.0.0.1:2379"),
-        ("unix:/run/etcd.sock", "unix:/run/etcd.sock"),
-        ("unix:///run/etcd.sock", "unix:/run/etcd.sock"),
-        ("unix:etcd.sock", "unix:etcd.sock"),
+        ("127.0.0.1:2379", "127.0.0.1:2379", None),
+        ("etcd-1.example:2379", "etcd-1.example:2379", None),
+        ("localhost:1", "localhost:1", None),
+        ("localhost:65535", "localhost:65535", None),
+        ("[::1]:2379", "[::1]:2379", None),
+        ("http://127.0.0.1:2379", "127.0.0.1:2379", False),
+        ("http://127.0.0.1:2379/", "127.0.0.1:2379", False),
+        ("http://[fd00::7]:2379", "[fd00::7]:2379", False),
+        ("  127.0.0.1:2379\n", "127.0.0.1:2379", None),
+        ("unix:/run/etcd.sock", "unix:/run/etcd.sock", None),
+        ("unix:///run/etcd.sock", "unix:/run/etcd.sock", None),
+        ("unix:etcd.sock", "unix:etcd.sock", None),
+        ("https://etcd-1.example:2379", "etcd-1.example:2379", True),
+        ("unixs:/run/etcd.sock", "unix:/run/etcd.sock", True),
+        ("unixs:///run/etcd.sock", "unix:/run/etcd.sock", True),
     ],
 )
-def test_endpoint(text: str, target: str) -> None:
+def test_endpoint(text: str, target: str, tls: bool | None) -> None:
     """An endpoint keeps the user's words as its name and has gRPC's as its target."""
-    assert Endpoint.parse(text) == Endpoint(text.strip(), target)
+    assert Endpoint.parse(text) == Endpoint(text.strip(), target, tls)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,6 @@ def test_endpoint(text: str, target: str) -> None:
         ("http://user:secret@127.0.0.1:2379", "nothing more"),
         ("http://127.0.0.1:2379?a=b", "nothing more"),
         ("http://127.0.0.1:2379#a", "nothing more"),
-        ("https://127.0.0.1:2379", "TLS"),
         ("ftp://127.0.0.1:2379", "unknown scheme 'ftp'"),
         ("unix:", "no path"),
         ("unix://", "no path"),
@@ -75,7 +79,7 @@ def test_endpoint_refuses_other_types(wrong: str) -> None:
 
 def test_several_endpoints() -> None:
     """One, several with commas, a sequence or any other iterable mean the same."""
-    one, two = Endpoint("a:1", "a:1"), Endpoint("b:2", "b:2")
+    one, two = Endpoint("a:1", "a:1", None), Endpoint("b:2", "b:2", None)
     assert parse_endpoints("a:1") == (one,)
     assert parse_endpoints(" a:1 , b:2") == (one, two)
     assert parse_endpoints("a:1,b:2, ") == (one, two)
@@ -124,7 +128,7 @@ def test_several_endpoints_refuse(endpoints: str, error: type[Exception], text: 
     ],
 )
 def test_client_refuses_durations(
-    options: dict[str, float], error: type[Exception], text: str
+    options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     """A duration that the client cannot keep is refused by name when it is made."""
     with pytest.raises(error, match=text):

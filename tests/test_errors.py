@@ -56,7 +56,7 @@ def make(cls: type[e.EtcdError]) -> e.EtcdError:
     ("cls", "bases"),
     [
         (e.UnavailableError, [ConnectionError, OSError]),
-        (e.NoEndpointError, [e.UnavailableError, ConnectionError]),
+        (e.NoEndpointError, [e.UnavailableError, ConnectionError, TimeoutError]),
         (e.NoLeaderError, [e.UnavailableError, ConnectionError]),
         (e.DeadlineExceededError, [TimeoutError]),
         (e.AuthenticationError, [e.AuthError]),
@@ -92,7 +92,7 @@ def test_family(cls: type[e.EtcdError], bases: list[type[Exception]]) -> None:
 def test_builtin_twins_are_exclusive(builtin: type[Exception]) -> None:
     """Nothing but what is meant is caught by a builtin: a lost lease is no time-out."""
     expected: dict[type[Exception], set[type[e.EtcdError]]] = {
-        TimeoutError: {e.DeadlineExceededError, e.LockTimeoutError},
+        TimeoutError: {e.DeadlineExceededError, e.LockTimeoutError, e.NoEndpointError},
         ConnectionError: {e.UnavailableError, e.NoEndpointError, e.NoLeaderError},
         PermissionError: {e.PermissionDeniedError},
         ValueError: {

@@ -15,11 +15,12 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-from aioetcd._proto import rpc_pb2_grpc
-from aioetcd._transport.methods import LEASE_KEEP_ALIVE, WATCH, Bidi
+from aioetcd._transport import methods
+from aioetcd._transport.methods import Method
 
 FACTS = json.loads((Path(__file__).parent / "data" / "etcd_api.json").read_text())
 OURS = "aioetcd."
+ROWS = [row for row in vars(methods).values() if isinstance(row, Method)]
 FILES = ("auth", "election", "health", "kv", "lock", "rpc")
 HEALTH = "health.v1."
 HEALTH_SERVICE = {
@@ -284,19 +285,19 @@ def test_stubs_call_the_servers_paths(file: str) -> None:
             assert type(deserializer(b"")) is message_class(method.output_type)
 
 
-@pytest.mark.parametrize(
-    ("method", "stub"),
-    [(WATCH, rpc_pb2_grpc.WatchStub), (LEASE_KEEP_ALIVE, rpc_pb2_grpc.LeaseStub)],
-)
-def test_streams_are_those_of_the_stubs(method: Bidi[Any, Any], stub: Any) -> None:
-    """A stream is opened without its stub, to be read as bytes; all else is the stub's."""
-    channel = RecordingChannel()
-    path = getattr(stub(channel), method.name)
-    assert f"/{method.service}/{method.name}" == path
-    kind, serializer, deserializer = channel.calls[path]
-    assert kind == "stream_stream"
-    assert method.request.SerializeToString is serializer
-    assert method.response is type(deserializer(b""))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.path)
+def test_rows_are_those_of_the_stubs(row: Method[Any, Any]) -> None:
+    """The transport calls no stub: its rows have the stubs' paths and messages."""
+    calls: dict[str, Any] = {}
+    for file in FILES:
+        for service in wire_services(file).values():
+            channel = RecordingChannel()
+            getattr(stubs_module(file), f"{service.name}Stub")(channel)
+            calls |= channel.calls
+    _, serializer, deserializer = calls[row.path]
+    assert row.request.SerializeToString is serializer
+    assert row.response is type(deserializer(b""))
+    assert row.path.endswith(f"/{row.name}")
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -45,6 +45,7 @@ PROTOCOLS = {
 
 PUBLIC = {
     "Batch": "events revision",
+    "CallReport": "endpoint error method retries seconds",
     "Client": "__aenter__ aclose kv lease lock session stats watch",
     "ClientStats": (
         "calls connections endpoint leases paused_watches reconnects retries soonest_expiry watches"
@@ -77,6 +78,9 @@ PUBLIC = {
     "LockNotAcquiredError": "holder",
     "LockTimeoutError": "holder timeout",
     "NoEndpointError": "reasons",
+    "Notice": "endpoint error kind method seconds",
+    "NoticeKind": "MEMBER_FOUND MEMBER_LOST RETRY SIGNED_IN STREAM_LOST STREAM_OPENED",
+    "Observer": "call_ended metadata noticed",
     "Op": "delete get put txn",
     "OpResponse": "header",
     "PutResponse": "prev_kv",
@@ -84,6 +88,7 @@ PUBLIC = {
     "Session": "__aenter__ expires_in is_lost lease_id wait_lost",
     "SortOrder": "ASCEND DESCEND NONE",
     "SortTarget": "CREATE KEY MOD VALUE VERSION",
+    "TLS": "ca cert key server_name",
     "TxnResponse": "__getitem__ responses succeeded",
     "UnsupportedByServerError": "needs server_version",
     "Watch": (

@@ -10,7 +10,9 @@ import pytest
 
 import aioetcd
 from aioetcd import (
+    TLS,
     Batch,
+    CallReport,
     ClientStats,
     CompactResponse,
     DeleteResponse,
@@ -23,6 +25,8 @@ from aioetcd import (
     LeaseRenewal,
     LeaseRevokeResponse,
     LeaseTimeToLive,
+    Notice,
+    NoticeKind,
     OpResponse,
     PutResponse,
     ResponseHeader,
@@ -176,6 +180,9 @@ def values() -> list[Any]:
         LeaseRevokeResponse(HEADER),
         Batch((event,), 7),
         ClientStats({"a:1": "READY"}, "a:1", 1, 0, 0, 0, 0, 0, None),
+        TLS("ca.pem", b"cert", b"key", "etcd"),
+        CallReport("Range", "a:1", 0.1, 0, None),
+        Notice(NoticeKind.RETRY, "a:1", "Range", None, None),
     ]
 
 

@@ -6,6 +6,7 @@ from aioetcd.client import Client
 from aioetcd.compare import Compare, CompareTarget
 from aioetcd.concurrency import Lock, OnLost, Session
 from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.config.tls import PEM, TLS
 from aioetcd.errors import (
     AuthenticationError,
     AuthError,
@@ -47,6 +48,7 @@ from aioetcd.errors import (
 from aioetcd.keys import prefix_end
 from aioetcd.kv import KV
 from aioetcd.lease import KeepAlive, Leases
+from aioetcd.observe import CallReport, Notice, NoticeKind, Observer
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import (
     CompactResponse,
@@ -84,11 +86,14 @@ logging.getLogger("aioetcd").addHandler(logging.NullHandler())
 __all__ = [
     "DEFAULT",
     "KV",
+    "PEM",
+    "TLS",
     "AnyOp",
     "AuthError",
     "AuthNotEnabledError",
     "AuthenticationError",
     "Batch",
+    "CallReport",
     "Client",
     "ClientClosedError",
     "ClientStats",
@@ -136,6 +141,9 @@ __all__ = [
     "NoLeaderError",
     "NoSpaceError",
     "NotLeaderError",
+    "Notice",
+    "NoticeKind",
+    "Observer",
     "OnLost",
     "Op",
     "OpResponse",

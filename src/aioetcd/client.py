@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import Any
 
 from aioetcd._checks import check_seconds
 from aioetcd._constructor import create
+from aioetcd._transport.token import User
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import Lock, OnLost, Session
 from aioetcd.config.endpoints import parse_endpoints
+from aioetcd.config.tls import TLS
 from aioetcd.kv import KV
 from aioetcd.lease import Leases
+from aioetcd.observe import Observer
 from aioetcd.types.stats import ClientStats
 from aioetcd.watch import Watcher
 
@@ -19,6 +23,19 @@ __all__ = ["Client"]
 
 # gRPC counts it in milliseconds, as a C int.
 _LONGEST_KEEPALIVE = 2_000_000
+
+
+def _user(username: str | None, password: str | None) -> User | None:
+    given: dict[str, Any] = {"username": username, "password": password}
+    if username is None and password is None:
+        return None
+    for name, text in given.items():
+        if not isinstance(text, str):
+            kind = "None" if text is None else type(text).__name__
+            raise TypeError(f"{name} must be a str, not {kind}: username and password go together")
+        if not text:
+            raise ValueError(f"{name} must not be empty")
+    return User(given["username"], given["password"])
 
 
 class Client:
@@ -37,6 +54,10 @@ class Client:
             heard; 5 at the least, or etcd closes the connection, and 2 000 000 at the most.
         keepalive_timeout: Give it up when the ping is not answered in so many seconds, above 0 and
             2 000 000 at the most.
+        tls: Speak TLS, with these certificates; an endpoint ``https://...`` speaks it anyway.
+        username: Sign in as this user; with `password`.
+        password: The user's.
+        observers: Are told of each call, and of what happens beside them.
 
     Attributes:
         kv: Reads and writes keys.
@@ -44,7 +65,8 @@ class Client:
         watch: Call it to watch keys: ``client.watch("key")``.
 
     Raises:
-        ValueError: An endpoint that cannot be parsed, a duration out of its limits.
+        ValueError: An endpoint that cannot be parsed, a duration out of its limits, a file of
+            `tls` that cannot be read or holds something else.
         TypeError: An argument of the wrong type.
 
     Example:
@@ -60,6 +82,10 @@ class Client:
         timeout: float | None = 10.0,
         keepalive_time: float = 10.0,
         keepalive_timeout: float = 5.0,
+        tls: TLS | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         for name, seconds in (
             ("keepalive_time", keepalive_time),
@@ -74,6 +100,9 @@ class Client:
             timeout=check_seconds("timeout", timeout),
             keepalive_time=keepalive_time,
             keepalive_timeout=keepalive_timeout,
+            tls=tls,
+            user=_user(username, password),
+            observers=observers,
         )
         self.kv: KV = create(KV, self._transport)
         self.lease: Leases = create(Leases, self._transport)
@@ -159,7 +188,7 @@ class Client:
 
     def __repr__(self) -> str:
         """Show the endpoints, and which one is in use."""
-        endpoints = ",".join(c.endpoint.name for c in self._transport.endpoints)
+        endpoints = ",".join(m.endpoint.name for m in self._transport.picker.members)
         return f"<Client {endpoints} {self._transport.state}>"
 
     def stats(self) -> ClientStats:
@@ -170,12 +199,12 @@ class Client:
             stats.watches, stats.leases, stats.soonest_expiry  # (0, 0, None)
         """
         watches, turns, leases = self.watch._stats(), self._turns._stats(), self.lease._stats()
-        current = self._transport.endpoints.current
+        current = self._transport.picker.current
         return ClientStats(
-            connections={c.endpoint.name: c.state for c in self._transport.endpoints},
+            connections=self._transport.picker.states(),
             endpoint=None if current is None else current.endpoint.name,
-            calls=self._transport.calls,
-            retries=self._transport.retries,
+            calls=self._transport.monitor.calls,
+            retries=self._transport.monitor.retries,
             reconnects=watches.reconnects + turns.reconnects + leases.reconnects,
             watches=watches.open + turns.open,
             paused_watches=watches.paused + turns.paused,

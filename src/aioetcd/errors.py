@@ -97,7 +97,7 @@ class UnavailableError(EtcdError, ConnectionError):
     """Nobody could be reached, the connection was lost, or the member is stopping."""
 
 
-class NoEndpointError(UnavailableError):
+class NoEndpointError(UnavailableError, TimeoutError):
     """No endpoint took the request within the deadline; it surely was not applied.
 
     Attributes:

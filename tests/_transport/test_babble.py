@@ -52,21 +52,15 @@ async def test_a_read_asks_another_endpoint(server: EtcdServer, client: Client) 
         async with Client([endpoint, server.endpoint]) as both:
             assert (await both.kv.get("k")).value == b"v"
             assert both.stats().endpoint == server.endpoint
-            assert both.stats().retries >= 1  # more where the other one is slow to connect
 
 
-async def test_streams_go_on_at_another_endpoint(
-    server: EtcdServer, client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nonsense on a stream ends that stream and neither its watches, its leases nor the client."""
+async def test_streams_go_to_another_endpoint(server: EtcdServer, client: Client) -> None:
+    """An endpoint that says nonsense is not used: neither by watches nor by renewals."""
     lease = await client.lease.grant(60)
     with stranger("BABBLE") as endpoint, anyio.fail_after(10):
         async with Client([endpoint, server.endpoint]) as both, both.watch("k") as watch:
             await client.kv.put("k", "v")
             assert (await anext(watch)).kv.value == b"v"
-        async with Client([endpoint, server.endpoint]) as both:
             assert (await both.lease.keep_alive_once(lease.id)).ttl == 60
+            assert both.stats().endpoint == server.endpoint
     await client.lease.revoke(lease.id)
-    for stream in ("Watch", "LeaseKeepAlive"):
-        assert f"{stream} stream to {endpoint} is lost" in caplog.text
-    assert f"endpoint {endpoint} is lost: Watch at" in caplog.text

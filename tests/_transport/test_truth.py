@@ -209,7 +209,7 @@ async def test_z13_a_balancers_answer_is_not_etcds(status: int) -> None:
             UnavailableError, match=f"http2 header with status: {status};"
         ) as caught:
             await client.kv.put("k", "v")
-    assert balancer.answered == 1
+    assert balancer.answered == 2  # the first time whoever looked whether there is a quorum
     assert type(caught.value) is UnavailableError
     assert not isinstance(caught.value, AuthError | UnsupportedByServerError)
     assert (caught.value.code, caught.value.maybe_applied) == ("UNAVAILABLE", True)
@@ -218,7 +218,7 @@ async def test_z13_a_balancers_answer_is_not_etcds(status: int) -> None:
 @pytest.mark.alone("the other endpoint has a head start of 0.3 s to answer first")
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
 async def test_z13_another_endpoint_is_asked(server: EtcdServer, status: int) -> None:
-    """A read that a balancer answers with a status of HTTP is asked at another endpoint."""
+    """An endpoint where a balancer answers with a status of HTTP is not used."""
     await server.clear()
     balancer = Balancer(None, status)
     async with (
@@ -226,8 +226,9 @@ async def test_z13_another_endpoint_is_asked(server: EtcdServer, status: int) ->
         Client([endpoint, server.endpoint]) as client,
     ):
         assert (await client.kv.get("k")).count == 0
-        assert balancer.answered == 1
         assert client.stats().endpoint == server.endpoint
+        assert client.stats().retries == 0
+        assert balancer.answered <= 1
 
 
 @pytest.mark.own_logic("the balancer ends the stream")

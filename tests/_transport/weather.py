@@ -36,4 +36,4 @@ async def exists(client: Client, key: str) -> bool:
 
 def was_refused(transport: Transport) -> bool:
     """Whether an endpoint was tried in vain by now."""
-    return all(connection.reason is not None for connection in transport.endpoints)
+    return all(member.reason is not None for member in transport.picker.members)

@@ -39,7 +39,7 @@ class Late:
     async def acquire(self, locks: list[Lock]) -> list[asyncio.Task[None]]:
         """Begin to acquire, with the member hanging; return when all were sent."""
         calls = self.client.stats().calls
-        self.proxy.hang()
+        self.proxy.delay(4)
         tasks = [asyncio.create_task(lock.acquire()) for lock in locks]
         await until(lambda: self.client.stats().calls == calls + len(locks))
         return tasks

@@ -99,12 +99,12 @@ async def test_a_release_wakes_one_waiter(client: Client, server: EtcdServer) ->
         await watches_created(own, 20 + 19)
         for number in range(20):
             await until(lambda: len(entered) == number + 1)  # noqa: B023
-            calls = own._transport.calls
+            calls = own._transport.monitor.calls
             turns[number].set()
             if number < 19:
                 await until(lambda: len(entered) == number + 2)  # noqa: B023
                 # The revocation; the look for who else is before, and the one at the own key.
-                assert own._transport.calls - calls <= 3
+                assert own._transport.monitor.calls - calls <= 3
 
 
 async def test_the_whole_queue_swept_away(client: Client) -> None:

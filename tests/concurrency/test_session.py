@@ -492,9 +492,10 @@ async def test_entering_without_an_answer(
             took = monotonic() - before
         assert caught.value.maybe_applied
         assert took < 0.5 + 0.5 + 0.3 + late.seconds
-        (lease_id,) = await faulty.lease_ids()
-        assert f"{lease_id:x}" in caplog.text
-        await faulty.oracle.lease.revoke(lease_id)
+        assert "goes on in the background" in caplog.text
+        for lease_id in await faulty.lease_ids():  # unless the revocation has arrived
+            assert f"{lease_id:x}" in caplog.text
+            await faulty.oracle.lease.revoke(lease_id)
 
 
 async def entered_patiently(client: Client, ttl: int) -> Session:

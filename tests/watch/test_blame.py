@@ -10,7 +10,7 @@ import pytest
 
 from aioetcd import Client, EtcdError, RequestTooLargeError, UnsupportedByServerError
 from aioetcd._proto import rpc_pb2
-from aioetcd._transport.methods import Bidi
+from aioetcd._transport.methods import Effect, Method
 from aioetcd.errors import UnavailableError
 from aioetcd.watch import Watch, _stream
 from aioetcd.watch._rules import WatchRules
@@ -292,7 +292,13 @@ async def test_z13_an_rpc_that_the_server_does_not_have(
 ) -> None:
     """A stream refused for good ends its watches with that error, through the real stream."""
     await client.kv.get("k")
-    elsewhere = Bidi("etcdserverpb.Watch", "None", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse)
+    elsewhere = Method(
+        "None",
+        "/etcdserverpb.Watch/None",
+        rpc_pb2.WatchRequest,
+        rpc_pb2.WatchResponse,
+        Effect.READ,
+    )
     monkeypatch.setattr(_stream, "WATCH", elsewhere)
     async with anyio.create_task_group() as group:
 

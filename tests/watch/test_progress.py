@@ -6,15 +6,13 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import anyio
-import grpc.aio
 import pytest
 
 from aioetcd import Client
 from aioetcd._proto import rpc_pb2
-from aioetcd._transport.methods import Unary
+from aioetcd._transport.methods import Effect, Method
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.watch import Watch, _stream
 from tests.waiting import until
@@ -110,17 +108,6 @@ async def test_progress_asked_before_a_cut(proxy: FaultProxy, direct: Client) ->
             await expect_next(direct, watch, other)
 
 
-class NowhereStub:
-    """Asks for the status with a method that no server has."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.Status = channel.unary_unary(
-            "/etcdserverpb.Maintenance/None",
-            request_serializer=rpc_pb2.StatusRequest.SerializeToString,
-            response_deserializer=rpc_pb2.StatusResponse.FromString,
-        )
-
-
 async def test_progress_when_the_version_cannot_be_read_at_first(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,7 +118,13 @@ async def test_progress_when_the_version_cannot_be_read_at_first(
         await watch.request_progress()
         with monkeypatch.context() as patch:
             # The stream's own question comes after that of the call, and goes nowhere.
-            nowhere = Unary[Any, Any](NowhereStub, "Status", is_write=False, repeatable=True)
+            nowhere = Method(
+                "Status",
+                "/nowhere/Status",
+                rpc_pb2.StatusRequest,
+                rpc_pb2.StatusResponse,
+                Effect.READ,
+            )
             patch.setattr(_stream, "STATUS", nowhere)
             await until(lambda: "cannot ask about the watch stream yet" in caplog.text)
         with anyio.fail_after(3):

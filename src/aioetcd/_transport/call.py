@@ -15,18 +15,52 @@ import grpc.aio
 _DONE = 1.0
 
 
+# HTTP/2's CANCEL, by a server that lost its interest in a call.
+_CANCELLED_BY_SERVER = "Received RST_STREAM with error code 8"
+
+
+class Failure(Exception):  # noqa: N818  # nobody is to see it
+    """A call failed, for a reason that gRPC gives.
+
+    Attributes:
+        code: The name of the status.
+        details: Its message.
+    """
+
+    def __init__(self, code: str, details: str) -> None:
+        super().__init__(f"{code}: {details}")
+        self.code: str = code
+        self.details: str = details
+
+    @property
+    def is_deadline(self) -> bool:
+        """Whether it can be a call's own deadline.
+
+        The server's timer may be first: it drops the call, and tells that to nobody but HTTP/2.
+        """
+        return self.code == "DEADLINE_EXCEEDED" or _CANCELLED_BY_SERVER in self.details
+
+
 class ChannelClosedError(Exception):
     """The call was cancelled here, but not by whoever waits for it: its channel closes."""
 
 
-def no_message() -> grpc.aio.AioRpcError:
+class LeftError(Exception):
+    """The call was given up here, because its connection is left: it may be sent elsewhere."""
+
+
+def _failure(error: grpc.aio.AioRpcError) -> Failure:
+    failure = Failure(error.code().name, error.details() or "")
+    failure.__cause__ = error.with_traceback(None)  # whose frames hold the call, and gRPC's thread
+    return failure
+
+
+def no_message() -> Failure:
     """Make the failure of a call whose answer cannot be read, as gRPC's other languages tell it."""
-    nothing = grpc.aio.Metadata()
-    details = "the answer is no message of protobuf's"
-    return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, details=details)
+    return Failure("INTERNAL", "the answer is no message of protobuf's")
 
 
-class Calls:
+class OpenCalls:
     """The calls of one channel with which gRPC is not done.
 
     grpc.aio tells that a call was cancelled before its core knows. What the core has to say of it
@@ -37,25 +71,32 @@ class Calls:
         # By gRPC's own task, which ends when its core is done with the call.
         self._unary: dict[asyncio.Task[Any], Any] = {}
         self._streams: dict[asyncio.Task[Any], Any] = {}
-        self._ends: weakref.WeakKeyDictionary[Any, grpc.aio.AioRpcError] = (
-            weakref.WeakKeyDictionary()
-        )
+        # Those that may be sent elsewhere: what wakes who waits for them.
+        self._may_leave: set[asyncio.Future[None]] = set()
+        self._ends: weakref.WeakKeyDictionary[Any, Failure | None] = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
         """Give how many unary calls there are."""
         return len(self._unary)
 
-    async def answer(self, call: Any) -> Any:
+    async def answer(self, call: Any, *, may_leave: bool = False) -> Any:
         """Wait for the answer to a unary call, and cancel the call when we are cancelled.
 
         Waiting for the call itself would lose the message of the cancellation, and the mark by
         which anyio knows its own.
 
+        Args:
+            call: The call.
+            may_leave: Whether `leave` may give it up.
+
         Raises:
-            grpc.aio.AioRpcError: It failed.
+            Failure: It failed.
+            LeftError: `leave` has given it up.
             ChannelClosedError: See there.
         """
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if may_leave:
+            self._may_leave.add(over)
         task = next(call.__await__())
         self._unary[task] = call
         # Of the task and not of the call, which has no end where whoever cancels all tasks has
@@ -69,13 +110,16 @@ class Calls:
             self._cancel(call)
             del call
             raise
+        finally:
+            if may_leave:
+                self._may_leave.discard(over)
         try:
             answer = await call
             if answer is not None:
                 return answer
             failure: Exception = no_message()  # grpc.aio logs why, and gives None
         except grpc.aio.AioRpcError as error:
-            failure = error.with_traceback(None)
+            failure = _failure(error)
         except asyncio.CancelledError:
             failure = ChannelClosedError()
         del call
@@ -122,11 +166,10 @@ class Calls:
 
     def _note(self, call: Any) -> None:
         code, details = _now(call.code()), _now(call.details())
-        nothing = grpc.aio.Metadata()
-        end = grpc.aio.AioRpcError(code, nothing, nothing, details=details)
+        end = None if code is grpc.StatusCode.OK else Failure(code.name, details or "")
         self._ends.setdefault(call, end)  # `drop` may end it once more
 
-    def end(self, call: Any, failure: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
+    def end(self, call: Any, failure: grpc.aio.AioRpcError) -> Failure | None:
         """Give why a stream is at its end; None where the server has just ended it.
 
         Args:
@@ -134,8 +177,13 @@ class Calls:
             failure: What reading it has raised. That is not the server's reason where the end has
                 met a write: grpc.aio forgets it then for an internal error of its own.
         """
-        end = self._ends.get(call, failure)
-        return None if end.code() is grpc.StatusCode.OK else end
+        return self._ends[call] if call in self._ends else _failure(failure)
+
+    def leave(self) -> None:
+        """Give up the unary calls that may be sent elsewhere."""
+        for over in self._may_leave:
+            if not over.done():
+                over.set_exception(LeftError())
 
     @staticmethod
     def drop(call: Any) -> None:
@@ -151,6 +199,11 @@ class Calls:
         """End all unary calls."""
         for call in self._unary.values():
             self._cancel(call)
+
+    async def wait_idle(self) -> None:
+        """Wait until there is no unary call any more."""
+        while self._unary:
+            await asyncio.wait(list(self._unary))
 
     async def wait_done(self) -> None:
         """Wait until gRPC is done with all calls, which were cancelled."""

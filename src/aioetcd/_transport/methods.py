@@ -1,100 +1,125 @@
-"""The RPCs that the services use, and what may be done with each."""
+"""The RPCs, one row each: what the descriptors say of it, and what may be done with it."""
 
 from __future__ import annotations
 
+import enum
 from typing import Any, Generic, TypeVar
 
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
-from aioetcd._proto import rpc_pb2, rpc_pb2_grpc
+from aioetcd._proto import health_pb2, rpc_pb2
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-class Unary(Generic[Request, Response]):
-    """A unary RPC.
+class Effect(enum.Enum):
+    """What a request may do to the store, and so what may be done when its answer is lost."""
+
+    READ = enum.auto()
+    """Nothing: it is asked again."""
+    IDEMPOTENT = enum.auto()
+    """Twice is the same as once: it is sent again."""
+    WRITE = enum.auto()
+    """Something: it is sent again only where the first surely was not applied."""
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it may change anything."""
+        return self is not Effect.READ
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether a lost answer is a reason to send it again."""
+        return self is not Effect.WRITE
+
+
+class Method(Generic[Request, Response]):
+    """One RPC.
 
     Attributes:
-        stub: The generated stub class of its service.
-        name: Its name there.
-        is_write: Whether it may change anything.
-        repeatable: Whether doing it twice is the same as once, so that a lost answer is a reason
-            to ask again.
-    """
-
-    __slots__ = ("is_write", "name", "repeatable", "stub")
-
-    def __init__(self, stub: type, name: str, *, is_write: bool, repeatable: bool) -> None:
-        self.stub: type = stub
-        self.name: str = name
-        self.is_write: bool = is_write
-        self.repeatable: bool = repeatable
-
-
-class Bidi(Generic[Request, Response]):
-    """A bidirectional stream. It is read as bytes: their number is what an answer takes.
-
-    Attributes:
-        service: The name of its service on the wire, which is not that of our protos.
-        name: Its name there.
+        name: Its name in its service.
+        path: Its name on the wire.
         request: What is sent.
-        response: What the bytes of an answer are.
+        response: What comes back.
+        effect: What it may do; of a stream, what its opening does.
     """
 
-    __slots__ = ("name", "request", "response", "service")
+    __slots__ = ("effect", "name", "path", "request", "response")
 
     def __init__(
-        self, service: str, name: str, request: type[Request], response: type[Response]
+        self,
+        name: str,
+        path: str,
+        request: type[Request],
+        response: type[Response],
+        effect: Effect,
     ) -> None:
-        self.service: str = service
         self.name: str = name
+        self.path: str = path
         self.request: type[Request] = request
         self.response: type[Response] = response
+        self.effect: Effect = effect
+
+    def doing(self, effect: Effect) -> Method[Request, Response]:
+        """Give the same RPC for requests of which more is known, as of a txn that only reads."""
+        return Method(self.name, self.path, self.request, self.response, effect)
 
 
-def _read(stub: type, name: str) -> Unary[Any, Any]:
-    return Unary(stub, name, is_write=False, repeatable=True)
+def _row(service: str, name: str, effect: Effect, file: FileDescriptor = rpc_pb2.DESCRIPTOR) -> Any:
+    method = file.services_by_name[service].methods_by_name[name]
+    # Our messages live in packages of our own; the services keep etcd's names.
+    full_name = method.containing_service.full_name.removeprefix("aioetcd.")
+    if file is health_pb2.DESCRIPTOR:
+        full_name = f"grpc.{full_name}"
+    return Method(
+        name,
+        f"/{full_name}/{name}",
+        GetMessageClass(method.input_type),
+        GetMessageClass(method.output_type),
+        effect,
+    )
 
 
-def _write(stub: type, name: str, *, repeatable: bool = False) -> Unary[Any, Any]:
-    return Unary(stub, name, is_write=True, repeatable=repeatable)
-
-
-RANGE: Unary[rpc_pb2.RangeRequest, rpc_pb2.RangeResponse] = _read(rpc_pb2_grpc.KVStub, "Range")
-PUT: Unary[rpc_pb2.PutRequest, rpc_pb2.PutResponse] = _write(rpc_pb2_grpc.KVStub, "Put")
-DELETE_RANGE: Unary[rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse] = _write(
-    rpc_pb2_grpc.KVStub, "DeleteRange"
+RANGE: Method[rpc_pb2.RangeRequest, rpc_pb2.RangeResponse] = _row("KV", "Range", Effect.READ)
+PUT: Method[rpc_pb2.PutRequest, rpc_pb2.PutResponse] = _row("KV", "Put", Effect.WRITE)
+DELETE_RANGE: Method[rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse] = _row(
+    "KV", "DeleteRange", Effect.WRITE
 )
-TXN: Unary[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = _write(rpc_pb2_grpc.KVStub, "Txn")
-READ_ONLY_TXN: Unary[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = _read(rpc_pb2_grpc.KVStub, "Txn")
-IDEMPOTENT_TXN: Unary[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = _write(
-    rpc_pb2_grpc.KVStub, "Txn", repeatable=True
-)
-COMPACT: Unary[rpc_pb2.CompactionRequest, rpc_pb2.CompactionResponse] = _write(
-    rpc_pb2_grpc.KVStub, "Compact"
+TXN: Method[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = _row("KV", "Txn", Effect.WRITE)
+READ_ONLY_TXN: Method[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = TXN.doing(Effect.READ)
+IDEMPOTENT_TXN: Method[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse] = TXN.doing(Effect.IDEMPOTENT)
+COMPACT: Method[rpc_pb2.CompactionRequest, rpc_pb2.CompactionResponse] = _row(
+    "KV", "Compact", Effect.WRITE
 )
 # The id is the client's choice, so a second grant of the same one cannot make a second lease.
-LEASE_GRANT: Unary[rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse] = _write(
-    rpc_pb2_grpc.LeaseStub, "LeaseGrant", repeatable=True
+LEASE_GRANT: Method[rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse] = _row(
+    "Lease", "LeaseGrant", Effect.IDEMPOTENT
 )
-LEASE_REVOKE: Unary[rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse] = _write(
-    rpc_pb2_grpc.LeaseStub, "LeaseRevoke", repeatable=True
+LEASE_REVOKE: Method[rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse] = _row(
+    "Lease", "LeaseRevoke", Effect.IDEMPOTENT
 )
-LEASE_TIME_TO_LIVE: Unary[rpc_pb2.LeaseTimeToLiveRequest, rpc_pb2.LeaseTimeToLiveResponse] = _read(
-    rpc_pb2_grpc.LeaseStub, "LeaseTimeToLive"
+LEASE_TIME_TO_LIVE: Method[rpc_pb2.LeaseTimeToLiveRequest, rpc_pb2.LeaseTimeToLiveResponse] = _row(
+    "Lease", "LeaseTimeToLive", Effect.READ
 )
-LEASE_LEASES: Unary[rpc_pb2.LeaseLeasesRequest, rpc_pb2.LeaseLeasesResponse] = _read(
-    rpc_pb2_grpc.LeaseStub, "LeaseLeases"
+LEASE_LEASES: Method[rpc_pb2.LeaseLeasesRequest, rpc_pb2.LeaseLeasesResponse] = _row(
+    "Lease", "LeaseLeases", Effect.READ
 )
-STATUS: Unary[rpc_pb2.StatusRequest, rpc_pb2.StatusResponse] = _read(
-    rpc_pb2_grpc.MaintenanceStub, "Status"
+LEASE_KEEP_ALIVE: Method[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse] = _row(
+    "Lease", "LeaseKeepAlive", Effect.IDEMPOTENT
 )
-
-LEASE_KEEP_ALIVE = Bidi(
-    "etcdserverpb.Lease",
-    "LeaseKeepAlive",
-    rpc_pb2.LeaseKeepAliveRequest,
-    rpc_pb2.LeaseKeepAliveResponse,
+WATCH: Method[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = _row("Watch", "Watch", Effect.READ)
+STATUS: Method[rpc_pb2.StatusRequest, rpc_pb2.StatusResponse] = _row(
+    "Maintenance", "Status", Effect.READ
 )
-WATCH = Bidi("etcdserverpb.Watch", "Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse)
+MEMBER_LIST: Method[rpc_pb2.MemberListRequest, rpc_pb2.MemberListResponse] = _row(
+    "Cluster", "MemberList", Effect.READ
+)
+AUTHENTICATE: Method[rpc_pb2.AuthenticateRequest, rpc_pb2.AuthenticateResponse] = _row(
+    "Auth", "Authenticate", Effect.READ
+)
+HEALTH_CHECK: Method[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = _row(
+    "Health", "Check", Effect.READ, health_pb2.DESCRIPTOR
+)

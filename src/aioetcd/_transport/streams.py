@@ -20,17 +20,20 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from google.protobuf.message import DecodeError
 
 from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.call import no_message
-from aioetcd._transport.endpoints import Connection
-from aioetcd._transport.failures import Rule, error_from_status, rule_for, status_of
+from aioetcd._transport.call import Failure, no_message
+from aioetcd._transport.connection import Connection
 from aioetcd._transport.group import Group
-from aioetcd._transport.methods import Bidi, Request, Response
+from aioetcd._transport.methods import Method, Request, Response
 from aioetcd._transport.transport import Transport
-from aioetcd.errors import ClientClosedError, EtcdError
+from aioetcd._verdicts.raised import error_from_status
+from aioetcd._verdicts.table import Blame, Verdict, verdict_for
+from aioetcd.errors import AuthError, ClientClosedError, ClusterMismatchError, EtcdError
 
 Request_co = TypeVar("Request_co", covariant=True)
 Response_contra = TypeVar("Response_contra", contravariant=True)
 
+# A stream is opened again so often because its token was refused: see `Transport.unary`.
+_REFUSALS = 4
 # An idle stream is kept for so long, for the next watch or lease.
 LINGER = 1.0
 
@@ -41,6 +44,10 @@ class StreamRules(Protocol[Request_co, Response_contra]):
     @property
     def wanted(self) -> bool:
         """Whether there is anything to have a stream for."""
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether the stream's token does not do, and a stream with another one may."""
 
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream is there; nothing was sent on it yet."""
@@ -87,7 +94,7 @@ class SharedStream(Generic[Request, Response]):
     def __init__(
         self,
         transport: Transport,
-        method: Bidi[Request, Response],
+        method: Method[Request, Response],
         rules: StreamRules[Request, Response],
         *,
         require_leader: bool,
@@ -138,7 +145,11 @@ class SharedStream(Generic[Request, Response]):
                 await self._time_wake.wait()
             if timer.cancelled_caught:
                 is_silent = self._rules.tick(monotonic())
-                if is_silent and self._on_call is not None and len(self._transport.endpoints) > 1:
+                if (
+                    is_silent
+                    and self._on_call is not None
+                    and len(self._transport.picker.members) > 1
+                ):
                     self._on_call.cancel()
                 self._send_wake.set()
         self._time_wake.clear()
@@ -149,41 +160,64 @@ class SharedStream(Generic[Request, Response]):
         return self._rules.wanted
 
     async def _converse(self) -> None:
+        refusals = 0
         while True:
             try:
-                connection = await self._transport.endpoints.wait_connected(None)
+                connection = await self._transport.picker.wait(None)
             except ClientClosedError:
                 return  # the rules were told already
+            except ClusterMismatchError:
+                continue  # the first answer tells the rules
+            tokens = self._transport.tokens
+            if tokens.is_missing:
+                try:
+                    await self._transport.signed_in()
+                except EtcdError as refused:
+                    is_final = isinstance(refused, AuthError)
+                    self._rules.lost(refused, final=is_final, now=monotonic())
+                    await anyio.sleep(self._backoff.next_delay())
+                continue  # the connection may be another one by now
             self.connection = connection
-            call = connection.bidi(self._method, self._metadata)
+            generation = tokens.generation
+            added = self._transport.monitor.metadata(self._method.name)
+            call = connection.bidi(self._method, (*tokens.metadata, *self._metadata, *added))
             name = connection.endpoint.name
             self._rules.opened(name, monotonic())
             failure = None
             try:
                 with anyio.CancelScope() as on_call:
                     self._on_call = on_call
+                    connection.on_leave(on_call.cancel)
                     async with Group() as group:
                         group.start(self._write(call), f"aioetcd {self._method.name} writer")
-                        failure = await self._read(call, name)
-                        if failure is not None:
-                            failure = connection.calls.end(call, failure)
+                        failure = await self._read(call, connection)
                         group.cancel_scope.cancel()
             finally:
                 connection.calls.drop(call)
+                connection.stay(on_call.cancel)
                 self.connection = self._on_call = None
-            if on_call.cancelled_caught:
-                rule, error = self._failure("UNAVAILABLE", "no answers for too long", name)
-            elif failure is None:
-                rule, error = self._failure("UNAVAILABLE", "the server ended the stream", name)
+            if failure is not None:
+                verdict, error = self._failure(failure.code, failure.details, name)
+                error.__cause__ = failure.__cause__
+            elif not on_call.cancelled_caught:
+                verdict, error = self._failure("UNAVAILABLE", "the server ended the stream", name)
+            elif self._rules.wants_token:
+                code, text = "UNAUTHENTICATED", "etcdserver: invalid auth token"
+                verdict, error = self._failure(code, text, name)
+            elif connection.is_left:
+                verdict, error = self._failure("UNAVAILABLE", "its connection is left", name)
             else:
-                rule, error = self._failure(*status_of(failure), name)
-                error.__cause__ = failure
-            if self._lost_at is None:
+                verdict, error = self._failure("UNAVAILABLE", "no answers for too long", name)
+            is_news = self._lost_at is None
+            if is_news:
                 self._lost_at = monotonic()
-                self._logger.warning("%s stream to %s is lost: %s", self._method.name, name, error)
-            if rule.changes_endpoint:
-                self._transport.endpoints.failed(connection, error)
-            self._rules.lost(error, final=not rule.transient, now=monotonic())
+            monitor = self._transport.monitor
+            monitor.stream_lost(self._logger, self._method.name, name, error, is_news=is_news)
+            self._transport.picker.failed(connection, verdict.blame, error)
+            is_stale = verdict.blame is Blame.TOKEN and tokens.refused(generation)
+            refusals = refusals + 1 if is_stale else 0
+            is_final = not verdict.transient and not 0 < refusals <= _REFUSALS
+            self._rules.lost(error, final=is_final, now=monotonic())
             self._time_wake.set()
             self.reconnects += 1
             await anyio.sleep(self._backoff.next_delay())
@@ -202,7 +236,7 @@ class SharedStream(Generic[Request, Response]):
             await checkpoint_if_cancelled()
             return  # the call was cancelled: the reader says why
 
-    async def _read(self, call: Any, endpoint: str) -> grpc.aio.AioRpcError | None:
+    async def _read(self, call: Any, connection: Connection) -> Failure | None:
         """Hand over the answers; give why there are no more (None: the server ended the stream)."""
         answered = False
         try:
@@ -210,13 +244,15 @@ class SharedStream(Generic[Request, Response]):
                 response = self._method.response.FromString(answer)
                 if not answered:  # which shows that the stream is there: gRPC says nothing before
                     answered = True
-                    self._is_there(endpoint)
+                    self._is_there(connection.endpoint.name)
                 if self._rules.received(response, len(answer), monotonic()):
                     self._send_wake.set()
                     self._time_wake.set()
+                if self._rules.wants_token and self._on_call is not None:
+                    self._on_call.cancel()
                 del answer, response  # they may be large, and this frame may live for long
         except grpc.aio.AioRpcError as error:
-            return error.with_traceback(None)  # whose frames hold the call, and gRPC's thread
+            return connection.calls.end(call, error)
         except DecodeError:
             return no_message()
         except asyncio.CancelledError:
@@ -226,18 +262,14 @@ class SharedStream(Generic[Request, Response]):
 
     def _is_there(self, endpoint: str) -> None:
         self._backoff.reset()
-        if self._lost_at is not None:
-            self._logger.info(
-                "%s stream is back at %s after %.3f s",
-                self._method.name,
-                endpoint,
-                monotonic() - self._lost_at,
-            )
-            self._lost_at = None
+        seconds = None if self._lost_at is None else monotonic() - self._lost_at
+        self._lost_at = None
+        monitor = self._transport.monitor
+        monitor.stream_opened(self._logger, self._method.name, endpoint, seconds)
 
-    def _failure(self, code: str, details: str, endpoint: str) -> tuple[Rule, EtcdError]:
-        rule = rule_for(code, details)
+    def _failure(self, code: str, details: str, endpoint: str) -> tuple[Verdict, EtcdError]:
+        verdict = verdict_for(code, details)
         what = self._method.name
-        return rule, error_from_status(
-            rule, code=code, details=details, what=what, is_write=False, endpoint=endpoint
+        return verdict, error_from_status(
+            verdict, code=code, details=details, what=what, is_write=False, endpoint=endpoint
         )

@@ -12,30 +12,56 @@ from time import monotonic
 from typing import Any
 
 import anyio
-import grpc
-import grpc.aio
 
 from aioetcd._checks import check_seconds
+from aioetcd._proto import rpc_pb2
 from aioetcd._transport import _fork
 from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.call import ChannelClosedError
-from aioetcd._transport.endpoints import CONNECT_TIMEOUT, Connection, Endpoints
-from aioetcd._transport.failures import error_from_status, rule_for, status_of
-from aioetcd._transport.methods import Request, Response, Unary
+from aioetcd._transport.call import ChannelClosedError, Failure, LeftError
+from aioetcd._transport.connection import Connection
+from aioetcd._transport.credentials import Credentials
+from aioetcd._transport.methods import AUTHENTICATE, Method, Request, Response
+from aioetcd._transport.monitor import Monitor, WatchedCall
+from aioetcd._transport.picker import CONNECT_TIMEOUT, Picker
 from aioetcd._transport.supervisor import AS_ALL, Supervisor
+from aioetcd._transport.token import Tokens, User
+from aioetcd._verdicts.raised import error_from_status
+from aioetcd._verdicts.table import Blame, verdict_for
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.errors import ClientClosedError, EtcdError, NoEndpointError
+from aioetcd.config.tls import TLS
+from aioetcd.errors import (
+    ClientClosedError,
+    ClusterMismatchError,
+    DeadlineExceededError,
+    EtcdError,
+    NoEndpointError,
+)
+from aioetcd.observe import Observer
 
 logger = logging.getLogger("aioetcd.transport")
 
 
+# When a call has waited so long, or a fifth of its time, its member is looked at.
+_PATIENCE = 1.0
+# A call is sent again so often because its token was refused: a fresh one may not have come to all
+# members yet (etcd #18437).
+_REFUSALS = 4
 # Closing takes so long at the most.
 _CLOSING = 5.0
 
 
 def _not_closed(why: str) -> None:
     logger.warning("the client was not closed in order: %s", why)
+
+
+def _patience(seconds: float | None) -> float:
+    return _PATIENCE if seconds is None else min(_PATIENCE, seconds / 5)
+
+
+def _cluster_id(response: Any) -> int:
+    cluster_id: int = response.header.cluster_id
+    return cluster_id
 
 
 def channel_options(keepalive_time: float, keepalive_timeout: float) -> list[tuple[str, Any]]:
@@ -57,6 +83,8 @@ def channel_options(keepalive_time: float, keepalive_timeout: float) -> list[tup
         ("grpc.max_reconnect_backoff_ms", 1000),
         # Two clients of one process would share a connection, and its faults.
         ("grpc.use_local_subchannel_pool", 1),
+        # A proxy that the environment names is meant for the web.
+        ("grpc.enable_http_proxy", 0),
     ]
 
 
@@ -66,12 +94,12 @@ class Transport:
     It starts with the first use, in the event loop of that use, and belongs to that loop.
 
     Attributes:
-        endpoints: The picker.
+        picker: Gives the connection to use.
+        tokens: Gives what goes with a call.
         supervisor: The owner of all background tasks.
         timeout: The default deadline of a call in seconds.
         longest_silence: Seconds after which gRPC itself finds a dead connection with open streams.
-        calls: Unary calls made, retries not counted.
-        retries: How often one of them was sent again.
+        monitor: Counts, logs and tells.
     """
 
     def __init__(
@@ -81,15 +109,23 @@ class Transport:
         timeout: float | None,
         keepalive_time: float,
         keepalive_timeout: float,
+        tls: TLS | None = None,
+        user: User | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.timeout = timeout
         self.longest_silence: float = keepalive_time + keepalive_timeout
-        self.calls: int = 0
-        self.retries: int = 0
+        self.monitor: Monitor = Monitor(observers)
         self.supervisor: Supervisor = Supervisor(self._end)
-        self.endpoints: Endpoints = Endpoints(
+        self._credentials = Credentials(tls, channel_options(keepalive_time, keepalive_timeout))
+        self.tokens: Tokens = Tokens(
+            user, authenticate=self._authenticate, spawn=self.supervisor.spawn
+        )
+        self.picker: Picker = Picker(
             endpoints,
-            options=channel_options(keepalive_time, keepalive_timeout),
+            credentials=self._credentials,
+            metadata=lambda: self.tokens.metadata,
+            monitor=self.monitor,
             supervisor=self.supervisor,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,12 +138,15 @@ class Transport:
             timeout=timeout,
             keepalive_time=keepalive_time,
             keepalive_timeout=keepalive_timeout,
+            tls=tls,
+            user=user,
+            observers=observers,
         )
         self._closers: list[Callable[[EtcdError], None]] = []
         self._ended = asyncio.Event()
 
-    def check_usable(self) -> None:
-        """Start with the first use; refuse a closed client and another event loop.
+    def check_usable(self) -> asyncio.AbstractEventLoop:
+        """Start with the first use, and give the loop; refuse a closed client and another loop.
 
         Raises:
             ClientClosedError: The client was closed.
@@ -127,6 +166,7 @@ class Transport:
             _fork.opened(self)
             self._loop = loop
             self.supervisor.start(loop)
+        return loop
 
     @property
     def state(self) -> str:
@@ -135,7 +175,7 @@ class Transport:
             return "closed"
         if self._loop is None:
             return "unused"
-        current = self.endpoints.current
+        current = self.picker.current
         return "not connected" if current is None else f"connected to {current.endpoint.name}"
 
     def resolve_timeout(self, timeout: float | Default | None) -> float | None:
@@ -151,7 +191,7 @@ class Transport:
 
     async def unary(
         self,
-        method: Unary[Request, Response],
+        method: Method[Request, Response],
         request: Request,
         timeout: float | Default | None = DEFAULT,
         *,
@@ -172,80 +212,215 @@ class Transport:
         Raises:
             EtcdError: By cause; see `aioetcd.errors`.
         """
-        self.check_usable()
+        loop = self.check_usable()
         seconds = self.resolve_timeout(timeout)
+        self.monitor.calls += 1
+        if not self.monitor.is_watched:
+            return await self._call(loop, method, request, seconds, connection)
+        with WatchedCall(self.monitor, method.name) as watched:
+            return await self._call(loop, method, request, seconds, connection, watched)
+
+    async def _call(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        method: Method[Request, Response],
+        request: Request,
+        seconds: float | None,
+        connection: Connection | None,
+        watched: WatchedCall | None = None,
+    ) -> Response:
         deadline = None if seconds is None else monotonic() + seconds
-        self.calls += 1
+        metadata = self.monitor.metadata(method.name) if watched is not None else ()
         fixed = connection is not None
+        effect = method.effect
         backoff: Backoff | None = None
+        patience = _patience(seconds)
         # Whether an attempt before this one may have been applied.
         uncertain = False
+        refusals = 0
         failure: EtcdError | None = None
         while True:
-            if not fixed:
-                connection = self.endpoints.current
             if connection is None:
-                connection = await self._connect(deadline, uncertain, failure)
-            left = None if deadline is None else deadline - monotonic()
+                connection = self.picker.in_use()
+                if connection is None or (connection.is_doubted and not effect.is_repeatable):
+                    sure = not effect.is_repeatable
+                    connection = await self._connect(deadline, uncertain, failure, sure=sure)
+            if self.tokens.is_missing and method is not AUTHENTICATE:
+                await self.signed_in(deadline, uncertain=uncertain, failure=failure)
+            if watched is not None:
+                watched.endpoint = connection.endpoint.name
+            generation = self.tokens.generation
+            sent = (*self.tokens.metadata, *metadata) if metadata else self.tokens.metadata
+            sent_at = monotonic()
+            left = None if deadline is None else deadline - sent_at
+            wait = [sent_at + patience, sent_at]
+            waiting = connection.waiting
+            waiting[id(wait)] = wait
+            if not self.picker.is_watching:
+                self.picker.watch(loop)
             try:
                 # No name for the call: a traceback that somebody keeps would hold gRPC's thread.
                 response: Response = await connection.calls.answer(
-                    connection.unary(method)(request, timeout=left)
+                    connection.unary(method)(request, timeout=left, metadata=sent or None),
+                    may_leave=effect.is_repeatable and not fixed,
                 )
-            except grpc.aio.AioRpcError as error:
-                rpc_error = error
+            except Failure as caught:
+                status = caught
+            except LeftError:
+                uncertain = uncertain or effect.is_write
+                failure = DeadlineExceededError(
+                    f"{method.name} at {connection.endpoint.name}: no answer",
+                    timeout=seconds,
+                    code="DEADLINE_EXCEEDED",
+                    details="Deadline Exceeded",
+                    maybe_applied=uncertain,
+                    endpoint=connection.endpoint.name,
+                )
+                if fixed:
+                    raise failure from None
+                # The next one may only be slow, and what is slow must come to an end.
+                patience *= 2
+                self._retry(method, connection, 0.0, failure, watched)
+                connection = None
+                continue
             except ChannelClosedError:
                 # If it was not us, somebody has cancelled gRPC's own task.
                 self.supervisor.end("gRPC's task for a call was cancelled" + AS_ALL)
-                closed = self._closed_error(maybe_applied=uncertain or method.is_write)
+                closed = self._closed_error(maybe_applied=uncertain or effect.is_write)
                 raise closed from closed.__cause__
             else:
-                return response
+                connection.heard_at = sent_at
+                if self.picker.members.is_ours(_cluster_id(response)):
+                    return response
+                failure = self._of_another_cluster(method, connection, response)
+                if effect.is_write or fixed:
+                    raise failure
+                connection = None
+                continue
+            finally:
+                del waiting[id(wait)]
             left = None if deadline is None else deadline - monotonic()
-            is_over = left is not None and left <= 0.01
-            code, details = status_of(rpc_error, is_over=is_over)
-            rule = rule_for(code, details, request_size=request.ByteSize())
-            timed_out = is_over and code == "DEADLINE_EXCEEDED"
+            timed_out = left is not None and left <= 0.01 and status.is_deadline
+            code, details = status.code, status.details
+            if timed_out:
+                code, details = "DEADLINE_EXCEEDED", "Deadline Exceeded"
+            verdict = verdict_for(code, details, request_size=request.ByteSize())
             failure = error_from_status(
-                rule,
+                verdict,
                 code=code,
                 details=details,
                 what=method.name,
-                is_write=method.is_write,
+                is_write=effect.is_write,
                 endpoint=connection.endpoint.name,
                 request=request,
                 timeout=seconds if timed_out else None,
             )
-            failure.__cause__ = rpc_error
+            failure.__cause__ = status.__cause__
             uncertain = failure.maybe_applied = uncertain or failure.maybe_applied
-            if rule.changes_endpoint:
-                self.endpoints.failed(connection, failure)
-            if fixed or timed_out or not rule.transient:
+            if timed_out:  # which may just be this caller's haste
+                self.picker.doubt(connection, sent_at)
                 raise failure
-            if rule.maybe_applied and not method.repeatable:
+            connection.heard_at = sent_at
+            self.picker.failed(connection, verdict.blame, failure)
+            is_stale = (
+                verdict.blame is Blame.TOKEN
+                and method is not AUTHENTICATE
+                and refusals < _REFUSALS
+                and self.tokens.refused(generation)
+            )
+            refusals += is_stale
+            if not is_stale and (fixed or not verdict.transient):
+                raise failure
+            if verdict.maybe_applied and not effect.is_repeatable:
                 raise failure
             backoff = backoff or Backoff(0.025, 1.0)
             delay = backoff.next_delay()
             if left is not None and delay >= left:
                 raise failure
-            self.retries += 1
-            logger.debug("%s is tried again in %.3f s: %s", method.name, delay, failure)
+            self._retry(method, connection, delay, failure, watched)
+            if not fixed:
+                is_role = verdict.blame is Blame.ROLE
+                connection = self.picker.elsewhere(connection) if is_role else None
             with anyio.move_on_after(delay):
                 await self._ended.wait()
             if self._closed is not None:
                 raise self._closed_error(maybe_applied=uncertain)
 
+    def _retry(
+        self,
+        method: Method[Any, Any],
+        connection: Connection,
+        delay: float,
+        failure: EtcdError,
+        watched: WatchedCall | None,
+    ) -> None:
+        self.monitor.retried(method.name, connection.endpoint.name, delay, failure)
+        if watched is not None:
+            watched.retries += 1
+
+    async def _authenticate(self, user: User) -> str:
+        request = rpc_pb2.AuthenticateRequest(name=user.name, password=user.password)
+        token = (await self.unary(AUTHENTICATE, request)).token
+        self.monitor.signed_in()
+        return token
+
+    async def signed_in(
+        self,
+        deadline: float | None = None,
+        *,
+        uncertain: bool = False,
+        failure: EtcdError | None = None,
+    ) -> None:
+        """Wait for the token.
+
+        Raises:
+            EtcdError: There was none by `deadline`; the authentication failed.
+        """
+        limit = None if deadline is None else deadline - monotonic()
+        with anyio.move_on_after(limit) as scope:
+            try:
+                await self.tokens.wait()
+            except ClientClosedError:
+                closed = self._closed_error(maybe_applied=uncertain)
+                raise closed from closed.__cause__
+        if scope.cancelled_caught:
+            if uncertain and failure is not None:
+                raise failure
+            if self.picker.current is None:
+                raise self.picker.unreachable() from failure
+            raise DeadlineExceededError("no token: Authenticate was not answered") from failure
+
+    def _of_another_cluster(
+        self, method: Method[Any, Any], connection: Connection, response: Any
+    ) -> ClusterMismatchError:
+        other, ours = _cluster_id(response), self.picker.members.cluster_id
+        name = connection.endpoint.name
+        failure = ClusterMismatchError(
+            f"{method.name} at {name}: cluster {other:x} has answered, and the others are of "
+            f"{ours:x}",
+            maybe_applied=method.effect.is_write,
+            endpoint=name,
+        )
+        self.picker.failed(connection, Blame.MEMBER, failure)
+        return failure
+
     async def _connect(
-        self, deadline: float | None, uncertain: bool, failure: EtcdError | None
+        self,
+        deadline: float | None,
+        uncertain: bool,
+        failure: EtcdError | None,
+        *,
+        sure: bool = False,
     ) -> Connection:
         try:
-            return await self.endpoints.wait_connected(deadline)
+            return await self.picker.wait(deadline, sure=sure)
         except ClientClosedError:
             closed = self._closed_error(maybe_applied=uncertain)
             raise closed from closed.__cause__
         except NoEndpointError as error:
-            if uncertain and failure is not None:  # that it was not applied would be a lie
-                raise failure from failure.__cause__
+            # That it was not applied, or never sent, would be a lie.
+            if failure is not None and (uncertain or isinstance(failure, DeadlineExceededError)):
+                raise failure from failure.__cause__ or error
             raise error from failure
 
     async def wait_connected(self) -> float | None:
@@ -258,12 +433,12 @@ class Transport:
         """
         self.check_usable()
         deadline = None if self.timeout is None else monotonic() + self.timeout
-        if self.endpoints.current is None:
+        if self.picker.current is None:
             await self._connect(deadline, uncertain=False, failure=None)
         return None if deadline is None else max(deadline - monotonic(), 0.001)
 
     async def last_unary(
-        self, method: Unary[Request, Response], request: Request, timeout: float
+        self, method: Method[Request, Response], request: Request, timeout: float
     ) -> Response:
         """Call a unary RPC in order to tidy up: also while the client closes, and after.
 
@@ -327,11 +502,11 @@ class Transport:
             return
         # Last in, first out; and whatever one of them raises, the others are told.
         with contextlib.ExitStack() as everybody:
-            for connection in self.endpoints:
+            for connection in self.picker:
                 everybody.callback(connection.calls.close)
             for closer in reversed(self._closers):
                 everybody.callback(closer, self._closed_error())
-            everybody.callback(self.endpoints.close)
+            everybody.callback(self.picker.close)
             everybody.callback(self._ended.set)
 
     async def aclose(self) -> None:
@@ -364,6 +539,6 @@ class Transport:
         if self._is_inherited:
             return
         try:
-            await self.endpoints.aclose()
+            await self.picker.aclose()
         finally:
             _fork.closed(self)

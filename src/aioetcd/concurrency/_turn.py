@@ -299,7 +299,7 @@ class Turn:
         await self._transport.wait_connected()
         put = Op.put(self.key, self._value, lease=self._tenure.lease_id)
         self._maybe_put = self._may_be_late = True
-        retries = self._transport.retries
+        retries = self._transport.monitor.retries
         try:
             result = await self._kv.txn(
                 compare=[if_], success=[put, *then], failure=otherwise, idempotent=True
@@ -308,7 +308,7 @@ class Turn:
             self._maybe_put = self._may_be_late = error.maybe_applied
             raise
         # An earlier try that a member did not answer may be carried out by it after all.
-        self._may_be_late = self._transport.retries != retries
+        self._may_be_late = self._transport.monitor.retries != retries
         return result
 
     def _get_first(self) -> AnyOp:

@@ -111,7 +111,7 @@ class Lock(Hold):
             value=encode("value", value),
             on_lost=self._lost,
         )
-        self._endpoints = transport.endpoints
+        self._picker = transport.picker
         self._blocking = blocking
         self._timeout = check_seconds("timeout", timeout)
         self._acquiring: anyio.CancelScope | None = None
@@ -232,7 +232,7 @@ class Lock(Hold):
     async def _too_late(self) -> EtcdError:
         """Say why the turn did not come in time: somebody has the lock, or nobody can be asked."""
         assert self._timeout is not None
-        current = self._endpoints.current
+        current = self._picker.current
         holder: KeyValue | None = None
         if current is not None:
             try:
@@ -248,7 +248,7 @@ class Lock(Hold):
                 unreachable.__cause__ = error
                 return unreachable
         if current is None:
-            return self._endpoints.unreachable()
+            return self._picker.unreachable()
         if self._turn.maybe_ours(holder):
             holder = None
         held = "" if holder is None else f": it is held {_by(holder)}"

@@ -13,16 +13,28 @@ class Endpoint(Value):
     Attributes:
         name: As the user wrote it; errors and logs say it.
         target: The address in gRPC's syntax.
+        tls: Whether TLS is spoken there; None leaves it to whether the client has a `TLS`.
     """
 
-    __slots__ = ("name", "target")
+    __slots__ = ("name", "target", "tls")
 
     name: str
     target: str
+    tls: bool | None
+
+    @property
+    def host(self) -> str:
+        """The name or address; of a socket, the last part of its path."""
+        if self.target.startswith("unix:"):
+            return self.target.rpartition("/")[2].removeprefix("unix:")
+        return self.target.rpartition(":")[0].strip("[]")
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Read ``host:port``, ``[ipv6]:port``, ``http://host:port`` or ``unix:path``.
+        """Read ``host:port``, ``[ipv6]:port``, ``http(s)://host:port`` or ``unix(s):path``.
+
+        With ``http`` and ``https`` plaintext and TLS are spoken there whatever the client has, and
+        with ``unixs`` TLS; else the client's `TLS` decides.
 
         Raises:
             TypeError: It is not a str.
@@ -31,21 +43,20 @@ class Endpoint(Value):
         if not isinstance(text, str):
             raise TypeError(f"an endpoint must be a str, not {type(text).__name__}")
         text = text.strip()
-        if text.startswith("unix:"):
-            path = text.removeprefix("unix:")
+        kind, _, path = text.partition(":")
+        if kind in ("unix", "unixs"):
             path = path.removeprefix("//")
             if not path:
                 raise ValueError(f"endpoint {text!r} has no path")
-            return cls(text, f"unix:{path}")
+            return cls(text, f"unix:{path}", True if kind == "unixs" else None)
         from urllib.parse import urlsplit  # it imports much
 
-        address = text
+        address, tls = text, None
         if "://" in text:
             scheme, _, address = text.partition("://")
-            if scheme == "https":
-                raise ValueError(f"endpoint {text!r}: TLS is not supported by this version")
-            if scheme != "http":
+            if scheme not in ("http", "https"):
                 raise ValueError(f"endpoint {text!r} has an unknown scheme {scheme!r}")
+            tls = scheme == "https"
         try:
             parts = urlsplit(f"//{address}")
             host, port = parts.hostname, parts.port
@@ -59,7 +70,7 @@ class Endpoint(Value):
             raise ValueError(f"endpoint {text!r} must be host:port and nothing more")
         if parts.path not in ("", "/"):
             raise ValueError(f"endpoint {text!r} must not have a path")
-        return cls(text, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        return cls(text, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tls)
 
 
 def _split(text: str) -> list[str]:

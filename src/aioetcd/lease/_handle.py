@@ -264,9 +264,9 @@ class KeepAlive(metaclass=NoPublicConstructor):
                 raise self._no_answer()
 
     def _no_answer(self) -> EtcdError:
-        endpoints = self._transport.endpoints
-        if endpoints.current is None:
-            return endpoints.unreachable()
+        picker = self._transport.picker
+        if picker.current is None:
+            return picker.unreachable()
         return DeadlineExceededError(
             f"no answer to a renewal of lease {self._keeper.lease_id:x}", timeout=self._timeout
         )

@@ -323,6 +323,11 @@ class Lane:
         self._rules.sweep()
         return bool(self.kept)
 
+    @property
+    def wants_token(self) -> bool:
+        """Never: a token that does not do ends the stream."""
+        return False
+
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream: renew what is overdue or went unanswered, the most urgent first."""
         for kept in self.kept.values():

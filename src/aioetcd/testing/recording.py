@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from aioetcd import Batch, Client, EventType, KeyValue, _decode
 from aioetcd._constructor import create
 from aioetcd._proto import rpc_pb2
-from aioetcd._transport.methods import Unary
+from aioetcd._transport.methods import Method
 from aioetcd._transport.transport import Transport
 from aioetcd.config.timeouts import Default
 from aioetcd.keys import key_range
@@ -118,7 +118,7 @@ class _Recorded:
         self._name = name
 
     async def unary(
-        self, method: Unary[Any, Any], message: Any, timeout: float | Default | None
+        self, method: Method[Any, Any], message: Any, timeout: float | Default | None
     ) -> Any:
         request = _request(message)
         if request is None:

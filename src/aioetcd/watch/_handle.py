@@ -290,9 +290,9 @@ class Watch(metaclass=NoPublicConstructor):
             while state.created_revision is None and state.phase is not Phase.ENDED:
                 await self._bell.wait()
         if state.created_revision is None and state.phase is not Phase.ENDED:
-            endpoints = self._stream.transport.endpoints
-            if endpoints.current is None:
-                raise self._fail(endpoints.unreachable())
+            picker = self._stream.transport.picker
+            if picker.current is None:
+                raise self._fail(picker.unreachable())
             raise self._fail(
                 DeadlineExceededError("the watch was not created", timeout=self._timeout)
             )

@@ -34,8 +34,14 @@ from collections.abc import Callable, Sequence
 from copy import copy
 
 from aioetcd._proto import kv_pb2, rpc_pb2
-from aioetcd._transport.failures import error_from_reason
-from aioetcd.errors import ClusterMismatchError, CompactedError, EtcdError
+from aioetcd._verdicts.raised import error_from_status, status_of_reason
+from aioetcd._verdicts.table import Blame, verdict_for
+from aioetcd.errors import (
+    ClusterMismatchError,
+    CompactedError,
+    EtcdError,
+    PermissionDeniedError,
+)
 from aioetcd.types.store import Batch
 from aioetcd.watch._state import Answer, Phase, WatchSpec, WatchState
 
@@ -44,6 +50,9 @@ _EVENT_OVERHEAD = 128
 # A request for progress goes unanswered while a watch of the stream lags: so it is repeated. One
 # that was just created from the past takes the server up to 0.1 s.
 PROGRESS_INTERVAL = 0.25
+# So many streams in a row may refuse a watch for their token: a fresh one may not have come to all
+# members yet (etcd #18437).
+_STALE_TOKENS = 4
 # Servers take requests of 2 MiB, unless they are told to take more.
 _LARGE = 2**20
 # An empty range: servers and proxies refuse it, with an answer, whoever asks.
@@ -72,20 +81,33 @@ class WatchRules:
         ask: Called when only a unary call can tell how to go on; see `suspicion` and
             `wants_version`.
         longest_silence: Seconds after which gRPC itself finds a dead connection.
+        signs_in: Whether there is somebody to sign in as.
 
     Attributes:
         highest_revision: The highest revision that any server has shown.
         suspicion: Either the stream's member lags, or the history went back: a linearizable read
             decides, see `checked_revision`.
+        wants_token: Whether a watch was refused for the stream's token: it waits for a stream with
+            another one, and so do those that are not created yet.
         progress_trusted: Whether this stream's server answers requests for progress truly; None
             until `checked_version` tells.
     """
 
-    def __init__(self, ask: Callable[[], None], *, longest_silence: float = math.inf) -> None:
+    def __init__(
+        self,
+        ask: Callable[[], None],
+        *,
+        longest_silence: float = math.inf,
+        signs_in: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.highest_revision: int = 0
         self.suspicion: Suspicion | None = None
         self.progress_trusted: bool | None = None
+        self.wants_token: bool = False
         self._ask = ask
+        self._signs_in = signs_in
+        # How many streams in a row have refused a watch for their token.
+        self._stale_tokens = 0
         self._longest_silence = longest_silence
         self._cluster_id = 0
         self._fresh = True
@@ -206,6 +228,7 @@ class WatchRules:
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream: everything is created again on it."""
         self._leave_stream()  # one that nobody wanted any more was not lost
+        self.wants_token = False
         self.progress_trusted = None
         self.suspicion = None
         self._fresh = True
@@ -236,6 +259,8 @@ class WatchRules:
         return None
 
     def _may_create(self, state: WatchState) -> bool:
+        if self.wants_token:
+            return False
         if self._refusals:
             # They may belong to any of several, and further ones would keep them from ever being
             # settled.
@@ -375,6 +400,8 @@ class WatchRules:
             self._settle_refusals()
             return
         self._suspects.discard(state)
+        self._stale_tokens = 0
+        state.was_denied = False
         state.watch_id = response.watch_id
         state.phase = Phase.OPEN
         self._open[state.watch_id] = state
@@ -400,7 +427,7 @@ class WatchRules:
         """A creation failed. Its id is ours, or (newer servers) -1, or (by a bug) 0."""
         state = self._creating.pop(response.watch_id, None)
         if state is not None:
-            self._end(state, _refusal(response))
+            self._end_refused(state, response)
         else:
             self._refusals.append(response)
         self._settle_refusals()
@@ -413,8 +440,23 @@ class WatchRules:
         # refused watches are swapped.
         for response, state in zip(self._refusals, list(self._creating.values()), strict=False):
             del self._creating[state.watch_id]
-            self._end(state, _refusal(response))
+            self._end_refused(state, response)
         self._refusals.clear()
+
+    def _end_refused(self, state: WatchState, response: rpc_pb2.WatchResponse) -> None:
+        error, blame = _refusal(response.cancel_reason)
+        if isinstance(error, PermissionDeniedError):
+            # Older servers say this also of a token that is over: once, a fresh one is tried.
+            may_pass, state.was_denied = not state.was_denied, True
+        else:
+            may_pass = blame is Blame.TOKEN and self._stale_tokens < _STALE_TOKENS
+        if may_pass and self._signs_in() and state in self._watches:
+            self._stale_tokens += not self.wants_token
+            self.wants_token = True
+            state.phase = Phase.WAITING
+            self._to_create[state] = None
+        else:
+            self._end(state, error)
 
     def _canceled(self, state: WatchState, response: rpc_pb2.WatchResponse) -> None:
         del self._open[state.watch_id]
@@ -432,7 +474,7 @@ class WatchRules:
                 details="etcdserver: mvcc: required revision has been compacted",
             )
         else:
-            error = _refusal(response)
+            error, _ = _refusal(response.cancel_reason)
         self._end(state, error)
 
     def _events(self, state: WatchState, response: rpc_pb2.WatchResponse, size: int) -> bool:
@@ -516,6 +558,11 @@ class WatchRules:
             self._end(state, copy(error))
 
 
-def _refusal(response: rpc_pb2.WatchResponse) -> EtcdError:
-    reason = response.cancel_reason or "cancelled without a reason"
-    return error_from_reason(reason, what="Watch", endpoint=None)
+def _refusal(reason: str) -> tuple[EtcdError, Blame]:
+    """Make the error for a watch's cancel reason, and say whom that speaks against."""
+    code, details = status_of_reason(reason or "cancelled without a reason")
+    verdict = verdict_for(code, details)
+    error = error_from_status(
+        verdict, code=code, details=details, what="Watch", is_write=False, endpoint=None
+    )
+    return error, verdict.blame

@@ -134,6 +134,7 @@ class WatchState:
         inbox: What the consumer has still to take.
         inbox_events: The events in it.
         inbox_bytes: The bytes in it.
+        was_denied: Whether permission was denied, and no other token was tried since.
     """
 
     __slots__ = (
@@ -153,6 +154,7 @@ class WatchState:
         "phase",
         "spec",
         "start_revision",
+        "was_denied",
         "watch_id",
     )
 
@@ -181,6 +183,7 @@ class WatchState:
         self.inbox: deque[Answer] = deque()
         self.inbox_events: int = 0
         self.inbox_bytes: int = 0
+        self.was_denied: bool = False
 
     @property
     def is_full(self) -> bool:

@@ -31,7 +31,11 @@ class WatchStream:
 
     def __init__(self, transport: Transport, *, require_leader: bool) -> None:
         self.transport = transport
-        self.rules: WatchRules = WatchRules(self._ask, longest_silence=transport.longest_silence)
+        self.rules: WatchRules = WatchRules(
+            self._ask,
+            longest_silence=transport.longest_silence,
+            signs_in=lambda: transport.tokens.user is not None,
+        )
         self.shared: SharedStream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse] = SharedStream(
             transport, WATCH, self.rules, require_leader=require_leader, logger=logger
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ from aioetcd.watch import Watch
 LONG = os.environ.get("AIOETCD_TEST_LONG") == "1"
 
 # A silent connection is noticed after 6 s.
-KEEPALIVE = {"keepalive_time": 5, "keepalive_timeout": 1}
+KEEPALIVE: dict[str, Any] = {"keepalive_time": 5, "keepalive_timeout": 1}
 
 
 async def now(client: Client) -> int:

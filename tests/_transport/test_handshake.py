@@ -7,16 +7,16 @@ import asyncio
 import pytest
 
 from aioetcd import Client, NoEndpointError
-from aioetcd._transport.tls_port import speaks_tls
+from aioetcd._transport.handshake import speaks_tls
 from aioetcd.testing import EtcdServer
 
-_TOLD = "speaks TLS at this port"
+_TOLD = "it speaks TLS at this port"
 
 
 async def test_a_plaintext_client_at_a_tls_port_is_told() -> None:
     """The error of a call names TLS, rather than a closed socket alone."""
     async with EtcdServer(args=["--auto-tls"], quick=True) as server:
-        async with Client(server.endpoint, timeout=0.5) as client:
+        async with Client(server.endpoint, timeout=1.5) as client:
             with pytest.raises(NoEndpointError, match=_TOLD) as caught:
                 await client.kv.get("k")
             assert _TOLD in caught.value.reasons[server.endpoint]

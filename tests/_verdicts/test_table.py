@@ -12,7 +12,9 @@ import grpc.aio
 import pytest
 
 from aioetcd import errors as e
-from aioetcd._transport.failures import error_from_reason, error_from_status, rule_for, status_of
+from aioetcd._transport.call import Failure
+from aioetcd._verdicts.raised import error_from_status, status_of_reason
+from aioetcd._verdicts.table import Blame, verdict_for
 
 
 class Row(NamedTuple):
@@ -120,19 +122,22 @@ TABLE = [
     Row("request canceled", "CANCELLED", e.UnavailableError, True, True),
     Row("context deadline exceeded", "DEADLINE_EXCEEDED", e.DeadlineExceededError, True, True),
 ]
-# The failures that speak against the member, so that the next call asks another one.
-ELSEWHERE = {
-    "no leader",
-    "not leader",
-    "rpc not supported for learner",
-    "not capable",
-    "server stopped",
-    "request timed out",
-    "request timed out, possibly due to previous leader failure",
-    "request timed out, possibly due to connection lost",
-    "request timed out, waiting for the applied index took too long",
-    "context deadline exceeded",
-    "watch canceled",
+# Whom a failure speaks against, where it is somebody.
+BLAMED = {
+    "no leader": Blame.MEMBER,
+    "not leader": Blame.ROLE,
+    "rpc not supported for learner": Blame.ROLE,
+    "not capable": Blame.ROLE,
+    "server stopped": Blame.MEMBER,
+    "request timed out": Blame.MEMBER,
+    "request timed out, possibly due to previous leader failure": Blame.MEMBER,
+    "request timed out, possibly due to connection lost": Blame.MEMBER,
+    "request timed out, waiting for the applied index took too long": Blame.MEMBER,
+    "context deadline exceeded": Blame.MEMBER,
+    "watch canceled": Blame.MEMBER,
+    "user name is empty": Blame.TOKEN,
+    "invalid auth token": Blame.TOKEN,
+    "revision of auth store is old": Blame.TOKEN,
 }
 CODES = [code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 
@@ -196,12 +201,12 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
     ("UNAVAILABLE", "etcdserver: no leader at all", "UNAVAILABLE", e.UnavailableError, True, True),
 ]
 
-UNLISTED_ELSEWHERE = {
-    "context deadline exceeded",
-    "context canceled",
-    "raft: stopped",
-    "etcdserver: request timed out, leader transfer took too long",
-    "etcdserver: no leader at all",
+UNLISTED_BLAMED = {
+    "context deadline exceeded": Blame.MEMBER,
+    "context canceled": Blame.CONNECTION,
+    "raft: stopped": Blame.MEMBER,
+    "etcdserver: request timed out, leader transfer took too long": Blame.MEMBER,
+    "etcdserver: no leader at all": Blame.CONNECTION,
 }
 
 # gRPC's own words, as grpcio and etcd's servers say them.
@@ -302,7 +307,7 @@ def made(
     request_size: int | None = None,
 ) -> e.EtcdError:
     return error_from_status(
-        rule_for(code, details, request_size=request_size),
+        verdict_for(code, details, request_size=request_size),
         code=code,
         details=details,
         what="Put",
@@ -323,9 +328,9 @@ def test_text_decides(row: Row) -> None:
     """Whatever code comes with etcd's text, class, code and consequences are the table's."""
     details = f"etcdserver: {row.text}"
     for code in CODES:
-        rule = rule_for(code, details)
-        assert (rule.error, rule.maybe_applied, rule.transient) == row[2:]
-        assert rule.changes_endpoint is (row.text in ELSEWHERE)
+        verdict = verdict_for(code, details)
+        assert (verdict.error, verdict.maybe_applied, verdict.transient) == row[2:]
+        assert verdict.blame is BLAMED.get(row.text, Blame.NOBODY)
         error = made(code, details)
         assert type(error) is row.error
         assert (error.code, error.details, error.endpoint) == (row.code, details, "a:1")
@@ -353,8 +358,9 @@ def test_texts_without_a_table(
     error = made(wire, text)
     assert type(error) is cls
     assert (error.code, error.maybe_applied) == (code, maybe_applied)
-    rule = rule_for(wire, text)
-    assert (rule.transient, rule.changes_endpoint) == (transient, text in UNLISTED_ELSEWHERE)
+    verdict = verdict_for(wire, text)
+    assert verdict.transient is transient
+    assert verdict.blame is UNLISTED_BLAMED.get(text, Blame.NOBODY)
 
 
 @pytest.mark.parametrize(
@@ -368,16 +374,17 @@ def test_grpcs_own_words(
     assert type(error) is cls
     assert (error.code, error.details) == (code, text)
     assert error.maybe_applied is maybe_applied
-    rule = rule_for(code, text)
+    verdict = verdict_for(code, text)
     # Whatever of gRPC's passes has to do with the connection.
-    assert (rule.transient, rule.changes_endpoint) == (transient, transient)
+    assert verdict.transient is transient
+    assert verdict.blame is (Blame.CONNECTION if transient else Blame.NOBODY)
 
 
 @pytest.mark.parametrize(("code", "text"), NO_ANSWER)
 def test_z13_no_answer_is_passing(code: str, text: str) -> None:
     """What is no answer of etcd's speaks against the connection alone, and leaves all open."""
-    rule = rule_for(code, text)
-    assert (rule.transient, rule.changes_endpoint) == (True, True)
+    verdict = verdict_for(code, text)
+    assert (verdict.transient, verdict.blame) == (True, Blame.CONNECTION)
     error = made(code, text)
     assert type(error) is e.UnavailableError
     assert (error.code, error.details, error.maybe_applied) == ("UNAVAILABLE", text, True)
@@ -404,7 +411,7 @@ def test_too_large_answer(text: str, request_size: int | None) -> None:
     error = made("RESOURCE_EXHAUSTED", text.format(3000010), request_size=request_size)
     assert type(error) is e.EtcdError
     assert error.maybe_applied is True
-    assert not rule_for("RESOURCE_EXHAUSTED", text.format(3000010)).transient
+    assert not verdict_for("RESOURCE_EXHAUSTED", text.format(3000010)).transient
 
 
 @pytest.mark.parametrize(
@@ -437,16 +444,17 @@ def test_unknown_texts_go_by_code(
     assert type(error) is cls
     assert (error.code, error.details, error.maybe_applied) == (code, text, maybe_applied)
     assert (text or code) in str(error)
-    rule = rule_for(code, text)
+    verdict = verdict_for(code, text)
     passes = code in ("CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")
-    assert (rule.transient, rule.changes_endpoint) == (passes, passes)
+    assert verdict.transient is passes
+    assert verdict.blame is (Blame.CONNECTION if passes else Blame.NOBODY)
 
 
 def test_every_code_has_a_rule() -> None:
     """There is no code of gRPC's that is not told."""
     for code in CODES:
-        assert issubclass(rule_for(code, "whatever").error, e.EtcdError)
-    assert rule_for("OF_THE_YEAR_2031", "whatever") == rule_for("UNKNOWN", "whatever")
+        assert issubclass(verdict_for(code, "whatever").error, e.EtcdError)
+    assert verdict_for("OF_THE_YEAR_2031", "whatever") == verdict_for("UNKNOWN", "whatever")
 
 
 def test_own_deadline() -> None:
@@ -548,9 +556,9 @@ def test_text_follows_what_became_known() -> None:
 )
 def test_cancel_reason(reason: str, cls: type[e.EtcdError], code: str, details: str) -> None:
     """A watch's cancel reason is told alike, whether bare or a status as Go prints it."""
-    error = error_from_reason(reason, what="Watch", endpoint="a:1")
+    error = made(*status_of_reason(reason), is_write=False)
     assert type(error) is cls
-    assert (error.code, error.details, error.endpoint) == (code, details, "a:1")
+    assert (error.code, error.details) == (code, details)
     assert error.maybe_applied is False
 
 
@@ -560,23 +568,12 @@ def test_go_spells_every_code(code: grpc.StatusCode) -> None:
     spelled = "".join(word.capitalize() for word in code.name.split("_"))
     spelled = {"Cancelled": "Canceled"}.get(spelled, spelled)
     reason = f"rpc error: code = {spelled} desc = the moon is full"
-    assert error_from_reason(reason, what="Watch", endpoint=None).code == code.name
-
-
-@pytest.mark.parametrize("details", ["etcdserver: no leader", "", None])
-def test_status_of(details: str | None) -> None:
-    """A gRPC error gives the code's name and a text, which may be missing."""
-    empty = grpc.aio.Metadata()
-    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, details=details)
-    assert status_of(error) == ("UNAVAILABLE", details or "")
+    assert status_of_reason(reason) == (code.name, "the moon is full")
 
 
 def test_a_reset_at_the_deadline_is_the_deadline() -> None:
-    """A server whose timer was first resets the call: not so before the call's time is over."""
-    empty = grpc.aio.Metadata()
-    details = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
-    error = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, empty, empty, details=details)
-    assert rule_for(*status_of(error, is_over=True)).error is e.DeadlineExceededError
-    assert rule_for(*status_of(error)).error is e.UnavailableError
-    other = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, details="Socket closed")
-    assert status_of(other, is_over=True) == ("UNAVAILABLE", "Socket closed")
+    """A server whose timer was first resets the call: which may be its deadline."""
+    reset = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+    assert Failure("CANCELLED", reset).is_deadline
+    assert Failure("DEADLINE_EXCEEDED", "Deadline Exceeded").is_deadline
+    assert not Failure("UNAVAILABLE", "Socket closed").is_deadline

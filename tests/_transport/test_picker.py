@@ -20,7 +20,7 @@ from aioetcd import (
     UnavailableError,
 )
 from aioetcd._constructor import create
-from aioetcd._transport import endpoints as endpoints_module
+from aioetcd._transport import picker as picker_module
 from aioetcd._transport.transport import Transport, channel_options
 from aioetcd.config.endpoints import parse_endpoints
 from aioetcd.kv import KV
@@ -84,7 +84,7 @@ async def test_second_endpoint_serves_when_the_first_refuses(
         await kv.put("k", "v")
         assert time.monotonic() - start < 1
         assert (await kv.get("k")).value == b"v"
-        assert transport.retries == 0
+        assert transport.monitor.retries == 0
 
 
 async def test_second_endpoint_serves_when_the_first_is_silent(
@@ -129,7 +129,7 @@ async def test_read_moves_to_another_endpoint(proxy: FaultProxy, server: EtcdSer
             await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > LARGE)
             proxy.refuse()
             assert proxy.cut() == 1
-        assert (transport.calls, transport.retries) == (2, 1)
+        assert (transport.monitor.calls, transport.monitor.retries) == (2, 1)
 
 
 async def test_silence_is_noticed(proxy: FaultProxy, server: EtcdServer) -> None:
@@ -163,24 +163,23 @@ async def test_a_late_failure_moves_nobody(
         kv = create(KV, transport)
         value = b"v" * LARGE
         await kv.put("k", value)
-        before = transport.endpoints.current
+        before = transport.picker.current
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
 
-            async def read() -> None:
-                assert (await kv.get("k")).value == value
+            async def put() -> None:
+                with pytest.raises(UnavailableError):
+                    await kv.put("k", value)
 
-            group.start_soon(read)
-            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > LARGE)
-            with pytest.raises(DeadlineExceededError):
-                await kv.get("other", timeout=0.2)
-            await kv.get("other")
-            current = transport.endpoints.current
+            group.start_soon(put)
+            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+            await kv.get("other")  # which moves everybody
+            current = transport.picker.current
             assert current is not before
             assert current is not None
             assert proxy.cut() == 1
-        assert transport.retries == 1
-        assert transport.endpoints.current is current
+        assert transport.monitor.retries == 1
+        assert transport.picker.current is current
         assert caplog.text.count("is lost") == 1
 
 
@@ -206,9 +205,9 @@ async def test_a_reason_ends_with_a_good_answer(proxy: FaultProxy) -> None:
             await kv.get("k", timeout=0.3)
         await proxy.accept()
         await kv.get("k")
-        (connection,) = transport.endpoints
-        assert connection.reason is None
-        assert "refused" not in str(transport.endpoints.unreachable())
+        (member,) = transport.picker.members
+        assert member.reason is None
+        assert "refused" not in str(transport.picker.unreachable())
 
 
 async def test_a_failed_endpoint_comes_last(proxy: FaultProxy, server: EtcdServer) -> None:
@@ -216,11 +215,11 @@ async def test_a_failed_endpoint_comes_last(proxy: FaultProxy, server: EtcdServe
     async with connected(proxy.endpoint, server.endpoint) as transport:
         kv = create(KV, transport)
         await kv.get("k")
-        assert [c.endpoint.name for c in transport.endpoints] == [proxy.endpoint, server.endpoint]
-        proxy.hang()
-        with pytest.raises(DeadlineExceededError):
-            await kv.get("k", timeout=0.2)
-        assert [c.endpoint.name for c in transport.endpoints] == [server.endpoint, proxy.endpoint]
+        assert str(transport.state) == f"connected to {proxy.endpoint}"
+        proxy.cut()
+        await until(lambda: proxy.connections_open == 0)
+        await kv.get("k")
+        assert str(transport.state) == f"connected to {server.endpoint}"
 
 
 async def test_each_loss_is_told(proxy: FaultProxy, caplog: pytest.LogCaptureFixture) -> None:
@@ -233,6 +232,7 @@ async def test_each_loss_is_told(proxy: FaultProxy, caplog: pytest.LogCaptureFix
             proxy.hang()
             with pytest.raises(DeadlineExceededError):
                 await kv.get("k", timeout=0.2)
+            await until(lambda: transport.picker.current is None)  # whoever looks has found out
             await proxy.heal()
             await kv.get("k")
             assert caplog.text.count(f"endpoint {proxy.endpoint} is lost") == times
@@ -241,13 +241,13 @@ async def test_each_loss_is_told(proxy: FaultProxy, caplog: pytest.LogCaptureFix
 
 async def test_silence_is_no_health(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint that accepts and never answers the health check is not used."""
-    monkeypatch.setattr(endpoints_module, "CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(picker_module, "CONNECT_TIMEOUT", 0.2)
     proxy.blackhole(client_to_server=False)
     async with connected(proxy.endpoint) as transport:
         with pytest.raises(NoEndpointError) as caught:
             await create(KV, transport).get("k", timeout=1)
         assert caught.value.reasons == {proxy.endpoint: "no answer within 0.2 s"}
-        assert transport.endpoints.current is None
+        assert transport.picker.current is None
 
 
 def test_pings_are_in_milliseconds() -> None:

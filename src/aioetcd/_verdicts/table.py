@@ -11,18 +11,28 @@ the first may have been applied, whatever the second is told.
 
 from __future__ import annotations
 
+import enum
 import re
-from typing import Any
-
-import grpc
-import grpc.aio
-from google.protobuf.message import Message
 
 from aioetcd import errors as e
-from aioetcd._transport.asked import asked
 
 
-class Rule:
+class Blame(enum.Enum):
+    """Whom a failure speaks against."""
+
+    NOBODY = enum.auto()
+    """Nobody: the request, the caller's own deadline, a cluster that is electing."""
+    MEMBER = enum.auto()
+    """The member: it stops, or knows no leader. The next call had better ask another one."""
+    ROLE = enum.auto()
+    """What the member is: not the leader, a learner. This call has to go elsewhere, no other."""
+    CONNECTION = enum.auto()
+    """The connection, or whoever is in between: it is to be replaced."""
+    TOKEN = enum.auto()
+    """The token: a fresh one is needed, and the request was not looked at."""
+
+
+class Verdict:
     """What one kind of failure means.
 
     Attributes:
@@ -31,45 +41,45 @@ class Rule:
             the one that came.
         maybe_applied: Whether a write that fails so may have been applied.
         transient: Whether the same request may succeed a little later, or at another member.
-        changes_endpoint: Whether this speaks against the endpoint, so that the next call had
-            better ask another one.
+        blame: Whom it speaks against.
     """
 
-    __slots__ = ("changes_endpoint", "code", "error", "maybe_applied", "transient")
+    __slots__ = ("blame", "code", "error", "maybe_applied", "transient")
 
     def __init__(
         self,
         error: type[e.EtcdError],
         code: str | None = None,
+        *,
         maybe_applied: bool = False,
         transient: bool = False,
-        changes_endpoint: bool = False,
+        blame: Blame = Blame.NOBODY,
     ) -> None:
-        self.error = error
-        self.code = code
-        self.maybe_applied = maybe_applied
-        self.transient = transient
-        self.changes_endpoint = changes_endpoint
+        self.error: type[e.EtcdError] = error
+        self.code: str | None = code
+        self.maybe_applied: bool = maybe_applied
+        self.transient: bool = transient
+        self.blame: Blame = blame
 
 
-def _refused(error: type[e.EtcdError], code: str) -> Rule:
+def _refused(error: type[e.EtcdError], code: str, blame: Blame = Blame.NOBODY) -> Verdict:
     """Nothing was applied, and the same request would be refused again."""
-    return Rule(error, code)
+    return Verdict(error, code, blame=blame)
 
 
-def _busy(error: type[e.EtcdError], code: str, *, elsewhere: bool = True) -> Rule:
+def _busy(error: type[e.EtcdError], code: str, blame: Blame = Blame.NOBODY) -> Verdict:
     """Nothing was applied, and it is worth another try."""
-    return Rule(error, code, transient=True, changes_endpoint=elsewhere)
+    return Verdict(error, code, transient=True, blame=blame)
 
 
-def _unknown(error: type[e.EtcdError], code: str | None, *, elsewhere: bool = True) -> Rule:
+def _unknown(error: type[e.EtcdError], code: str | None, blame: Blame = Blame.NOBODY) -> Verdict:
     """It may have been applied; who may repeat it may try again."""
-    return Rule(error, code, maybe_applied=True, transient=True, changes_endpoint=elsewhere)
+    return Verdict(error, code, maybe_applied=True, transient=True, blame=blame)
 
 
 # Every text of etcd's api/v3rpc/rpctypes/error.go, without the "etcdserver: " in front, by who says
 # it, and after what.
-_ETCDSERVER: dict[str, Rule] = {
+_ETCDSERVER: dict[str, Verdict] = {
     # The member that was asked, from the request alone: it proposes nothing.
     "key is not provided": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
     "value is provided": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
@@ -84,12 +94,12 @@ _ETCDSERVER: dict[str, Rule] = {
     "invalid downgrade target version": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
     # That member, from what it is or how it is doing: it proposes nothing. (A promotion is the
     # exception: the member may have asked the leader for it before it had "no leader".)
-    "too many requests": _busy(e.TooManyRequestsError, "RESOURCE_EXHAUSTED", elsewhere=False),
-    "no leader": _busy(e.NoLeaderError, "UNAVAILABLE"),
-    "not leader": _busy(e.NotLeaderError, "FAILED_PRECONDITION"),
-    "rpc not supported for learner": _busy(e.LearnerError, "FAILED_PRECONDITION"),
+    "too many requests": _busy(e.TooManyRequestsError, "RESOURCE_EXHAUSTED"),
+    "no leader": _busy(e.NoLeaderError, "UNAVAILABLE", Blame.MEMBER),
+    "not leader": _busy(e.NotLeaderError, "FAILED_PRECONDITION", Blame.ROLE),
+    "rpc not supported for learner": _busy(e.LearnerError, "FAILED_PRECONDITION", Blame.ROLE),
     # It does not know its cluster's version: it is older than the others.
-    "not capable": _busy(e.UnsupportedByServerError, "FAILED_PRECONDITION"),
+    "not capable": _busy(e.UnsupportedByServerError, "FAILED_PRECONDITION", Blame.ROLE),
     # That member, before it proposes a change of the cluster.
     "re-configuration failed due to not enough started members": _refused(
         e.UnhealthyClusterError, "FAILED_PRECONDITION"
@@ -105,7 +115,7 @@ _ETCDSERVER: dict[str, Rule] = {
     "cluster ID mismatch": _refused(e.ClusterMismatchError, "FAILED_PRECONDITION"),
     # A follower asks the leader again when the answer to a promotion was lost: the first may have
     # done it.
-    "can only promote a learner member": Rule(
+    "can only promote a learner member": Verdict(
         e.LearnerError, "FAILED_PRECONDITION", maybe_applied=True
     ),
     # Every member alike, when it applies the entry: before it changes anything, and for a txn
@@ -126,7 +136,7 @@ _ETCDSERVER: dict[str, Rule] = {
     "root user does not exist": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "root user does not have root role": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "user name already exists": _refused(e.AuthError, "FAILED_PRECONDITION"),
-    "user name is empty": _refused(e.AuthenticationError, "INVALID_ARGUMENT"),
+    "user name is empty": _refused(e.AuthenticationError, "INVALID_ARGUMENT", Blame.TOKEN),
     "user name not found": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "role name already exists": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "role name not found": _refused(e.AuthError, "FAILED_PRECONDITION"),
@@ -139,52 +149,60 @@ _ETCDSERVER: dict[str, Rule] = {
     "role is not granted to the user": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "permission is not granted to the role": _refused(e.AuthError, "FAILED_PRECONDITION"),
     "authentication is not enabled": _refused(e.AuthNotEnabledError, "FAILED_PRECONDITION"),
-    "invalid auth token": _refused(e.AuthenticationError, "UNAUTHENTICATED"),
+    "invalid auth token": _refused(e.AuthenticationError, "UNAUTHENTICATED", Blame.TOKEN),
     "invalid auth management": _refused(e.AuthError, "INVALID_ARGUMENT"),
-    "revision of auth store is old": _refused(e.AuthenticationError, "INVALID_ARGUMENT"),
+    "revision of auth store is old": _refused(
+        e.AuthenticationError, "INVALID_ARGUMENT", Blame.TOKEN
+    ),
     # The member that was asked, where it first compares the size with the quota: not applied. But
     # also every member when it applies a put, a txn or a grant beyond the quota: it does apply it,
     # and says this. The text is the same.
-    "mvcc: database space exceeded": Rule(e.NoSpaceError, "RESOURCE_EXHAUSTED", maybe_applied=True),
+    "mvcc: database space exceeded": Verdict(
+        e.NoSpaceError, "RESOURCE_EXHAUSTED", maybe_applied=True
+    ),
     # A member that refuses to apply, because its data are not those of the others: then what one
     # has done another may not have.
-    "corrupt cluster": Rule(e.CorruptClusterError, "DATA_LOSS", maybe_applied=True),
+    "corrupt cluster": Verdict(e.CorruptClusterError, "DATA_LOSS", maybe_applied=True),
     # Only where a linearizable read waits, and for what is left of a lease: nothing was proposed.
-    "leader changed": _busy(e.UnavailableError, "UNAVAILABLE", elsewhere=False),
+    "leader changed": _busy(e.UnavailableError, "UNAVAILABLE"),
     # The member that was asked, while it waits for what it has proposed, or before that.
-    "server stopped": _unknown(e.UnavailableError, "UNAVAILABLE"),
-    "request timed out": _unknown(e.UnavailableError, "UNAVAILABLE"),
+    "server stopped": _unknown(e.UnavailableError, "UNAVAILABLE", Blame.MEMBER),
+    "request timed out": _unknown(e.UnavailableError, "UNAVAILABLE", Blame.MEMBER),
     "request timed out, possibly due to previous leader failure": _unknown(
-        e.UnavailableError, "UNAVAILABLE"
+        e.UnavailableError, "UNAVAILABLE", Blame.MEMBER
     ),
     "request timed out, possibly due to connection lost": _unknown(
-        e.UnavailableError, "UNAVAILABLE"
+        e.UnavailableError, "UNAVAILABLE", Blame.MEMBER
     ),
     "request timed out, waiting for the applied index took too long": _unknown(
-        e.UnavailableError, "UNAVAILABLE"
+        e.UnavailableError, "UNAVAILABLE", Blame.MEMBER
     ),
-    "request canceled": _unknown(e.UnavailableError, "CANCELLED", elsewhere=False),
+    "request canceled": _unknown(e.UnavailableError, "CANCELLED"),
     # Its own limit, 7 s by default: it held the request without a quorum.
-    "context deadline exceeded": _unknown(e.DeadlineExceededError, "DEADLINE_EXCEEDED"),
+    "context deadline exceeded": _unknown(
+        e.DeadlineExceededError, "DEADLINE_EXCEEDED", Blame.MEMBER
+    ),
     # The member or the proxy that serves a stream.
-    "watch canceled": _unknown(e.UnavailableError, "CANCELLED"),
+    "watch canceled": _unknown(e.UnavailableError, "CANCELLED", Blame.MEMBER),
     # These two are not in etcd's table, and come with code UNKNOWN; see "request timed out".
-    "request cancelled": _unknown(e.UnavailableError, "CANCELLED", elsewhere=False),
-    "request timed out, leader transfer took too long": _unknown(e.UnavailableError, "UNAVAILABLE"),
+    "request cancelled": _unknown(e.UnavailableError, "CANCELLED"),
+    "request timed out, leader transfer took too long": _unknown(
+        e.UnavailableError, "UNAVAILABLE", Blame.MEMBER
+    ),
 }
 
 # Texts of etcd without "etcdserver: " that are in no table of its own and come with code UNKNOWN,
 # or in a watch's cancel reason.
-_PLAIN: dict[str, Rule] = {
+_PLAIN: dict[str, Verdict] = {
     # The member, and any proxy written in Go, at any time.
     "context deadline exceeded": _ETCDSERVER["context deadline exceeded"],
-    "context canceled": _unknown(e.UnavailableError, "CANCELLED"),
+    "context canceled": _unknown(e.UnavailableError, "CANCELLED", Blame.CONNECTION),
     # raft in this very member: it stopped while it had the entry, or before.
-    "raft: stopped": _unknown(e.UnavailableError, "UNAVAILABLE"),
+    "raft: stopped": _unknown(e.UnavailableError, "UNAVAILABLE", Blame.MEMBER),
     # raft refused the entry in this very member, before it was appended or sent on.
-    "raft proposal dropped": _busy(e.UnavailableError, "UNAVAILABLE", elsewhere=False),
+    "raft proposal dropped": _busy(e.UnavailableError, "UNAVAILABLE"),
     # Only to a renewal.
-    "not a primary lessor": _busy(e.UnavailableError, "UNAVAILABLE", elsewhere=False),
+    "not a primary lessor": _busy(e.UnavailableError, "UNAVAILABLE"),
     # The auth store: it changes nothing when somebody signs in.
     "auth: authentication failed, password was given for no password user": _refused(
         e.AuthenticationError, "INVALID_ARGUMENT"
@@ -197,20 +215,17 @@ _PLAIN: dict[str, Rule] = {
 
 # gRPC here, before it has a connection. (Or in a proxy, of its own connection: which has not sent
 # the request either.)
-_NOT_SENT = _busy(e.UnavailableError, "UNAVAILABLE")
+_NOT_SENT = _busy(e.UnavailableError, "UNAVAILABLE", Blame.CONNECTION)
 _NOT_SENT_TEXTS = ("failed to connect to all addresses", "DNS resolution failed")
 
 # gRPC here, of an answer that is none: a status of HTTP, a reset of this stream alone, a page for
 # people. It is a balancer's or a web server's, and passing; gRPC gives it codes such as
 # UNAUTHENTICATED (401), PERMISSION_DENIED (403) and UNIMPLEMENTED (404), which mean nothing here.
 # A balancer may have passed the request on before: 502 and 504 say so, the others do not deny it.
-_NO_ANSWER = _unknown(e.UnavailableError, "UNAVAILABLE")
+_NO_ANSWER = _unknown(e.UnavailableError, "UNAVAILABLE", Blame.CONNECTION)
 _NO_ANSWER_TEXT = re.compile(
     r"Received http2 header with status: |Received RST_STREAM |Stream removed \(|No status received"
 )
-
-# HTTP/2's CANCEL, by a server that lost its interest in a call.
-_CANCELLED_BY_SERVER = "Received RST_STREAM with error code 8"
 
 # A server of gRPC in Go that has no such RPC; there was nobody to apply anything.
 _NO_SUCH_RPC = _refused(e.UnsupportedByServerError, "UNIMPLEMENTED")
@@ -219,8 +234,8 @@ _NO_SUCH_RPC_TEXT = re.compile(r"unknown service \S+$|unknown method \S+ for ser
 # gRPC anywhere on the way. Of the request: before it was handled. Of the answer (a proxy that may
 # not receive it, a server that may not send it): afterwards, in the same words. The size tells
 # them apart, which is the serialized message's.
-_TOO_LARGE = Rule(e.RequestTooLargeError)
-_PERHAPS_TOO_LARGE = Rule(e.RequestTooLargeError, maybe_applied=True)
+_TOO_LARGE = Verdict(e.RequestTooLargeError)
+_PERHAPS_TOO_LARGE = Verdict(e.RequestTooLargeError, maybe_applied=True)
 _TOO_LARGE_TEXT = re.compile(r"message larger than max \((\d+) vs\. \d+\)")
 # Only who calls receives an answer, only who is called sends one (as gRPC's C core says it).
 _OF_AN_ANSWER = ("CLIENT: Received message", "SERVER: Sent message")
@@ -228,30 +243,27 @@ _OF_AN_ANSWER = ("CLIENT: Received message", "SERVER: Sent message")
 # Whose text it is nobody knows: a newer etcd, a proxy, a balancer that lets gRPC speak. Only the
 # code that blames the request, whatever the state of the system, excludes that it was applied;
 # every other one may come from somebody who stands between, after a member has done it.
-_BY_CODE: dict[str, Rule] = {
-    "CANCELLED": _unknown(e.UnavailableError, None),
-    "UNKNOWN": Rule(e.EtcdError, maybe_applied=True),
-    "INVALID_ARGUMENT": Rule(e.InvalidRequestError),
-    "DEADLINE_EXCEEDED": _unknown(e.DeadlineExceededError, None),
-    "NOT_FOUND": Rule(e.EtcdError, maybe_applied=True),
-    "ALREADY_EXISTS": Rule(e.EtcdError, maybe_applied=True),
-    "PERMISSION_DENIED": Rule(e.PermissionDeniedError, maybe_applied=True),
-    "RESOURCE_EXHAUSTED": Rule(e.EtcdError, maybe_applied=True),
-    "FAILED_PRECONDITION": Rule(e.EtcdError, maybe_applied=True),
-    "ABORTED": Rule(e.EtcdError, maybe_applied=True),
-    "OUT_OF_RANGE": Rule(e.InvalidRequestError, maybe_applied=True),
-    "UNIMPLEMENTED": Rule(e.UnsupportedByServerError, maybe_applied=True),
-    "INTERNAL": _unknown(e.UnavailableError, None),
-    "UNAVAILABLE": _unknown(e.UnavailableError, None),
-    "DATA_LOSS": Rule(e.EtcdError, maybe_applied=True),
-    "UNAUTHENTICATED": Rule(e.AuthenticationError, maybe_applied=True),
+BY_CODE: dict[str, Verdict] = {
+    "CANCELLED": _unknown(e.UnavailableError, None, Blame.CONNECTION),
+    "UNKNOWN": Verdict(e.EtcdError, maybe_applied=True),
+    "INVALID_ARGUMENT": Verdict(e.InvalidRequestError),
+    "DEADLINE_EXCEEDED": _unknown(e.DeadlineExceededError, None, Blame.CONNECTION),
+    "NOT_FOUND": Verdict(e.EtcdError, maybe_applied=True),
+    "ALREADY_EXISTS": Verdict(e.EtcdError, maybe_applied=True),
+    "PERMISSION_DENIED": Verdict(e.PermissionDeniedError, maybe_applied=True),
+    "RESOURCE_EXHAUSTED": Verdict(e.EtcdError, maybe_applied=True),
+    "FAILED_PRECONDITION": Verdict(e.EtcdError, maybe_applied=True),
+    "ABORTED": Verdict(e.EtcdError, maybe_applied=True),
+    "OUT_OF_RANGE": Verdict(e.InvalidRequestError, maybe_applied=True),
+    "UNIMPLEMENTED": Verdict(e.UnsupportedByServerError, maybe_applied=True),
+    "INTERNAL": _unknown(e.UnavailableError, None, Blame.CONNECTION),
+    "UNAVAILABLE": _unknown(e.UnavailableError, None, Blame.CONNECTION),
+    "DATA_LOSS": Verdict(e.EtcdError, maybe_applied=True),
+    "UNAUTHENTICATED": Verdict(e.AuthenticationError, maybe_applied=True),
 }
 
-# A watch's cancel reason may be a whole gRPC status printed by Go.
-_GO_STATUS = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 
-
-def rule_for(code: str, details: str, *, request_size: int | None = None) -> Rule:
+def verdict_for(code: str, details: str, *, request_size: int | None = None) -> Verdict:
     """Find what a failure means.
 
     Args:
@@ -261,10 +273,10 @@ def rule_for(code: str, details: str, *, request_size: int | None = None) -> Rul
             request: then "too large" may have been said of the answer.
     """
     is_etcds = details.startswith("etcdserver: ")
-    rule = _ETCDSERVER.get(details[12:]) if is_etcds else _PLAIN.get(details)
-    if rule is not None:
-        return rule
-    by_code = _BY_CODE.get(code, _BY_CODE["UNKNOWN"])
+    verdict = _ETCDSERVER.get(details[12:]) if is_etcds else _PLAIN.get(details)
+    if verdict is not None:
+        return verdict
+    by_code = BY_CODE.get(code, BY_CODE["UNKNOWN"])
     too_large = _TOO_LARGE_TEXT.search(details)
     if too_large is not None:
         if any(text in details for text in _OF_AN_ANSWER):
@@ -279,75 +291,3 @@ def rule_for(code: str, details: str, *, request_size: int | None = None) -> Rul
     if code == "UNIMPLEMENTED" and _NO_SUCH_RPC_TEXT.match(details):
         return _NO_SUCH_RPC
     return by_code
-
-
-def error_from_status(
-    rule: Rule,
-    *,
-    code: str,
-    details: str,
-    what: str,
-    is_write: bool,
-    endpoint: str | None,
-    request: Message | None = None,
-    timeout: float | None = None,
-) -> e.EtcdError:
-    """Make the error that the user sees.
-
-    Args:
-        rule: What `rule_for` found.
-        code: The gRPC status name as it came over the wire.
-        details: The status message.
-        what: The RPC's name, for the message.
-        is_write: Whether the request could change anything.
-        endpoint: Who answered.
-        request: What was refused, where it is known.
-        timeout: The deadline in seconds, where it was the caller's own that ran out.
-    """
-    where = f"{what} at {endpoint}" if endpoint else what
-    facts: dict[str, Any] = {
-        "code": rule.code or code,
-        "details": details,
-        "maybe_applied": is_write and rule.maybe_applied,
-        "endpoint": endpoint,
-    }
-    if timeout is not None and issubclass(rule.error, e.DeadlineExceededError):
-        return rule.error(f"{where}: no answer", timeout=timeout, **facts)
-    explained = "" if request is None else asked(rule.error, request)
-    return rule.error(f"{where}: {details or code}{explained}", **facts)
-
-
-def error_from_reason(reason: str, *, what: str, endpoint: str | None) -> e.EtcdError:
-    """Make the error for a watch's cancel reason: a bare text, or a status printed by Go."""
-    code, details = "FAILED_PRECONDITION", reason
-    match = _GO_STATUS.match(reason)
-    if match:
-        # Go prints PermissionDenied for PERMISSION_DENIED.
-        code = (
-            re.sub(r"(?<=[a-z])(?=[A-Z])", "_", match[1]).upper().replace("CANCELED", "CANCELLED")
-        )
-        details = match[2]
-    if code not in _BY_CODE:
-        code = "UNKNOWN"
-    return error_from_status(
-        rule_for(code, details),
-        code=code,
-        details=details,
-        what=what,
-        is_write=False,
-        endpoint=endpoint,
-    )
-
-
-def status_of(error: grpc.aio.AioRpcError, *, is_over: bool = False) -> tuple[str, str]:
-    """Give the code's name and the message of a gRPC error.
-
-    Args:
-        error: What gRPC raised.
-        is_over: Whether the call's deadline has passed by now.
-    """
-    code, details = error.code().name, error.details() or ""
-    if is_over and _CANCELLED_BY_SERVER in details:
-        # The server's timer was first: it drops the call, and tells that to nobody but HTTP/2.
-        return "DEADLINE_EXCEEDED", "Deadline Exceeded"
-    return code, details

@@ -1,0 +1,125 @@
+"""The token of a user's calls: fetched with the first of them, and renewed once for all.
+
+What holds at any moment:
+
+- There is one token, with a generation, or none. Whoever was refused names the generation of what
+  it had sent: only the newest one is renewed, and while that goes on everybody waits for it.
+- To wait for it is each caller's own: one that gives up ends nobody else's waiting.
+- An authentication that fails for good (a wrong password) fails all who wait for it, and the next
+  one to ask tries again.
+- A cluster whose authentication is off gives no token, and needs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from copy import copy
+from functools import partial
+from typing import Any, NamedTuple
+
+from aioetcd._transport.connection import Metadata
+from aioetcd.errors import AuthNotEnabledError, EtcdError
+
+
+class User(NamedTuple):
+    """Who calls."""
+
+    name: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"<User {self.name}>"
+
+
+class Tokens:
+    """A client's token.
+
+    Args:
+        authenticate: Asks for one (RPC ``Authenticate``).
+        spawn: Runs a job in the background.
+
+    Attributes:
+        user: Whose; None calls without.
+        generation: Counts the tokens.
+        metadata: What goes with a call.
+        asked: How often one was asked for.
+    """
+
+    def __init__(
+        self,
+        user: User | None,
+        *,
+        authenticate: Callable[[User], Coroutine[Any, Any, str]],
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]], str], object],
+    ) -> None:
+        self.user: User | None = user
+        self.generation: int = 0
+        self.metadata: Metadata = ()
+        self.asked: int = 0
+        self._authenticate = authenticate
+        self._spawn = spawn
+        self._is_there = user is None
+        self._renewal: asyncio.Future[None] | None = None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether one is to be waited for."""
+        return not self._is_there
+
+    def change(self, user: User | None) -> None:
+        """Call as somebody else from now on, or with another password."""
+        self.user = user
+        self.metadata = ()
+        self.generation += 1
+        self._is_there = user is None
+        self._renewal = None
+
+    def refused(self, generation: int) -> bool:
+        """A call with the token of a generation was refused for it; give whether another helps."""
+        if self.user is None:
+            return False
+        if generation == self.generation:
+            self._is_there = False
+        return True
+
+    async def wait(self) -> None:
+        """Wait until there is a token.
+
+        Raises:
+            EtcdError: The authentication failed.
+        """
+        while not self._is_there:
+            if self._renewal is None:
+                self._renewal = asyncio.get_running_loop().create_future()
+                self._spawn(partial(self._renew, self._renewal), "aioetcd authentication")
+            try:
+                await asyncio.shield(self._renewal)
+            except EtcdError as error:
+                raise copy(error) from error.__cause__  # each caller has its own
+
+    async def _renew(self, renewal: asyncio.Future[None]) -> None:
+        user = self.user
+        failure: EtcdError | None = None
+        token = ""
+        try:
+            if user is not None:
+                self.asked += 1
+                token = await self._authenticate(user)
+        except AuthNotEnabledError:
+            pass
+        except EtcdError as error:
+            failure = error
+        finally:
+            if self._renewal is renewal:
+                self._renewal = None
+                if failure is None and user is self.user:
+                    self.metadata = (("token", token),) if token else ()
+                    self.generation += 1
+                    self._is_there = True
+            if not renewal.done():
+                if failure is None:
+                    renewal.set_result(None)
+                else:
+                    renewal.set_exception(failure)
+                    renewal.exception()  # perhaps nobody waits any more
