@@ -169,3 +169,19 @@ def test_a_user_needs_both(username: str, password: str, error: type[Exception])
     """A name without a password is refused, and the other way round."""
     with pytest.raises(error, match=r"username|password"):
         Client("a:1", username=username, password=password)
+
+
+async def test_another_password(guarded: EtcdServer) -> None:
+    """Who signs in otherwise does so from the next call on."""
+    async with Client(guarded.endpoint, username="app", password="old") as client:
+        with pytest.raises(AuthenticationError):
+            await client.kv.get("app/1")
+        client.set_credentials("app", PASSWORD)
+        await client.kv.put("app/1", "v")
+        with pytest.raises(PermissionDeniedError):
+            await client.kv.get("other")
+        client.set_credentials("root", PASSWORD)
+        await client.kv.get("other")
+        client.set_credentials(None, None)
+        with pytest.raises(AuthenticationError, match="user name is empty"):
+            await client.kv.get("app/1")

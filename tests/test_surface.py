@@ -46,7 +46,10 @@ PROTOCOLS = {
 PUBLIC = {
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
-    "Client": "__aenter__ aclose kv lease lock session stats watch",
+    "Client": (
+        "__aenter__ aclose from_env from_url kv lease lock session set_credentials set_endpoints "
+        "stats watch"
+    ),
     "ClientStats": (
         "calls connections endpoint leases paused_watches reconnects retries soonest_expiry watches"
     ),

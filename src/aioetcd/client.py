@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from aioetcd._transport.token import User
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import Lock, OnLost, Session
 from aioetcd.config.endpoints import parse_endpoints
+from aioetcd.config.sources import from_env, from_url
 from aioetcd.config.tls import TLS
 from aioetcd.kv import KV
 from aioetcd.lease import Leases
@@ -109,6 +111,83 @@ class Client:
         self.watch: Watcher = create(Watcher, self._transport)
         # On a stream of their own: a large answer to one of the user's watches delays no lock.
         self._turns = create(Watcher, self._transport)
+
+    @classmethod
+    def from_url(cls, url: str) -> Client:
+        """Make a client from a URL, ``etcd://`` or, with TLS, ``etcds://``.
+
+        Args:
+            url: ``etcds://user:password@host:2379,other/?timeout=5&ca=/etc/etcd/ca.pem``. What has
+                a meaning in URLs is percent-encoded in the user and the password; the port is 2379
+                where there is none. The options are ``timeout``, ``keepalive_time`` and
+                ``keepalive_timeout`` in seconds (``none`` for no timeout), and for TLS ``ca``,
+                ``cert``, ``key`` (paths) and ``server_name``.
+
+        Raises:
+            ValueError: It is no such URL, an option there is not, or one twice.
+            TypeError: It is no str.
+
+        Example:
+            async with Client.from_url("etcd://127.0.0.1:2379/?timeout=5") as client:
+                await client.kv.put("greeting", "hello")
+        """
+        return cls(**from_url(url))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Client:
+        """Make a client from etcdctl's environment variables.
+
+        ``ETCDCTL_ENDPOINTS``, ``_USER`` (``name:password``), ``_PASSWORD``, ``_CACERT``, ``_CERT``,
+        ``_KEY``, ``_COMMAND_TIMEOUT``, ``_KEEPALIVE_TIME`` and ``_KEEPALIVE_TIMEOUT``; without them
+        the defaults of `Client`.
+
+        Args:
+            environ: The variables; None takes those of the process.
+
+        Raises:
+            ValueError: One cannot be read, or asks for what there is not, as for no verification.
+
+        Example:
+            async with Client.from_env({"ETCDCTL_ENDPOINTS": "127.0.0.1:2379"}) as client:
+                await client.kv.put("greeting", "hello")
+        """
+        return cls(**from_env(os.environ if environ is None else environ))
+
+    def set_endpoints(self, endpoints: str | Iterable[str]) -> None:
+        """Take another list of endpoints while running.
+
+        Those that stay keep their connections. Reads and streams on one that is gone move; a write
+        on its way there is waited for.
+
+        Args:
+            endpoints: As for `Client`.
+
+        Raises:
+            ValueError: There is none, or one cannot be parsed.
+            TypeError: Not str.
+
+        Example:
+            client.set_endpoints(["127.0.0.1:2379"])
+            await client.kv.put("greeting", "hello")
+        """
+        self._transport.picker.replace(parse_endpoints(endpoints))
+
+    def set_credentials(self, username: str | None, password: str | None) -> None:
+        """Sign in as somebody else, or with another password, from the next call on.
+
+        Args:
+            username: The user; None, with `password`, calls without one.
+            password: The user's.
+
+        Raises:
+            ValueError: One of them is empty.
+            TypeError: One of them is missing, or no str.
+
+        Example:
+            client.set_credentials("app", "another password")
+            client.set_credentials(None, None)
+        """
+        self._transport.tokens.change(_user(username, password))
 
     def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
         """Make a session: a lease that is kept alive for an ``async with``.

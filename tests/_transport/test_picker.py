@@ -354,3 +354,17 @@ class Metrics:
 def client_metrics(server: EtcdServer) -> Metrics:
     """See `Metrics`."""
     return Metrics(server)
+
+
+async def test_another_list_while_running(proxy: FaultProxy, server: EtcdServer) -> None:
+    """Calls and streams on an endpoint that is gone from the list move to one that is there."""
+    async with Client(proxy.endpoint) as client, client.watch("k") as watch:
+        await client.kv.put("k", "1")
+        assert (await anext(watch)).kv.value == b"1"
+        client.set_endpoints([server.endpoint])
+        await client.kv.put("k", "2")
+        assert (await anext(watch)).kv.value == b"2"
+        assert client.stats().connections == {server.endpoint: "READY"}
+        await proxy.wait_until(lambda proxy: proxy.connections_open == 0)
+        with pytest.raises(ValueError, match="at least one"):
+            client.set_endpoints([])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -25,17 +25,26 @@ class Credentials:
         tls: The user's; None has none, and an endpoint that wants TLS all the same gets the
             defaults.
         options: Of every channel.
+        signs_in: Whether there is a user, whose password is not to be read by others.
 
     Raises:
         ValueError: A file that cannot be read, or holds something else.
     """
 
-    def __init__(self, tls: TLS | None, options: Sequence[tuple[str, Any]]) -> None:
+    def __init__(
+        self,
+        tls: TLS | None,
+        options: Sequence[tuple[str, Any]],
+        *,
+        signs_in: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._tls = tls or TLS()
         self._has_tls = tls is not None
         self._options = options
         self._material: Material = read(self._tls)
         self._speaks_tls: set[Endpoint] = set()
+        self._signs_in = signs_in
+        self._has_warned = False
 
     def is_secure(self, endpoint: Endpoint) -> bool:
         """Whether TLS is spoken to an endpoint."""
@@ -44,6 +53,7 @@ class Credentials:
     def connect(self, endpoint: Endpoint) -> Connection:
         """Make a connection; nothing is sent yet."""
         if not self.is_secure(endpoint):
+            self._warn(endpoint)
             return Connection(endpoint, self._options)
         material = self._fresh()
         options = list(self._options)
@@ -52,6 +62,14 @@ class Credentials:
             options += [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]
         made = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
         return Connection(endpoint, options, made)
+
+    def _warn(self, endpoint: Endpoint) -> None:
+        if self._signs_in() and not endpoint.is_local and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the password goes to %s in plaintext, for everybody on the way to read: use TLS",
+                endpoint.name,
+            )
 
     def _server_name(self, endpoint: Endpoint) -> str | None:
         if self._tls.server_name is not None:

@@ -214,6 +214,15 @@ class Picker:
             for member in self.members
         }
 
+    def replace(self, endpoints: Sequence[Endpoint]) -> None:
+        """Take another list."""
+        for member in self.members.replace(endpoints, monotonic()):
+            connection = self._connections.get(member)
+            if connection is not None:
+                self._leave(connection)
+        self._follow()
+        self._changed.set()
+
     # --- looking ------------------------------------------------------------------------------
 
     def _search(self) -> None:

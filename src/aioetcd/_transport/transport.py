@@ -117,7 +117,11 @@ class Transport:
         self.longest_silence: float = keepalive_time + keepalive_timeout
         self.monitor: Monitor = Monitor(observers)
         self.supervisor: Supervisor = Supervisor(self._end)
-        self._credentials = Credentials(tls, channel_options(keepalive_time, keepalive_timeout))
+        self._credentials = Credentials(
+            tls,
+            channel_options(keepalive_time, keepalive_timeout),
+            signs_in=lambda: self.tokens.user is not None,
+        )
         self.tokens: Tokens = Tokens(
             user, authenticate=self._authenticate, spawn=self.supervisor.spawn
         )

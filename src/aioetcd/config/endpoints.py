@@ -29,6 +29,16 @@ class Endpoint(Value):
             return self.target.rpartition("/")[2].removeprefix("unix:")
         return self.target.rpartition(":")[0].strip("[]")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, as far as its address says."""
+        host = self.host
+        return (
+            self.target.startswith("unix:")
+            or host in ("localhost", "::1")
+            or (host.startswith("127."))
+        )
+
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         """Read ``host:port``, ``[ipv6]:port``, ``http(s)://host:port`` or ``unix(s):path``.

@@ -1,0 +1,50 @@
+"""What a connection is made with."""
+
+from __future__ import annotations
+
+import pytest
+
+from aioetcd._transport.credentials import Credentials
+from aioetcd.config.endpoints import Endpoint
+from aioetcd.config.tls import TLS
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "tls", "signs_in", "warns"),
+    [
+        ("10.0.0.1:2379", None, True, True),
+        ("etcd.example:2379", None, True, True),
+        ("http://etcd.example:2379", TLS(), True, True),
+        ("10.0.0.1:2379", None, False, False),
+        ("10.0.0.1:2379", TLS(), True, False),
+        ("https://10.0.0.1:2379", None, True, False),
+        ("127.0.0.1:2379", None, True, False),
+        ("[::1]:2379", None, True, False),
+        ("localhost:2379", None, True, False),
+        ("unix:/run/etcd.sock", None, True, False),
+    ],
+)
+def test_a_password_in_plaintext_is_warned_of_once(
+    endpoint: str, tls: TLS | None, signs_in: bool, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it leaves the machine without TLS."""
+    credentials = Credentials(tls, (), signs_in=lambda: signs_in)
+    for _ in range(2):
+        credentials.connect(Endpoint.parse(endpoint))
+    assert caplog.text.count("in plaintext") == warns
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "tls", "is_secure"),
+    [
+        ("a:1", None, False),
+        ("a:1", TLS(), True),
+        ("http://a:1", TLS(), False),
+        ("https://a:1", None, True),
+        ("unix:/x", TLS(), True),
+        ("unixs:/x", None, True),
+    ],
+)
+def test_where_tls_is_spoken(endpoint: str, tls: TLS | None, is_secure: bool) -> None:
+    """An endpoint's scheme decides for itself, whatever the others say; else the client does."""
+    assert Credentials(tls, ()).is_secure(Endpoint.parse(endpoint)) is is_secure
