@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from aioetcd.config.tls import TLS
 
@@ -26,6 +25,8 @@ def from_url(url: str) -> dict[str, Any]:
         ValueError: It is no such URL, or has an option that there is not, or one twice. The text
             does not show the user.
     """
+    from urllib.parse import parse_qsl, unquote, urlsplit  # it imports much
+
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}")
     parts = urlsplit(url)
