@@ -10,7 +10,6 @@ import pytest
 from aioetcd import TLS, Client, NoEndpointError
 from aioetcd.testing import EtcdServer
 
-# The certificates that etcd makes for itself are authorities up to 3.6.
 pytestmark = pytest.mark.own_logic("what the client verifies, and what it says")
 
 # What a call may take to say why there is no connection.
@@ -24,8 +23,10 @@ def certificate(server: EtcdServer) -> Path:
 
 @pytest.fixture
 async def secure() -> AsyncIterator[EtcdServer]:
-    """A server that speaks TLS with a certificate of its own."""
+    """A server that speaks TLS with a certificate of its own, which is its own authority."""
     async with EtcdServer(args=["--auto-tls"], quick=True) as server:
+        if server.version_info > (3, 5, 1):
+            pytest.skip("the certificate that a newer etcd makes for itself is no authority")
         yield server
 
 

@@ -118,7 +118,7 @@ async def kills(
 @pytest.mark.fault("X1")
 @on_either_lease
 @pytest.mark.parametrize(
-    ("weather", "sections", "faults"), [(calm, 20, 0), (cuts, 6, 3), (kills, 8, 2)]
+    ("weather", "sections", "faults"), [(calm, 20, 0), (cuts, 12, 3), (kills, 8, 2)]
 )
 async def test_x1_ten_holders(
     own_server: EtcdServer,
