@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from aioetcd._transport.credentials import Credentials
@@ -48,3 +50,23 @@ def test_a_password_in_plaintext_is_warned_of_once(
 def test_where_tls_is_spoken(endpoint: str, tls: TLS | None, is_secure: bool) -> None:
     """An endpoint's scheme decides for itself, whatever the others say; else the client does."""
     assert Credentials(tls, ()).is_secure(Endpoint.parse(endpoint)) is is_secure
+
+
+async def test_a_port_is_asked_once_whether_it_speaks_tls() -> None:
+    """Else each attempt to connect is two. After there was a connection it is asked again."""
+    asked = 0
+
+    def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.close()
+
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+        endpoint = Endpoint.parse(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        credentials = Credentials(None, ())
+        for _ in range(3):
+            assert await credentials.explain(endpoint, "Socket closed") == "Socket closed"
+        assert asked == 1
+        credentials.answered(endpoint)
+        await credentials.explain(endpoint, "Socket closed")
+        assert asked == 2

@@ -42,7 +42,8 @@ class Credentials:
         self._has_tls = tls is not None
         self._options = options
         self._material: Material = read(self._tls)
-        self._speaks_tls: set[Endpoint] = set()
+        # Of endpoints to which a plaintext client has no connection; asked once until there is one.
+        self._speaks_tls: dict[Endpoint, bool] = {}
         self._signs_in = signs_in
         self._has_warned = False
 
@@ -91,9 +92,12 @@ class Credentials:
         if self.is_secure(endpoint):
             made = context(self._material)
             why = await why_no_tls(endpoint.target, made, self._server_name(endpoint))
-        elif endpoint in self._speaks_tls or await speaks_tls(endpoint.target):
-            self._speaks_tls.add(endpoint)  # asked once
-            why = _TLS_PORT
         else:
-            why = None
+            if endpoint not in self._speaks_tls:
+                self._speaks_tls[endpoint] = await speaks_tls(endpoint.target)
+            why = _TLS_PORT if self._speaks_tls[endpoint] else None
         return reason if why is None else f"{why} ({reason})"
+
+    def answered(self, endpoint: Endpoint) -> None:
+        """Know that there is a connection: another server may come in this one's place."""
+        self._speaks_tls.pop(endpoint, None)

@@ -24,6 +24,9 @@ _REFUSALS = (
 )
 
 
+_NO_TLS = "it speaks no TLS at this port, and this client does"
+
+
 def may_be_tls(reason: str) -> bool:
     """Whether a failure to connect may have to do with TLS."""
     return any(text in reason for text in _REFUSALS)
@@ -66,13 +69,13 @@ async def why_no_tls(target: str, context: ssl.SSLContext, server_name: str | No
     except ssl.SSLError as error:
         reason = error.reason or str(error)
         if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
-            return "it speaks no TLS at this port, and this client does"
+            return _NO_TLS
         if "CERTIFICATE" in reason or "HANDSHAKE_FAILURE" in reason:
             words = reason.lower().replace("_", " ")
             return f"the server refuses the client's certificate, or its lack of one: {words}"
         return f"no TLS: {reason}"
     except (anyio.BrokenResourceError, anyio.EndOfStream, ConnectionResetError):
-        return "it speaks no TLS at this port, and this client does"
+        return _NO_TLS
     except OSError:
         return None
     return None

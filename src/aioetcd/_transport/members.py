@@ -5,9 +5,9 @@ What holds at any moment:
 - One member at most is in use. It is the best one known: one that is well before one that is odd,
   which answers and is not as it should be (no leader, no quorum, a learner, not serving). One that
   does not answer, or belongs to another cluster, is not used.
-- Who is in use is asked nothing but the users' calls. While nobody who is well is in use, every
-  other member is looked at: each a moment after the one before, then again and again, with pauses
-  that grow to a second.
+- Who is well and in use is asked nothing but the users' calls. While nobody is, every other member
+  is looked at: each a moment after the one before, then again and again, with pauses that grow to
+  a second.
 - What is seen on a connection counts for that connection alone: each new one begins an epoch, and
   what comes late from an old one speaks against nobody.
 - A member that answers for another cluster than the others is not used. When all do, they are that
@@ -230,13 +230,13 @@ class Members:
 
     def replace(self, endpoints: Sequence[Endpoint], now: float) -> list[Member]:
         """Take another list; give those who are not in it any more."""
-        targets = {endpoint.target: endpoint for endpoint in endpoints}
-        gone = [m for m in self._members if m.endpoint.target not in targets]
-        kept = {m.endpoint.target for m in self._members} & set(targets)
+        listed = {endpoint.target for endpoint in endpoints}
+        known = {m.endpoint.target for m in self._members}
+        gone = [m for m in self._members if m.endpoint.target not in listed]
         new = [
             Member(endpoint, self._chance.random())
             for endpoint in endpoints
-            if endpoint.target not in kept
+            if endpoint.target not in known
         ]
         self._members = [m for m in self._members if m not in gone] + new
         if self.current in gone:

@@ -101,12 +101,9 @@ class Picker:
         """Give the connection in use; None where there is none, or it has just broken."""
         connection = self.current
         if connection is not None and connection.is_broken:
-            self._broke(connection)
+            why = UnavailableError(f"the connection to {connection.endpoint.name} was lost")
+            self.failed(connection, Blame.CONNECTION, why)
         return self.current
-
-    def _broke(self, connection: Connection) -> None:
-        why = UnavailableError(f"the connection to {connection.endpoint.name} was lost")
-        self.failed(connection, Blame.CONNECTION, why)
 
     async def wait(self, deadline: float | None, *, sure: bool = False) -> Connection:
         """Wait until there is a member to ask.
@@ -145,9 +142,7 @@ class Picker:
     def elsewhere(self, connection: Connection) -> Connection | None:
         """Give a connection to another member, for one call; None where there is no other."""
         other = self.members.other(self._at[connection][0]) if connection in self._at else None
-        if other is None:
-            return None
-        return self._connections.get(other) or self._connect_to(other)
+        return None if other is None else self._connection_to(other)
 
     def failed(self, connection: Connection, blame: Blame, error: EtcdError) -> None:
         """A call on a connection has failed: what that means for those to come."""
@@ -242,9 +237,7 @@ class Picker:
             self._changed.clear()
             now = monotonic()
             while (member := self.members.due(now)) is not None:
-                if self._connections.get(member) is None:
-                    self._connect_to(member)
-                connection = self._connections[member]
+                connection = self._connection_to(member)
                 self.members.looking(member, now)
                 _ = self._spawn(partial(self._look_at, connection), connection)
             self.members.choose(now)
@@ -286,6 +279,7 @@ class Picker:
         health, reason, cluster_id = finding
         if health > Health.DOWN:
             connection.works()
+            self._credentials.answered(connection.endpoint)
         self.members.seen(member, epoch, health, reason, monotonic(), cluster_id=cluster_id)
         if member.health is Health.DOWN or member is not self.members.current:
             self._leave(connection)  # the next look is through another one
@@ -294,18 +288,19 @@ class Picker:
 
     # --- connections --------------------------------------------------------------------------
 
-    def _connect_to(self, member: Member) -> Connection:
-        connection = self._credentials.connect(member.endpoint)
-        self._connections[member] = connection
-        self._at[connection] = member, self.members.connected(member)
+    def _connection_to(self, member: Member) -> Connection:
+        """Give the connection to a member, a new one where there is none."""
+        connection = self._connections.get(member)
+        if connection is None:
+            connection = self._credentials.connect(member.endpoint)
+            self._connections[member] = connection
+            self._at[connection] = member, self.members.connected(member)
         return connection
 
     def _follow(self, error: EtcdError | None = None) -> None:
         """Use the member that the rules have chosen."""
         member = self.members.current
-        connection = None
-        if member is not None:
-            connection = self._connections.get(member) or self._connect_to(member)
+        connection = None if member is None else self._connection_to(member)
         if connection is self.current:
             return
         old, self.current = self.current, connection
