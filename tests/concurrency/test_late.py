@@ -14,10 +14,13 @@ from tests.concurrency.locks import is_owner, soon
 from tests.waiting import until
 
 NAMES = [f"late/{number}" for number in range(30)]
+# What the member receives it handles so many seconds later: when the client has long left it. A
+# connection that hangs would be closed with what was sent on it.
+LATE = 6.0
 
 
 class Late:
-    """A member that hangs when it is told to, one beside it, and a session of a client of both."""
+    """A member that is late when told to, one beside it, and a session of a client of both."""
 
     def __init__(self, server: EtcdServer, proxy: FaultProxy, client: Client, oracle: Client):
         self.server = server
@@ -37,9 +40,9 @@ class Late:
         )
 
     async def acquire(self, locks: list[Lock]) -> list[asyncio.Task[None]]:
-        """Begin to acquire, with the member hanging; return when all were sent."""
+        """Begin to acquire, with the member late; return when all were sent."""
         calls = self.client.stats().calls
-        self.proxy.delay(4)
+        self.proxy.delay(LATE)
         tasks = [asyncio.create_task(lock.acquire()) for lock in locks]
         await until(lambda: self.client.stats().calls == calls + len(locks))
         return tasks
@@ -172,7 +175,7 @@ async def test_a_deletion_that_arrives_late(server: EtcdServer) -> None:
         before = [late.client.lock(name, session=session) for name in NAMES]
         await asyncio.gather(*(lock.acquire() for lock in before))
         calls = late.client.stats().calls
-        late.proxy.hang()
+        late.proxy.delay(LATE)
         leaving = [asyncio.create_task(lock.release()) for lock in before]
         await until(lambda: late.client.stats().calls == calls + len(NAMES))
         await asyncio.wait(leaving)
