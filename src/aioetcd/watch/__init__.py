@@ -80,7 +80,8 @@ class Watcher(metaclass=NoPublicConstructor):
                 default) while there are no events; `Watch.batches` shows it.
             fragment: Have the server split answers that are larger than about 2 MiB, which bounds
                 the memory that one takes: without it a history comes in answers of up to 1000
-                revisions. The server's own time for that grows with the square of the events in
+                revisions. What it had found before it announced the watch it does not split, in
+                any version. The server's own time for that grows with the square of the events in
                 such an answer, and meanwhile it sends nothing to any other watch of the client: a
                 txn that deletes 100 000 keys takes a minute. So it is for large values, not for
                 many events.
