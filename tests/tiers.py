@@ -74,6 +74,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return
     if "AIOETCD_TEST_EXAMPLES" in os.environ:  # as slow as was asked for
         return
+    if now - stalled > took / 2:  # with so much of others' in between nobody can tell
+        return
     if took - (now - stalled) >= SLOW * (_COVERAGE_COSTS if _is_traced() else 1):
         pytest.fail(f"took {took:.1f} s: from {SLOW:g} s on a test is marked fault or alone")
 

@@ -117,7 +117,7 @@ async def test_x5_cancelled_at_any_moment(client: Client, rng: random.Random) ->
     assert min(outcomes.values()) >= 5
 
 
-@pytest.mark.own_logic("what the client does with cancellations")
+@pytest.mark.fault("X5: as many turns as it takes, of a tenth of a second")
 @on_either_lease
 async def test_x5_cancelled_at_every_await(
     client: Client, server: EtcdServer, shared: bool
