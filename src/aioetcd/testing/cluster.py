@@ -14,45 +14,30 @@ a `FaultProxy` of its own.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
-import socket
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
 import anyio
 
+from aioetcd.config.tls import TLS
+from aioetcd.testing import _membership
+from aioetcd.testing._args import check_args
 from aioetcd.testing._binary import ask
-from aioetcd.testing._process import HOST
-from aioetcd.testing._separation import PeerProxy, Separation
-from aioetcd.testing._sockets import Listener, bind, close_with_reset
+from aioetcd.testing._certificates import Authority
+from aioetcd.testing._separation import Separation
+from aioetcd.testing._survey import Status, Survey
+from aioetcd.testing._wiring import Wiring
 from aioetcd.testing.proxy import FaultProxy
-from aioetcd.testing.server import AddressInUseError, EtcdServer, check_args
+from aioetcd.testing.server import AddressInUseError, EtcdServer
 
 __all__ = ["EtcdCluster"]
 
 _POLL = 0.02
 _START_ATTEMPTS = 3
-
-# One member's answer: a hung one must not keep the others' from being looked at. It is doubled
-# whenever one did not come in time: on a busy machine members are late without being hung.
-_ANSWER_LIMIT = 1.0
-_LOG_TAIL = 1000
-
-
-@dataclass(slots=True)
-class _Status:
-    """What one member says of the cluster; 0 is no leader. Its health may not be known."""
-
-    server: EtcdServer
-    member_id: int
-    leader_id: int
-    raft_term: int
-    is_healthy: bool | None = None
 
 
 class EtcdCluster:
@@ -69,19 +54,24 @@ class EtcdCluster:
     Args:
         size: How many members.
         binary: The etcd program; `find_binary` finds one by default.
-        args: More arguments for every member, as for `EtcdServer`. With TLS for clients (or auth)
-            `leader`, `move_leader` and `wait_healthy` do not work.
+        args: More arguments for every member, as for `EtcdServer`. With ``--client-cert-auth``
+            there, `leader`, `move_leader` and `wait_healthy` do not work.
         quick: Elections within a quarter of a second, and leases from 1 s on. A busy machine may
             see an election that nobody asked for.
         seed: Seeds the jitter of all proxies, so that a run can be repeated.
+        tls: Serve clients (not peers) by TLS, as `EtcdServer` does; one authority signs for all.
+        auth: The user root and its password, made when the cluster is healthy, as `EtcdServer`
+            does.
 
     Raises:
-        ValueError: ``size`` is less than 1, or ``args`` has a flag that is decided here.
+        ValueError: ``size`` is less than 1, ``args`` has a flag that is decided here, or ``auth``
+            names another user than root.
         TypeError: ``args`` is a string, not a list of them.
         EtcdNotFoundError: There is no such program.
+        ModuleNotFoundError: ``tls`` needs `trustme`, and there is none.
 
     Attributes:
-        members: The members, in a fixed order.
+        members: The members, in the order of their coming; what an index is about.
         client_proxies: The proxies in front of them that `endpoints` names, in the same order.
     """
 
@@ -93,21 +83,24 @@ class EtcdCluster:
         args: Iterable[str] = (),
         quick: bool = True,
         seed: int | None = None,
+        tls: bool | Literal["mutual"] = False,
+        auth: tuple[str, str] | None = None,
     ) -> None:
         if size < 1:
             raise ValueError("size must be at least 1")
         self._size = size
         self._binary = binary
-        self._args = check_args(args)
+        self._args = check_args(args, tls=bool(tls))
+        self._tls = tls
+        self._auth = auth
+        self._authority = Authority() if tls else None
+        self._changing = anyio.Lock()  # one change of the members at a time
+        self._learners: set[EtcdServer] = set()
         self._quick = quick
         self._seed = seed
         self._stack = contextlib.AsyncExitStack()
-        self._fronts: list[Listener] = []
-        self._pairs: dict[tuple[int, int], PeerProxy] = {}
-        self._isolated: dict[int, Separation] = {}
-        self._parted: dict[tuple[int, int], Separation] = {}
-        self.client_proxies: list[FaultProxy] = []
         self.members: list[EtcdServer] = self._new_members()
+        self._wire()
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -117,12 +110,13 @@ class EtcdCluster:
             try:
                 await self._start()
                 await self.wait_healthy()
+                await self._enable_auth()
                 break
             except AddressInUseError:
                 await self._clear()
                 if attempt == _START_ATTEMPTS:
                     raise
-                self.members = self._new_members()
+                self.members[:] = self._new_members()
             except BaseException:
                 await self._clear()
                 raise
@@ -148,6 +142,16 @@ class EtcdCluster:
     def direct_endpoints(self) -> list[str]:
         """Where the members listen themselves: no fault of a proxy is seen there."""
         return [member.endpoint for member in self.members]
+
+    @property
+    def tls(self) -> TLS | None:
+        """What a client needs for TLS with every member, not as paths; None without ``tls=``."""
+        if self._authority is None:
+            return None
+        signed = self._authority
+        if self._tls == "mutual":
+            return TLS(ca=signed.ca, cert=signed.client_cert, key=signed.client_key)
+        return TLS(ca=signed.ca)
 
     def peer_proxy(self, source: int | EtcdServer, target: int | EtcdServer) -> FaultProxy:
         """The proxy on the way from one member to another.
@@ -176,12 +180,11 @@ class EtcdCluster:
             TimeoutError: There was none in ``timeout`` seconds. It says what each member said, and
                 how the logs of those end that did not answer.
         """
-        seen: list[_Status] = []
-        limit = _ANSWER_LIMIT
-        with self._bounded(timeout, "no leader that a majority follows", seen):
+        survey = Survey(self.members, self._ask)
+        with survey.bounded(timeout, "no leader that a majority follows"):
             while True:
-                limit = await self._ask_all(seen, limit)
-                if (found := self._elected(seen)) is not None:
+                await survey.ask()
+                if (found := self._elected(survey.seen)) is not None:
                     return found.server
                 await anyio.sleep(_POLL)
 
@@ -192,23 +195,23 @@ class EtcdCluster:
 
         Raises:
             TimeoutError: It did not lead within ``timeout`` seconds.
-            RuntimeError: It is cut off from the leader, or from every majority.
+            RuntimeError: It is cut off from the leader, or from every majority, or a learner.
             IndexError: There is no such member.
             ValueError: The server is no member of this cluster.
         """
-        index = self._index(to)
-        target = self.members[index]
-        seen: list[_Status] = []
-        limit = _ANSWER_LIMIT
-        with self._bounded(timeout, f"{target.name} does not lead", seen):
+        target = self.members[self._index(to)]
+        if target in self._learners:
+            raise RuntimeError(f"{target.name} is a learner: it cannot lead")
+        survey = Survey(self.members, self._ask)
+        with survey.bounded(timeout, f"{target.name} does not lead"):
             while True:
-                if len(self._reached(index)) <= self._size // 2:
+                if not self._is_majority(self._wiring.reached(target)):
                     raise RuntimeError(f"{target.name} is cut off from a majority: it cannot lead")
-                limit = await self._ask_all(seen, limit)
-                elected = self._elected(seen)
+                await survey.ask()
+                elected = self._elected(survey.seen)
                 if elected is not None and elected.server is target:
                     return
-                asked = next((status for status in seen if status.server is target), None)
+                asked = next((status for status in survey.seen if status.server is target), None)
                 if elected is not None and asked is not None:
                     await self._transfer(elected.server, asked)
                 await anyio.sleep(_POLL)
@@ -220,17 +223,15 @@ class EtcdCluster:
             TimeoutError: That was not so within ``timeout`` seconds. It says what each member said,
                 and how the logs of those end that were not healthy.
         """
-        seen: list[_Status] = []
-        limit = _ANSWER_LIMIT
-        with self._bounded(timeout, "not all members are healthy", seen):
+        survey = Survey(self.members, self._ask)
+        with survey.bounded(timeout, "not all members are healthy"):
             while True:
-                limit = await self._ask_all(seen, limit, healths=True)
-                agreed = len({(status.leader_id, status.raft_term) for status in seen}) == 1
-                found = self._elected(seen)
-                if len(seen) == self._size and agreed and found is not None:
-                    index = self._index(found.server)
-                    whole = len(self._reached(index)) == self._size
-                    if whole and all(status.is_healthy for status in seen):
+                await survey.ask(healths=True)
+                agreed = len({(status.leader_id, status.raft_term) for status in survey.seen}) == 1
+                found = self._elected(survey.seen)
+                if len(survey.seen) == len(self.members) and agreed and found is not None:
+                    whole = len(self._wiring.reached(found.server)) == len(self.members)
+                    if whole and all(status.is_healthy for status in survey.seen):
                         return
                 await anyio.sleep(_POLL)
 
@@ -256,13 +257,9 @@ class EtcdCluster:
         self._need_pairs()
         found = await self.leader() if member == "leader" else member
         index = self._index(found)
-        if self._size == 1:
+        if len(self.members) == 1:
             raise ValueError("the only member has no others to be cut off from")
-        if index not in self._isolated:
-            others = [other for other in range(self._size) if other != index]
-            self._isolated[index] = self._separate([index], others)
-            self._sever()
-        return self._isolated[index]
+        return self._wiring.isolate(index)
 
     async def partition(self, *groups: Iterable[int | EtcdServer]) -> Separation:
         """Divide the members into groups that do not reach one another, as `isolate` does.
@@ -278,21 +275,12 @@ class EtcdCluster:
         self._need_pairs()
         parts = [[self._index(member) for member in group] for group in groups]
         named = sorted(index for part in parts for index in part)
-        if len(parts) < 2 or [] in parts or named != list(range(self._size)):
+        if len(parts) < 2 or [] in parts or named != list(range(len(self.members))):
             raise ValueError(
-                f"each of the members 0 to {self._size - 1} must be in one of at least two groups: "
-                f"{parts}"
+                f"each of the members 0 to {len(self.members) - 1} must be in one of at least two "
+                f"groups: {parts}"
             )
-        whole = self._separate(*parts)
-        group_of = {index: number for number, part in enumerate(parts) for index in part}
-        before, self._parted = self._parted, {}
-        for pair in self._pairs:
-            if group_of[pair[0]] != group_of[pair[1]]:
-                self._parted[pair] = whole
-        for pair, separation in before.items():
-            separation.release([self._pairs[pair]])
-        self._sever()
-        return whole
+        return self._wiring.partition(parts)
 
     async def rejoin(self, member: int | EtcdServer | None = None) -> None:
         """Let a member reach all others again that are not isolated themselves.
@@ -308,37 +296,149 @@ class EtcdCluster:
             ValueError: The server is no member of this cluster.
         """
         self._need_pairs()
-        for index in range(self._size) if member is None else [self._index(member)]:
-            if (isolation := self._isolated.pop(index, None)) is not None:
-                isolation.release(self._pairs.values())
-            for pair in [pair for pair in self._parted if index in pair]:
-                self._parted.pop(pair).release([self._pairs[pair]])
-        self._sever()
+        every = range(len(self.members))
+        self._wiring.rejoin(list(every) if member is None else [self._index(member)])
+
+    # -- who is a member -------------------------------------------------------------------------
+
+    async def add(self, *, learner: bool = False, timeout: float = 30.0) -> EtcdServer:
+        """Add a member, start it, and wait until it serves what the others have.
+
+        It is the last of `members`, with proxies as the others have them; a partition in force does
+        not know it. etcd wants all members to run and to have been connected for five seconds, and
+        is asked until it takes the change. Where ``--strict-reconfig-check=false`` lifts that, a
+        member that is isolated or paused still keeps the new one waiting at its start.
+
+        Args:
+            learner: It gets everything, and has no vote before `promote`.
+            timeout: Seconds for all of it.
+
+        Raises:
+            TimeoutError: etcd did not take it in time; it says why.
+            EtcdStartError: It did not start; the cluster counts it as a member nevertheless.
+            RuntimeError: etcd refused it for good, or the cluster is not open.
+
+        Example:
+            learner = await cluster.add(learner=True)
+            await cluster.promote(learner)
+        """
+        async with self._changing:
+            return await self._add(learner, timeout)
+
+    async def remove(self, member: int | EtcdServer, *, timeout: float = 30.0) -> None:
+        """Remove a member by asking another, end its process, and wait for a leader of the rest.
+
+        Its data and its proxies are gone, and the members behind it move up by one.
+
+        Args:
+            member: Which; it need not run.
+            timeout: Seconds for all of it.
+
+        Raises:
+            TimeoutError: etcd did not take it in time; it says why.
+            IndexError: There is no such member.
+            ValueError: The server is no member of this cluster, or the only one with a vote.
+            RuntimeError: etcd refused it for good, or the cluster is not open.
+
+        Example:
+            await cluster.remove(await cluster.leader())
+        """
+        async with self._changing:
+            await self._remove(member, timeout)
+
+    async def promote(self, member: int | EtcdServer, *, timeout: float = 30.0) -> None:
+        """Give a learner a vote, once it has what the leader has.
+
+        Raises:
+            TimeoutError: etcd did not take it in ``timeout`` seconds; it says why.
+            IndexError: There is no such member.
+            ValueError: The server is no member of this cluster, or no learner.
+            RuntimeError: etcd refused it for good.
+
+        Example:
+            await cluster.promote(await cluster.add(learner=True))
+        """
+        async with self._changing:
+            learner = self.members[self._index(member)]
+            if learner not in self._learners:
+                raise ValueError(f"{learner!r} is no learner")
+            url = self._wiring.peer_url(self._index(learner))
+            await _membership.promote(self._asked, url, timeout=timeout)
+            self._learners.discard(learner)
+            learner._signs_in_at = None
+
+    async def replace(self, member: int | EtcdServer, *, timeout: float = 60.0) -> EtcdServer:
+        """Remove a member, and add a new one without data in its place.
+
+        The new one has another name, other ports and another endpoint; its index is that of before.
+
+        Raises:
+            TimeoutError: etcd did not take a step in half of ``timeout`` seconds; it says why.
+            IndexError: There is no such member.
+            ValueError: The server is no member of this cluster, or the only one with a vote.
+            RuntimeError: etcd refused it for good, or the cluster is not open.
+
+        Example:
+            await cluster.members[1].kill()
+            await cluster.replace(1)
+        """
+        async with self._changing:
+            index = self._index(member)
+            await self._remove(index, timeout / 2)
+            added = await self._add(False, timeout / 2)
+            *before, last = range(len(self.members))
+            self._wiring.arrange([*before[:index], last, *before[index:]])
+            return added
+
+    async def roll(self, *, timeout: float = 30.0) -> None:
+        """Restart all members, one after the other, each once all are healthy again.
+
+        Args:
+            timeout: Seconds for each.
+
+        Raises:
+            TimeoutError: After a restart not all members were healthy in time.
+            EtcdStartError: One did not start.
+
+        Example:
+            await cluster.roll()
+        """
+        async with self._changing:
+            for member in list(self.members):
+                await member.restart(timeout=timeout)
+                await self.wait_healthy(timeout=timeout)
 
     # -- inside --------------------------------------------------------------------------------
 
     def _new_members(self) -> list[EtcdServer]:
-        return [
-            EtcdServer(self._binary, name=f"member{index}", args=self._args, quick=self._quick)
-            for index in range(self._size)
-        ]
+        self._named = 0
+        return [self._new_member() for _ in range(self._size)]
+
+    def _new_member(self) -> EtcdServer:
+        member = EtcdServer(
+            self._binary,
+            name=f"member{self._named}",
+            args=self._args,
+            quick=self._quick,
+            tls=self._tls,
+            auth=self._auth,
+        )
+        member._authority = self._authority  # one for all: a client has one `tls`
+        self._named += 1
+        return member
+
+    def _wire(self) -> None:
+        """Begin without proxies; those of before are closed."""
+        self._wiring = Wiring(self.members, self._seed)
+        self._pairs = self._wiring.pairs
+        self.client_proxies: list[FaultProxy] = self._wiring.client_proxies
 
     async def _start(self) -> None:
         await ask(self.members[0].binary, "--help")  # once, rather than by each member at a time
-        chance = random.Random(self._seed)
-        for target, member in enumerate(self.members):
-            to_clients = FaultProxy(member.endpoint, seed=chance.getrandbits(32))
-            self.client_proxies.append(await self._stack.enter_async_context(to_clients))
-            for source in range(self._size):
-                # It never listens: `_front` gives it the connections that are its own.
-                way = PeerProxy(member.peer_url, seed=chance.getrandbits(32))
-                self._pairs[source, target] = way
-                self._stack.push_async_callback(way.aclose)
-            self._fronts.append(self._front(target))
-        urls = [
-            f"{member.peer_url.partition('://')[0]}://{HOST}:{front.port}"
-            for member, front in zip(self.members, self._fronts, strict=True)
-        ]
+        self._stack.push_async_callback(self._wiring.aclose)
+        for _ in self.members:
+            await self._wiring.connect()
+        urls = [self._wiring.peer_url(index) for index in range(self._size)]
         cluster = ",".join(
             f"{member.name}={url}" for member, url in zip(self.members, urls, strict=True)
         )
@@ -352,89 +452,110 @@ class EtcdCluster:
                 tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
-            for member, url, proxy in zip(self.members, urls, self.client_proxies, strict=True):
-                scheme = member.client_url.partition("://")[0]
-                member.args += [
-                    f"--initial-advertise-peer-urls={url}",
-                    f"--initial-cluster={cluster}",
-                    f"--initial-cluster-token={urls[0]}",
-                    f"--advertise-client-urls={scheme}://{proxy.endpoint}",
-                ]
-                self._stack.push_async_callback(member.aclose)
-                self._stack.push_async_callback(member.kill)  # comes first: the data is not kept
+            for index, member in enumerate(self.members):
+                self._join(index, f"--initial-cluster={cluster}")
+                member.args.append(f"--initial-cluster-token={urls[0]}")
                 tasks.start_soon(start, member)
         if errors:
             raise errors[0]
 
+    async def _enable_auth(self) -> None:
+        while True:
+            try:
+                return await self.members[0]._enable_auth()
+            except RuntimeError as refused:
+                if not _membership.is_not_yet(refused):  # else there is an election
+                    raise
+            await anyio.sleep(_POLL)
+
+    def _join(self, index: int, *args: str) -> None:
+        """Tell a member its place before its start, and end it with the cluster."""
+        member = self.members[index]
+        scheme = member.client_url.partition("://")[0]
+        member.args += [
+            f"--initial-advertise-peer-urls={self._wiring.peer_url(index)}",
+            f"--advertise-client-urls={scheme}://{self.client_proxies[index].endpoint}",
+            *args,
+        ]
+        self._stack.push_async_callback(member.aclose)
+        self._stack.push_async_callback(member.kill)  # comes first: the data is not kept
+
     async def _clear(self) -> None:
         with anyio.CancelScope(shield=True):
-            for front in self._fronts:
-                front.close()
+            self._wiring.close_fronts()
             await self._stack.aclose()
-        self._fronts = []
-        self._pairs = {}
-        self._isolated = {}
-        self._parted = {}
-        self.client_proxies = []
+        self._learners.clear()
+        self._wire()
 
-    def _front(self, target: int) -> Listener:
-        """Listen where a member's peers dial it; each connection goes to its pair's proxy."""
-
-        def on_connection(connection: socket.socket) -> None:
-            source = self._who_dials(connection, target)
-            if source is None:  # it has ended meanwhile, or is none of ours
-                loop.call_soon(close_with_reset, connection)  # first it learns that it is connected
-            else:
-                self._pairs[source, target].relay(connection)
-
-        loop = asyncio.get_running_loop()
-        return Listener(bind(HOST, 0), on_connection)
-
-    def _who_dials(self, connection: socket.socket, target: int) -> int | None:
-        if not sys.platform.startswith("linux"):
-            return target  # one proxy for all of them
+    async def _add(self, learner: bool, timeout: float) -> EtcdServer:
+        self._need_open()
+        deadline = anyio.current_time() + timeout
+        member, index = self._new_member(), len(self.members)
+        self.members.append(member)
+        if learner:
+            self._learners.add(member)
+            member._signs_in_at = lambda: next(iter(self._voters(but=member)), member)
         try:
-            local: int = connection.getpeername()[1]
-        except OSError:  # it has ended
-            return None
-        remote: int = connection.getsockname()[1]
-        for others in (False, True):  # behind a script that does not exec, it is a child's
-            for index, member in enumerate(self.members):
-                if member._connects(local, remote, others=others):
-                    return index
-        return None
+            await self._wiring.connect()
+            others, url = partial(self._asked, but=member), self._wiring.peer_url(index)
+            listed = await _membership.add(others, url, learner=learner, timeout=timeout)
+            known = _membership.initial_cluster(listed, url, member.name)
+            self._join(index, f"--initial-cluster={known}", "--initial-cluster-state=existing")
+            await member.start(timeout=deadline - anyio.current_time())
+        except BaseException:
+            await self._drop(member)
+            raise
+        return member
 
-    def _separate(self, *groups: list[int]) -> Separation:
-        group_of = {index: number for number, group in enumerate(groups) for index in group}
-        return Separation(
-            [[self.members[index] for index in group] for group in groups],
-            [
-                proxy
-                for (source, target), proxy in self._pairs.items()
-                if group_of[source] != group_of[target]
-            ],
+    async def _remove(self, which: int | EtcdServer, timeout: float) -> None:
+        self._need_open()
+        index = self._index(which)
+        member = self.members[index]
+        if {*self.members} - self._learners == {member}:
+            raise ValueError(f"{member!r} is the only one with a vote: nobody else could remove it")
+        deadline = anyio.current_time() + timeout
+        others, url = partial(self._asked, but=member), self._wiring.peer_url(index)
+        await _membership.remove(others, url, timeout=timeout)
+        await self._drop(member)
+        await self.leader(timeout=deadline - anyio.current_time())
+
+    async def _drop(self, member: EtcdServer) -> None:
+        self._learners.discard(member)
+        await self._wiring.disconnect(self._index(member))
+        await member.aclose()
+
+    async def _ask(self, member: EtcdServer) -> Status:
+        answer = await member.gateway("maintenance/status")
+        header = answer["header"]
+        return Status(
+            server=member,
+            member_id=int(header["member_id"]),
+            leader_id=int(answer.get("leader", 0)),
+            raft_term=int(header["raft_term"]),
         )
 
-    def _sever(self) -> None:
-        for pair, proxy in self._pairs.items():
-            isolated = pair[0] != pair[1] and not self._isolated.keys().isdisjoint(pair)
-            proxy.sever(isolated or pair in self._parted)
-
-    def _reached(self, index: int) -> list[EtcdServer]:
-        """The members that one of them reaches by the faults in force, itself included."""
+    def _voters(self, *, but: EtcdServer | None = None) -> list[EtcdServer]:
+        """Those with a vote that may answer."""
         return [
             member
-            for other, member in enumerate(self.members)
-            if other == index or not self._are_apart(index, other)
+            for member in self.members
+            if member.is_running and not member.is_paused
+            if member not in self._learners and member is not but
         ]
 
-    def _are_apart(self, one: int, other: int) -> bool:
-        ways = self._pairs[one, other], self._pairs[other, one]
-        return any(way.is_severed for way in ways) or all(way.is_dead for way in ways)
+    async def _asked(self, *, but: EtcdServer | None = None) -> list[EtcdServer]:
+        """Whom to ask for a change: first the leader, who is cut off from nobody that matters."""
+        survey = Survey(self.members, self._ask)
+        await survey.ask()
+        leader = self._elected(survey.seen)
+        return sorted(self._voters(but=but), key=lambda one: leader is None or one != leader.server)
 
     def _need_pairs(self) -> None:
         if not sys.platform.startswith("linux"):
             raise NotImplementedError("telling the members apart needs Linux")
+        self._need_open()
+
+    def _need_open(self) -> None:
         if not self._pairs:
             raise RuntimeError("the cluster is not open: there is nothing between its members")
 
@@ -445,97 +566,32 @@ class EtcdCluster:
             return self.members.index(member)
         if isinstance(member, bool) or not isinstance(member, int):
             raise TypeError(f"a member is an index or an EtcdServer, not {member!r}")
-        if not 0 <= member < self._size:
-            raise IndexError(f"there is no member {member}: they are 0 to {self._size - 1}")
+        if not 0 <= member < len(self.members):
+            raise IndexError(f"there is no member {member}: they are 0 to {len(self.members) - 1}")
         return member
 
-    def _elected(self, seen: list[_Status]) -> _Status | None:
+    def _is_majority(self, members: Iterable[EtcdServer]) -> bool:
+        """Whether these are more than half of those who have a vote."""
+        voters = [member for member in self.members if member not in self._learners]
+        return len(set(members).intersection(voters)) > len(voters) // 2
+
+    def _elected(self, seen: list[Status]) -> Status | None:
         """The member whom a majority of all members follows and reaches, itself included."""
         for status in seen:
-            reached = self._reached(self._index(status.server))
+            reached = self._wiring.reached(status.server)
             followers = [
-                other
+                other.server
                 for other in seen
                 if (other.leader_id, other.raft_term) == (status.member_id, status.raft_term)
                 and other.server in reached
             ]
-            if status in followers and len(followers) > self._size // 2:
+            if status.server in followers and self._is_majority(followers):
                 return status
         return None
 
-    async def _transfer(self, leader: EtcdServer, target: _Status) -> None:
-        if target.server not in self._reached(self._index(leader)):
+    async def _transfer(self, leader: EtcdServer, target: Status) -> None:
+        if target.server not in self._wiring.reached(leader):
             raise RuntimeError(f"{target.server.name} is cut off from {leader.name}, which leads")
         body = {"targetID": str(target.member_id)}
         with contextlib.suppress(OSError, RuntimeError):  # one is gone, or does not lead any more
             await leader.gateway("maintenance/transfer-leadership", body)
-
-    async def _ask_all(self, seen: list[_Status], limit: float, *, healths: bool = False) -> float:
-        """Ask all members side by side, and put what they say into `seen`, in place of before.
-
-        Returns:
-            The limit for the next time.
-        """
-        answers: list[_Status] = []
-        late = False
-
-        async def ask_one(member: EtcdServer) -> None:
-            nonlocal late
-            with (
-                contextlib.suppress(OSError, RuntimeError),  # it does not answer
-                anyio.move_on_after(limit) as scope,  # its health stays unknown then
-            ):
-                answers.append(status := await self._ask(member))
-                if healths:
-                    status.is_healthy = await member.is_healthy()
-            late = late or scope.cancelled_caught
-
-        async with anyio.create_task_group() as tasks:
-            for member in self.members:
-                if member.is_running and not member.is_paused:
-                    tasks.start_soon(ask_one, member)
-        seen[:] = answers
-        return limit * 2 if late else limit
-
-    async def _ask(self, member: EtcdServer) -> _Status:
-        answer = await member.gateway("maintenance/status")
-        header = answer["header"]
-        return _Status(
-            server=member,
-            member_id=int(header["member_id"]),
-            leader_id=int(answer.get("leader", 0)),
-            raft_term=int(header["raft_term"]),
-        )
-
-    @contextlib.contextmanager
-    def _bounded(self, timeout: float, missed: str, seen: list[_Status]) -> Iterator[None]:
-        """Bound a wait; its error tells what the members said last."""
-        try:
-            with anyio.fail_after(timeout):
-                yield
-        except TimeoutError:
-            told = "\n".join(self._told(seen))
-            raise TimeoutError(f"{missed} within {timeout:g} s:\n{told}") from None
-
-    def _told(self, seen: list[_Status]) -> Iterator[str]:
-        names = {status.member_id: status.server.name for status in seen}
-        said = {status.server.name: status for status in seen}
-        for member in self.members:
-            status = said.get(member.name)
-            if status is None:
-                yield f"{member!r} does not answer; its log ends with:\n{_tail(member)}"
-                continue
-            leader = names.get(status.leader_id, f"{status.leader_id:x}")
-            follows = f"follows {leader}" if status.leader_id else "has no leader"
-            line = f"{member!r} {follows} in term {status.raft_term}"
-            if status.is_healthy is not False and status.leader_id:
-                yield line
-            else:
-                yield f"{line} and is not healthy; its log ends with:\n{_tail(member)}"
-
-
-def _tail(member: EtcdServer) -> str:
-    try:
-        return member.log_tail()[-_LOG_TAIL:]
-    except (OSError, RuntimeError):  # it was never started
-        return ""

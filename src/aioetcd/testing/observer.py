@@ -7,7 +7,7 @@ member, past all proxies.
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,16 @@ class Observer:
 
     revision: int = 0
     _reached: anyio.Event = field(default_factory=anyio.Event)
+    _watch: Callable[[EtcdServer], None] = field(default=lambda member: None)
+
+    def add(self, member: EtcdServer) -> None:
+        """Watch another member too, as one that has come to the cluster.
+
+        Example:
+            async with observe(recorder, cluster.members) as oracle:
+                oracle.add(await cluster.replace(0))
+        """
+        self._watch(member)
 
     async def wait_for(self, revision: int, *, timeout: float = 20.0) -> None:
         """Wait until everything up to a revision is recorded.
@@ -58,7 +68,7 @@ async def observe(
 
     Several members of a cluster may be watched: they may be stopped, killed, paused and started
     again, and what one misses another has. Where two tell different histories, `checkers.Oracle`
-    refuses them. Members without TLS and auth only.
+    refuses them.
 
         async with observe(recorder, cluster.members) as oracle:
             ...  # faults, and clients whose calls are recorded
@@ -70,10 +80,14 @@ async def observe(
         members: Whom to watch.
         start_revision: From where on; what was compacted away before it is seen is missing.
     """
-    observer = Observer()
     async with anyio.create_task_group() as tasks:
-        for member in members:
+
+        def watch(member: EtcdServer) -> None:
             tasks.start_soon(_watch, member, recorder, observer, start_revision)
+
+        observer = Observer(_watch=watch)
+        for member in members:
+            watch(member)
         yield observer
         tasks.cancel_scope.cancel()
 
@@ -104,8 +118,8 @@ async def _watch(
                 if events:
                     next_revision = events[-1].kv.mod_revision + 1
                     observer.reached(events[-1].kv.mod_revision)
-        except OSError:
-            pass  # it was stopped, or is not there yet
+        except (OSError, RuntimeError):
+            pass  # it was stopped, is not there yet, or has no leader who would let it sign in
         await anyio.sleep(_POLL)
 
 

@@ -11,13 +11,15 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import anyio
 
+from aioetcd.config.tls import TLS
+from aioetcd.testing._args import check_args, flags_of
 from aioetcd.testing._binary import (
     EtcdNotFoundError,
     ask,
@@ -25,8 +27,10 @@ from aioetcd.testing._binary import (
     find_binary,
     is_executable,
 )
+from aioetcd.testing._certificates import Authority, Certificates, unverified
 from aioetcd.testing._folder import Folder, sweep
-from aioetcd.testing._http import read_lines, request
+from aioetcd.testing._gateway import Gateway, is_stale
+from aioetcd.testing._http import request
 from aioetcd.testing._process import HOST, Group, Ports, spawn
 
 __all__ = ["AddressInUseError", "EtcdNotFoundError", "EtcdServer", "EtcdStartError", "find_binary"]
@@ -35,9 +39,6 @@ _POLL = 0.02
 _START_ATTEMPTS = 5
 _LOG_TAIL = 4000
 _QUICK = {"heartbeat-interval": "50", "election-timeout": "250"}
-
-# What EtcdServer decides by itself. Everything else may be set or overridden by `args`.
-_OWN_FLAGS = frozenset({"name", "data-dir", "listen-client-urls", "listen-peer-urls"})
 
 
 class EtcdStartError(RuntimeError):
@@ -78,11 +79,24 @@ class EtcdServer:
         data_dir: Where the data is kept. By default a fresh temporary directory.
         quick: A leader within a quarter of a second, where it else may take more than one, and
             leases from 1 s on, as in `EtcdCluster`.
+        tls: Serve clients (not peers) by TLS alone, with throw-away certificates for 127.0.0.1 and
+            localhost; ``"mutual"`` wants a certificate of the client as well. `tls` has what a
+            client needs.
+        auth: A name, which is ``"root"``, and a password: the first start makes this user with the
+            role root, and enables auth. A member of a cluster (``--initial-cluster`` in ``args``)
+            leaves that to who forms the cluster, and only asks as this user.
 
     Raises:
         TypeError: ``args`` is a string, not a list of them.
-        ValueError: ``args`` has a flag that the server decides by itself, or ``--config-file``.
+        ValueError: ``args`` has a flag that the server decides by itself, or ``--config-file``;
+            ``auth`` names another user than root.
         EtcdNotFoundError: There is no such program.
+        ModuleNotFoundError: ``tls`` needs `trustme`, and there is none.
+
+    Example:
+        async with EtcdServer(tls=True, auth=("root", "pw")) as server:
+            await server.gateway("kv/put", {"key": "YQ=="})
+            client = Client(server.endpoint, tls=server.tls, username="root", password="pw")
     """
 
     def __init__(
@@ -93,11 +107,22 @@ class EtcdServer:
         name: str = "default",
         data_dir: str | os.PathLike[str] | None = None,
         quick: bool = False,
+        tls: bool | Literal["mutual"] = False,
+        auth: tuple[str, str] | None = None,
     ) -> None:
         self.binary: Path = find_binary() if binary is None else Path(binary).absolute()
         if not is_executable(self.binary):
             raise EtcdNotFoundError(f"{self.binary} is not a program to run")
-        self.args: list[str] = check_args(args)
+        self.args: list[str] = check_args(args, tls=bool(tls))
+        if tls not in (False, True, "mutual"):
+            raise ValueError(f"tls must be True, False or 'mutual', not {tls!r}")
+        if auth is not None and auth[0] != "root":
+            raise ValueError(f"auth must name the user root, whom etcd wants, not {auth[0]!r}")
+        self._tls = tls
+        self._authority = Authority() if tls else None
+        self._certificates: Certificates | None = None
+        self._gateway = Gateway(auth)
+        self._signs_in_at: Callable[[], EtcdServer] | None = None  # of a learner: who has a vote
         self.name = name
         self._quick = quick
         self._data_dir = None if data_dir is None else Path(data_dir).absolute()
@@ -118,13 +143,28 @@ class EtcdServer:
     @property
     def client_url(self) -> str:
         """The endpoint with its scheme."""
-        scheme = "https" if _flags(self.args) & {"cert-file", "auto-tls"} else "http"
-        return f"{scheme}://{self.endpoint}"
+        is_tls = self._tls or flags_of(self.args) & {"cert-file", "auto-tls"}
+        return f"{'https' if is_tls else 'http'}://{self.endpoint}"
+
+    @property
+    def tls(self) -> TLS | None:
+        """What a client needs for TLS, as paths in the server's folder; None without ``tls=``.
+
+        There once the server was started, and the same until `aclose`: files that a test replaces
+        there stay.
+
+        Raises:
+            RuntimeError: It was not started yet.
+
+        Example:
+            async with Client(server.endpoint, tls=server.tls) as client: ...
+        """
+        return self._issued().tls if self._tls else None
 
     @property
     def peer_url(self) -> str:
         """Where other members connect to."""
-        scheme = "https" if _flags(self.args) & {"peer-cert-file", "peer-auto-tls"} else "http"
+        scheme = "https" if flags_of(self.args) & {"peer-cert-file", "peer-auto-tls"} else "http"
         return f"{scheme}://{HOST}:{self._peer_port}"
 
     @property
@@ -215,13 +255,18 @@ class EtcdServer:
         """
         if self.is_running:
             raise RuntimeError(f"{self!r} was started already")
-        check_args(self.args)
+        check_args(self.args, tls=bool(self._tls))
         self._end()  # of a process that ended by itself, what it had started
         await anyio.to_thread.run_sync(sweep)
         if self._data_dir is None and self._temporary is None:
             self._temporary = Folder()
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
-        may_move = not self._has_started and "initial-cluster" not in _flags(self.args)
+        if self._authority is not None and self._certificates is None:
+            folder = self.data_dir.with_name(self.data_dir.name + ".tls")
+            is_mutual = self._tls == "mutual"
+            self._certificates = Certificates(folder, self._authority, is_mutual=is_mutual)
+        is_alone = "initial-cluster" not in flags_of(self.args)
+        may_move = not self._has_started and is_alone
         for attempt in range(1, _START_ATTEMPTS + 1):
             try:
                 await self._start_once(timeout)
@@ -233,7 +278,13 @@ class EtcdServer:
                 self._pick_ports()
             else:
                 self._has_started = True
-                return
+                break
+        if is_alone:
+            try:
+                await self._enable_auth()
+            except BaseException:
+                await self.kill()
+                raise
 
     async def stop(self, *, timeout: float = 10.0) -> None:
         """End etcd as a service manager would: SIGTERM, and SIGKILL where that was not enough.
@@ -289,12 +340,17 @@ class EtcdServer:
                 self._temporary.remove()
                 self._temporary = None
                 self._has_started = False
+                self._certificates = None
             self._ports.release()
 
     # -- beside the client ---------------------------------------------------------------------
 
     async def clear(self) -> None:
-        """Revoke every lease and delete every key. Needs a server without TLS and auth."""
+        """Revoke every lease and delete every key.
+
+        Needs a server without auth, or with ``auth=``, and without ``--client-cert-auth`` in
+        ``args``.
+        """
         for lease in (await self.gateway("lease/leases")).get("leases", ()):
             try:
                 await self.gateway("lease/revoke", {"ID": lease["ID"]})
@@ -306,22 +362,29 @@ class EtcdServer:
     async def gateway(self, path: str, body: Mapping[str, object] | None = None) -> Any:
         """Call etcd's JSON gateway, as curl would: without the client that is tested.
 
+        With ``auth=`` it asks as that user, and signs in again where its token has become void.
+
         Args:
             path: What follows ``/v3/``, such as ``"kv/put"``.
             body: The request. Bytes are base64, 64-bit numbers may be strings.
 
         Returns:
             The decoded answer.
+
+        Raises:
+            RuntimeError: It was refused; the message has etcd's.
+            OSError: There is nobody, or the connection broke.
+
+        Example:
+            await server.gateway("kv/put", {"key": "YQ==", "value": "MQ=="})
         """
-        status, answer = await request(
-            self._client_port, f"/v3/{path}", json.dumps(body or {}).encode()
-        )
-        if status != 200:
-            raise RuntimeError(f"/v3/{path}: {status} {answer.decode(errors='replace')}")
         try:
-            return json.loads(answer)
-        except ValueError as exc:  # of a long one the length is not known before
-            raise ConnectionResetError(f"/v3/{path}: the answer has no end") from exc
+            return await self._gateway.ask(self._client_port, path, body)
+        except RuntimeError as refused:
+            if self._gateway.user is None or not is_stale(refused):
+                raise
+        await self._sign_in()
+        return await self._gateway.ask(self._client_port, path, body)
 
     async def gateway_stream(
         self, path: str, body: Mapping[str, object]
@@ -330,10 +393,38 @@ class EtcdServer:
 
         Raises:
             OSError: There is nobody, or the connection broke.
+            RuntimeError: The user of ``auth=`` may not sign in.
         """
-        encoded = json.dumps(body).encode()
-        async for line in read_lines(self._client_port, f"/v3/{path}", encoded):
-            yield json.loads(line)
+        await self._sign_in()  # of a stream nobody could tell a stale token from another error
+        async for answer in self._gateway.stream(self._client_port, path, body):
+            yield answer
+
+    def renew_certificate(
+        self, *, expired: bool = False, name: str | None = None, other_authority: bool = False
+    ) -> TLS:
+        """Replace the server's certificate on disk, which etcd uses from the next connection on.
+
+        Connections that are open stay, and `tls` is as before. The kit itself takes any certificate
+        and asks on; but one that is expired or another authority's is no client's either, and with
+        ``tls="mutual"`` etcd's own gateway shows it when it connects anew (after a restart, and
+        from 3.8 on for the first question ever): `gateway` fails then.
+
+        Args:
+            expired: It ran out yesterday.
+            name: It is for this name or address alone, in place of 127.0.0.1 and localhost.
+            other_authority: Somebody else has signed it, whom no client trusts yet.
+
+        Returns:
+            What a client needs to trust who has signed it: `tls`, or with another file as its `ca`.
+
+        Raises:
+            RuntimeError: The server was made without ``tls=``, or was not started yet.
+
+        Example:
+            renewed = server.renew_certificate(other_authority=True)
+            shutil.copy(renewed.ca, server.tls.ca)  # whoever reads `server.tls` trusts it now
+        """
+        return self._issued().renew(expired=expired, name=name, other_authority=other_authority)
 
     async def metrics(self) -> dict[str, float]:
         """The server's own counters (``/metrics``), by name with labels."""
@@ -363,6 +454,21 @@ class EtcdServer:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _issued(self) -> Certificates:
+        if self._certificates is None:
+            why = "has no certificates before its start" if self._tls else "was made without tls="
+            raise RuntimeError(f"{self!r} {why}")
+        return self._certificates
+
+    async def _sign_in(self) -> None:
+        """Get a token where auth is on: of itself, or of another member (they know it as well)."""
+        asked = self if self._signs_in_at is None else self._signs_in_at()
+        await asked._gateway.sign_in(asked._client_port)
+        self._gateway.token = asked._gateway.token
+
+    async def _enable_auth(self) -> None:
+        await self._gateway.enable_auth(self._client_port)
+
     def _pick_ports(self) -> None:
         self._ports = Ports(3)  # those of before are released
         self._client_port, self._peer_port, self._metrics_port = self._ports.numbers
@@ -380,6 +486,7 @@ class EtcdServer:
             "logger": "zap",
             "log-level": "warn",
             **(_QUICK if self._quick else {}),
+            **(self._certificates.args if self._certificates is not None else {}),
         }
         if self._control_port == self._metrics_port:
             defaults["listen-metrics-urls"] = f"http://{HOST}:{self._metrics_port}"
@@ -389,7 +496,7 @@ class EtcdServer:
             # Tests kill the process, not the machine: the page cache keeps what was written, and a
             # write costs microseconds instead of a disk's round trip.
             defaults["unsafe-no-fsync"] = "true"
-        given = _flags(self.args)
+        given = flags_of(self.args)
         return [
             str(self.binary),
             f"--name={self.name}",
@@ -402,6 +509,10 @@ class EtcdServer:
 
     async def _start_once(self, timeout: float) -> None:
         command = await self._command()
+        if self._certificates is not None:
+            self._gateway.context = self._certificates.context()
+        else:
+            self._gateway.context = unverified() if self.client_url.startswith("https") else None
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
             self._process = spawn(command, log.fileno())
@@ -456,32 +567,3 @@ class EtcdServer:
     async def _wait_ended(self) -> None:
         while self._process is not None and not self._process.has_ended():
             await anyio.sleep(_POLL)
-
-
-def _flags(args: Iterable[str]) -> set[str]:
-    """The names of the flags among the arguments, without dashes."""
-    return {arg.lstrip("-").partition("=")[0] for arg in args if arg.startswith("-")}
-
-
-def check_args(args: Iterable[str]) -> list[str]:
-    """Give the arguments as a list.
-
-    Raises:
-        TypeError: They are no strings, or one string for all.
-        ValueError: There is a flag that the server decides by itself.
-    """
-    if isinstance(args, str | bytes):
-        raise TypeError(f"args must be a list of strings, such as [{args!r}], not {args!r} itself")
-    given: list[object] = list(args)
-    checked = [arg for arg in given if isinstance(arg, str)]
-    if wrong := [arg for arg in given if not isinstance(arg, str)]:
-        raise TypeError(f"args must be a list of strings: pass str({wrong[0]!r})")
-    flags = _flags(checked)
-    if "config-file" in flags:
-        raise ValueError(
-            "args: with --config-file etcd ignores all other flags, those that EtcdServer sets "
-            "too: give what the file says as flags"
-        )
-    if own := flags & _OWN_FLAGS:
-        raise ValueError(f"args: EtcdServer sets {', '.join(sorted(own))} by itself")
-    return checked
