@@ -304,7 +304,7 @@ async def in_another_loop(use: Callable[[], Awaitable[object]]) -> None:
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_used_from_another_loop(client: Client, use: str) -> None:
+async def test_p3_used_from_another_loop(client: Client, use: str) -> None:
     """A client used from another loop is a RuntimeError that says so, and no hang."""
     await client.kv.put("k", "v")
     with pytest.raises(RuntimeError, match="another event loop"):
@@ -328,7 +328,7 @@ def test_used_without_a_loop() -> None:
             call.send(None)
 
 
-def test_belongs_to_the_loop_of_its_first_use(server: EtcdServer) -> None:
+def test_p3_belongs_to_the_loop_of_its_first_use(server: EtcdServer) -> None:
     """A client may be made before any loop, and every loop has a client of its own."""
     clients = [Client(server.endpoint) for _ in range(2)]
 
@@ -553,7 +553,7 @@ async def test_asyncio_task_group(hung: Client) -> None:
     assert caught.value.exceptions == (mine,)
 
 
-async def test_cancelled_calls_leave_nothing(server: EtcdServer) -> None:
+async def test_k11_cancelled_calls_leave_nothing(server: EtcdServer) -> None:
     """Cancelled calls do not go on at the server, and the client works on one connection."""
     await server.clear()
     async with (

@@ -465,7 +465,7 @@ async def test_key_not_found(kv: KV, server: EtcdServer) -> None:
         (3_000_000, "RESOURCE_EXHAUSTED", "message larger than max"),
     ],
 )
-async def test_too_large(kv: KV, server: EtcdServer, size: int, code: str, text: str) -> None:
+async def test_r2_too_large(kv: KV, server: EtcdServer, size: int, code: str, text: str) -> None:
     """A request beyond the server's limit is one error, whether etcd refuses it or its gRPC."""
     with pytest.raises(RequestTooLargeError) as caught:
         await kv.put("k", b"x" * size)
@@ -499,7 +499,7 @@ async def test_duplicate_key(kv: KV, server: EtcdServer, ops: list[Any]) -> None
     assert (await kv.get("", prefix=True)).count == 0
 
 
-async def test_too_many_ops(kv: KV, server: EtcdServer) -> None:
+async def test_r2_too_many_ops(kv: KV, server: EtcdServer) -> None:
     """128 operations are done, 129 are refused as a whole."""
     ops = [Op.put(f"k{number}", "v") for number in range(129)]
     with pytest.raises(TooManyOpsError) as caught:
@@ -568,7 +568,7 @@ async def test_lease_exists(client: Client, lease: int, server: EtcdServer) -> N
 
 
 @pytest.mark.contract
-async def test_no_space() -> None:
+async def test_r1_no_space() -> None:
     """A full server refuses what needs space and does what needs none."""
     args = ["--quota-backend-bytes=5000000"]
     async with EtcdServer(args=args) as server, Client(server.endpoint) as client:

@@ -252,7 +252,7 @@ NOBODY = "the client is closed: nobody held it any more"
         ("unused", 0, []),
     ],
 )
-async def test_a_client_that_nobody_closes(
+async def test_p2_a_client_that_nobody_closes(
     server: EtcdServer, loop: str, how: str, warnings: int, out: list[str]
 ) -> None:
     """It warns once if it was used, ends all that it has, and says nothing else."""

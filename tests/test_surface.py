@@ -47,8 +47,11 @@ PUBLIC = {
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
     "Client": (
-        "__aenter__ aclose from_env from_url kv lease lock session set_credentials set_endpoints "
-        "stats watch"
+        "__aenter__ aclose from_env from_srv from_url kv lease lock session set_credentials "
+        "set_endpoints stats sync_endpoints watch"
+    ),
+    "ClientOptions": (
+        "auto_sync keepalive_time keepalive_timeout observers password timeout tls username"
     ),
     "ClientStats": (
         "calls connections endpoint leases paused_watches reconnects retries soonest_expiry watches"
@@ -87,6 +90,7 @@ PUBLIC = {
     "Op": "delete get put txn",
     "OpResponse": "header",
     "PutResponse": "prev_kv",
+    "Resolver": "resolve",
     "ResponseHeader": "cluster_id member_id raft_term revision",
     "Session": "__aenter__ expires_in is_lost lease_id wait_lost",
     "SortOrder": "ASCEND DESCEND NONE",

@@ -5,6 +5,8 @@ import logging
 from aioetcd.client import Client
 from aioetcd.compare import Compare, CompareTarget
 from aioetcd.concurrency import Lock, OnLost, Session
+from aioetcd.config.client import ClientOptions
+from aioetcd.config.srv import Resolver
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.config.tls import PEM, TLS
 from aioetcd.errors import (
@@ -96,6 +98,7 @@ __all__ = [
     "CallReport",
     "Client",
     "ClientClosedError",
+    "ClientOptions",
     "ClientStats",
     "ClusterMismatchError",
     "CompactResponse",
@@ -150,6 +153,7 @@ __all__ = [
     "PermissionDeniedError",
     "PutResponse",
     "RequestTooLargeError",
+    "Resolver",
     "ResponseHeader",
     "Session",
     "SortOrder",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Self, Unpack
 
-from aioetcd._checks import check_seconds
 from aioetcd._constructor import create
-from aioetcd._transport.token import User
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import Lock, OnLost, Session
+from aioetcd.config.client import ClientOptions, Config
 from aioetcd.config.endpoints import parse_endpoints
-from aioetcd.config.sources import from_env, from_url
+from aioetcd.config.srv import Resolver
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.config.tls import TLS
+from aioetcd.config.user import User
 from aioetcd.kv import KV
 from aioetcd.lease import Leases
 from aioetcd.observe import Observer
@@ -22,22 +23,6 @@ from aioetcd.types.stats import ClientStats
 from aioetcd.watch import Watcher
 
 __all__ = ["Client"]
-
-# gRPC counts it in milliseconds, as a C int.
-_LONGEST_KEEPALIVE = 2_000_000
-
-
-def _user(username: str | None, password: str | None) -> User | None:
-    given: dict[str, Any] = {"username": username, "password": password}
-    if username is None and password is None:
-        return None
-    for name, text in given.items():
-        if not isinstance(text, str):
-            kind = "None" if text is None else type(text).__name__
-            raise TypeError(f"{name} must be a str, not {kind}: username and password go together")
-        if not text:
-            raise ValueError(f"{name} must not be empty")
-    return User(given["username"], given["password"])
 
 
 class Client:
@@ -59,6 +44,8 @@ class Client:
         tls: Speak TLS, with these certificates; an endpoint ``https://...`` speaks it anyway.
         username: Sign in as this user; with `password`.
         password: The user's.
+        auto_sync: Once the client is in use, do what `sync_endpoints` does every so many seconds,
+            above 0; None never does. A failure is logged, and changes nothing.
         observers: Are told of each call, and of what happens beside them.
 
     Attributes:
@@ -87,24 +74,21 @@ class Client:
         tls: TLS | None = None,
         username: str | None = None,
         password: str | None = None,
+        auto_sync: float | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        for name, seconds in (
-            ("keepalive_time", keepalive_time),
-            ("keepalive_timeout", keepalive_timeout),
-        ):
-            if check_seconds(name, seconds) is None or seconds > _LONGEST_KEEPALIVE:
-                raise ValueError(f"{name} must be at most {_LONGEST_KEEPALIVE} seconds")
-        if keepalive_time < 5:
-            raise ValueError(f"keepalive_time must be at least 5 seconds, not {keepalive_time}")
         self._transport = Transport(
-            parse_endpoints(endpoints),
-            timeout=check_seconds("timeout", timeout),
-            keepalive_time=keepalive_time,
-            keepalive_timeout=keepalive_timeout,
-            tls=tls,
-            user=_user(username, password),
-            observers=observers,
+            Config.checked(
+                endpoints,
+                timeout=timeout,
+                keepalive_time=keepalive_time,
+                keepalive_timeout=keepalive_timeout,
+                tls=tls,
+                username=username,
+                password=password,
+                auto_sync=auto_sync,
+                observers=observers,
+            )
         )
         self.kv: KV = create(KV, self._transport)
         self.lease: Leases = create(Leases, self._transport)
@@ -113,81 +97,170 @@ class Client:
         self._turns = create(Watcher, self._transport)
 
     @classmethod
-    def from_url(cls, url: str) -> Client:
-        """Make a client from a URL, ``etcd://`` or, with TLS, ``etcds://``.
+    def from_url(cls, url: str) -> Self:
+        """Make a client of a URL: ``etcds://user:password@host-1:2379,host-2:2379/?timeout=5``.
+
+        ``etcd://`` speaks plaintext, ``etcds://`` TLS. Without a port it is 2379; IPv6 addresses
+        stand in brackets. Options are those of `Client`, `timeout`, `keepalive_time`,
+        `keepalive_timeout` and `auto_sync`, in seconds (``inf`` is none), and with ``etcds://``
+        those of `TLS`: `ca`, `cert` and `key`, which are paths, and `server_name`. What is special
+        in a URL is percent-encoded: an ``@`` in a password is ``%40``.
 
         Args:
-            url: ``etcds://user:password@host:2379,other/?timeout=5&ca=/etc/etcd/ca.pem``. What has
-                a meaning in URLs is percent-encoded in the user and the password; the port is 2379
-                where there is none. The options are ``timeout``, ``keepalive_time`` and
-                ``keepalive_timeout`` in seconds (``none`` for no timeout), and for TLS ``ca``,
-                ``cert``, ``key`` (paths) and ``server_name``.
+            url: It; errors do not show its user and password.
 
         Raises:
-            ValueError: It is no such URL, an option there is not, or one twice.
+            ValueError: It is no such URL, has an option that is not known, or one twice, or a value
+                that `Client` would not take.
             TypeError: It is no str.
 
         Example:
             async with Client.from_url("etcd://127.0.0.1:2379/?timeout=5") as client:
                 await client.kv.put("greeting", "hello")
         """
-        return cls(**from_url(url))
+        from aioetcd.config.url import read_url
+
+        return cls(**read_url(url))
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Client:
-        """Make a client from etcdctl's environment variables.
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Make a client of the environment variables that `etcdctl` reads.
 
-        ``ETCDCTL_ENDPOINTS``, ``_USER`` (``name:password``), ``_PASSWORD``, ``_CACERT``, ``_CERT``,
-        ``_KEY``, ``_COMMAND_TIMEOUT``, ``_KEEPALIVE_TIME`` and ``_KEEPALIVE_TIMEOUT``; without them
-        the defaults of `Client`.
+        They are ``ETCDCTL_ENDPOINTS``, ``_USER`` (``name:password``, or the name alone with
+        ``_PASSWORD``), ``_CACERT``, ``_CERT``, ``_KEY``, ``_INSECURE_TRANSPORT`` (with ``false``
+        TLS is spoken also without these files), ``_COMMAND_TIMEOUT`` (the default deadline),
+        ``_KEEPALIVE_TIME`` and ``_KEEPALIVE_TIMEOUT``; durations are Go's, such as ``1m30s``. What
+        is not there is as in `Client`, not as in `etcdctl`. Other variables are ignored.
 
         Args:
-            environ: The variables; None takes those of the process.
+            environ: Read these instead of `os.environ`.
 
         Raises:
-            ValueError: One cannot be read, or asks for what there is not, as for no verification.
+            ValueError: A variable, which is named, cannot be read or is out of the limits of
+                `Client`; or it asks for what this client does not do: not to verify certificates
+                (``_INSECURE_SKIP_TLS_VERIFY``), DNS (``_DISCOVERY_SRV``, see `from_srv`), or a
+                ready-made token (``_AUTH_JWT_TOKEN``).
 
         Example:
             async with Client.from_env({"ETCDCTL_ENDPOINTS": "127.0.0.1:2379"}) as client:
                 await client.kv.put("greeting", "hello")
         """
-        return cls(**from_env(os.environ if environ is None else environ))
+        from aioetcd.config.env import read_env
 
-    def set_endpoints(self, endpoints: str | Iterable[str]) -> None:
-        """Take another list of endpoints while running.
+        return cls(**read_env(os.environ if environ is None else environ))
 
-        Those that stay keep their connections. Reads and streams on one that is gone move; a write
-        on its way there is waited for.
+    @classmethod
+    async def from_srv(
+        cls,
+        domain: str,
+        service_name: str | None = None,
+        *,
+        resolver: Resolver | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> Self:
+        """Make a client of a domain whose DNS names the members, as `etcdctl --discovery-srv` does.
+
+        Members at ``_etcd-client-ssl._tcp.DOMAIN`` speak TLS, those at ``_etcd-client._tcp.DOMAIN``
+        plaintext; with `tls` the latter are left out. DNS is asked once, now. It needs dnspython
+        (``pip install 'aioetcd[srv]'``).
 
         Args:
-            endpoints: As for `Client`.
+            domain: Whose DNS.
+            service_name: Of several clusters of a domain, this one:
+                ``_etcd-client-ssl-NAME._tcp.DOMAIN``.
+            resolver: Ask this one; None asks those that the system is configured with.
+            options: The arguments of `Client`, but for its endpoints.
 
         Raises:
-            ValueError: There is none, or one cannot be parsed.
-            TypeError: Not str.
+            NoEndpointError: DNS names no member; its `reasons` say why, for both names.
+            ImportError: dnspython is not installed.
+            ValueError: `domain` or `service_name` is empty, or an option out of its limits.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            from types import SimpleNamespace
+
+            host, port = "127.0.0.1:2379".split(":")
+
+            class Zone:  # what DNS would say
+                async def resolve(self, qname: str, rdtype: str, /) -> list[SimpleNamespace]:
+                    if "ssl" in qname:
+                        return []
+                    return [SimpleNamespace(target=host, port=int(port), priority=0, weight=1)]
+
+            async with await Client.from_srv("example.com", resolver=Zone()) as client:
+                await client.kv.put("greeting", "hello")
+        """
+        from aioetcd.config.srv import discover
+
+        only_tls = options.get("tls") is not None
+        found = await discover(domain, service_name, resolver, only_tls=only_tls)
+        return cls(found, **options)
+
+    def set_endpoints(self, endpoints: str | Iterable[str]) -> None:
+        """Use other endpoints of the same cluster from now on.
+
+        Connections to those that are in both lists stay. From the others streams move, watches
+        without losing an event, and so do reads; a write under way is waited for.
+
+        Args:
+            endpoints: As in `Client`.
+
+        Raises:
+            ValueError: There is none, or one that cannot be parsed.
+            TypeError: One of the wrong type.
+            ClientClosedError: The client is closed.
+            RuntimeError: It belongs to another event loop, or there is none.
 
         Example:
             client.set_endpoints(["127.0.0.1:2379"])
-            await client.kv.put("greeting", "hello")
         """
-        self._transport.picker.replace(parse_endpoints(endpoints))
+        parsed = parse_endpoints(endpoints)
+        self._transport.check_usable()
+        self._transport.picker.replace(parsed)
 
-    def set_credentials(self, username: str | None, password: str | None) -> None:
-        """Sign in as somebody else, or with another password, from the next call on.
+    async def sync_endpoints(self, timeout: float | Default | None = DEFAULT) -> None:
+        """Ask the cluster for its members, and use the endpoints that they advertise.
+
+        Without learners and members that have not started. Where nothing is left, all stays as it
+        is. Members may advertise addresses that are of no use from where you are. A client that
+        speaks TLS takes no endpoint that does not.
 
         Args:
-            username: The user; None, with `password`, calls without one.
+            timeout: The deadline in seconds; None is none.
+
+        Raises:
+            EtcdError: By cause; RPC ``MemberList``.
+
+        Example:
+            await client.sync_endpoints()
+            len(client.stats().connections)  # 1
+        """
+        await self._transport.endpoint_sync.once(timeout)
+
+    def set_credentials(self, username: str | None, password: str | None) -> None:
+        """Call as another user from now on, or with the same one's new password.
+
+        Nothing is sent yet: a wrong password is an error of the next call. Streams that are open
+        stay what they are until they are opened again.
+
+        Args:
+            username: The user; None, with `password`, signs out.
             password: The user's.
 
         Raises:
             ValueError: One of them is empty.
-            TypeError: One of them is missing, or no str.
+            TypeError: One of them is None alone, or no str.
+            ClientClosedError: The client is closed.
+            RuntimeError: It belongs to another event loop, or there is none.
 
         Example:
-            client.set_credentials("app", "another password")
+            client.set_credentials("app", "a new password")
             client.set_credentials(None, None)
         """
-        self._transport.tokens.change(_user(username, password))
+        user = User.checked(username, password)
+        self._transport.check_usable()
+        self._transport.tokens.change(user)
 
     def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
         """Make a session: a lease that is kept alive for an ``async with``.

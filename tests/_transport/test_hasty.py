@@ -1,142 +1,391 @@
-"""Who waits for what: a hasty caller harms nobody, and a silent connection is found out."""
+"""One caller's haste, an endpoint that lies, a silent connection: nobody else notices."""
 
 from __future__ import annotations
 
-import logging
-import os
+import asyncio
+import contextlib
 import random
-import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from aioetcd import Client, DeadlineExceededError, EtcdError, NoEndpointError
+from aioetcd import (
+    Client,
+    DeadlineExceededError,
+    EtcdError,
+    NoEndpointError,
+    UnsupportedByServerError,
+)
 from aioetcd._constructor import create
+from aioetcd._transport.transport import Transport
 from aioetcd.kv import KV
-from aioetcd.testing import EtcdServer, FaultProxy
-from tests._transport.weather import connected
+from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
+from aioetcd.testing._process import HOST
+from tests._transport.test_look import Answering
+from tests._transport.weather import SLACK, connected
 from tests.programs import run_program, stranger
 from tests.waiting import lateness, until
 
-pytestmark = pytest.mark.own_logic("what the client makes of silence")
+# --- haste -------------------------------------------------------------------------------------
+
+
+async def hurry(transport: Transport, rng: random.Random, seconds: float) -> int:
+    """Call with deadlines that nobody could keep, or hardly; gives how many were missed."""
+    kv = create(KV, transport)
+    missed = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        timeout = 10 ** rng.uniform(-6, -1.22)  # 1 µs to 60 ms
+        call = (
+            kv.put("hasty", "v", timeout=timeout)
+            if rng.random() < 0.5
+            else kv.get("hasty", timeout=timeout)
+        )
+        try:
+            await call
+        except DeadlineExceededError:
+            missed += 1
+        except NoEndpointError:  # a write that waited for what the last one's haste has meant
+            missed += 1
+    return missed
+
+
+async def nobody_notices(
+    proxy: FaultProxy,
+    other: str | None,
+    rng: random.Random,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    has_neighbours: bool,
+) -> None:
+    """Hurry through a proxy, and see that nobody else is harmed."""
+    endpoints = [proxy.endpoint] if other is None else [proxy.endpoint, other]
+    async with connected(*endpoints, timeout=5) as transport:
+        kv = create(KV, transport)
+        await kv.put("k", "v")
+        before = transport.picker.current
+        connections = proxy.connections_total
+        proxy.delay(0.015)  # there and back 30 ms
+        over = False
+        calls = 0
+
+        async def neighbour(number: int) -> None:
+            nonlocal calls
+            while not over:
+                await kv.put(f"k{number}", "v")
+                assert (await kv.get(f"k{number}")).value == b"v"
+                calls += 1
+
+        async with anyio.create_task_group() as group:
+            for number in range(4 if has_neighbours else 0):
+                group.start_soon(neighbour, number)
+            missed = await hurry(transport, rng, 1.2)
+            over = True
+        assert missed > 20
+        assert calls > 20 or not has_neighbours
+        await until(lambda: not transport.picker._doubts)
+        assert transport.picker.current is before
+        assert transport.picker.members.moves == 0
+        assert proxy.connections_total == connections
+        assert transport.monitor.retries == 0
+        assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+
+
+@pytest.mark.own_logic("the deadlines are the client's")
+@pytest.mark.parametrize("other", ["alone", "dead", "silent"])
+@pytest.mark.parametrize("has_neighbours", [True, False], ids=["neighbours", "nobody else"])
+async def test_z10_haste_is_nobody_elses(
+    proxy: FaultProxy,
+    rng: random.Random,
+    caplog: pytest.LogCaptureFixture,
+    other: str,
+    has_neighbours: bool,
+) -> None:
+    """Deadlines too short for anybody move nobody, connect nobody anew, and fail nobody else."""
+    async with FaultProxy("127.0.0.1:9") as second:
+        if other == "dead":
+            second.refuse()
+        else:
+            second.hang()
+        endpoint = None if other == "alone" else second.endpoint
+        await nobody_notices(proxy, endpoint, rng, caplog, has_neighbours=has_neighbours)
 
 
 @pytest.mark.fault("Z10")
-@pytest.mark.parametrize("other_is_dead", [False, True])
-async def test_z10_hasty_callers_move_nobody(
-    proxy: FaultProxy,
-    client: Client,
-    other_is_dead: bool,
-    rng: random.Random,
-    caplog: pytest.LogCaptureFixture,
+async def test_z10_beside_one_without_a_quorum(
+    rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Deadlines of a microsecond to 60 ms, again and again, on a member that is well, but far."""
-    await client.kv.put("k", "v")
-    endpoints = [proxy.endpoint, *(["127.0.0.1:1"] if other_is_dead else [])]
-    async with Client(endpoints) as used:
-        await used.kv.get("k")
-        proxy.delay(0.02)
-        missed = 0
-        async with used.watch("k"), anyio.create_task_group() as group:
-
-            async def patient() -> None:
-                for _ in range(20):
-                    assert (await used.kv.get("k")).value == b"v"
-
-            group.start_soon(patient)
-            for _ in range(60):
-                try:
-                    await used.kv.get("k", timeout=10 ** rng.uniform(-6, -1.2))
-                except DeadlineExceededError:
-                    missed += 1
-        async with used.watch("k") as watch:
-            await client.kv.put("k", "w")
-            assert (await anext(watch)).kv.value == b"w"
-        assert missed > 30
-        assert proxy.connections_total == 1
-        assert used.stats().endpoint == proxy.endpoint
-        assert (used.stats().reconnects, used.stats().retries) == (0, 0)
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    """Nobody is sent to a member that is cut off from the others."""
+    async with EtcdCluster() as cluster:
+        cut = await cluster.isolate("leader")
+        _ = await cluster.leader()
+        index = next(i for i, member in enumerate(cluster.members) if member is not cut.member)
+        proxy, other = cluster.client_proxies[index], cut.member.endpoint
+        await nobody_notices(proxy, other, rng, caplog, has_neighbours=True)
+        assert cut.bytes_swallowed > 0
 
 
-@pytest.mark.alone("the CPU of a client that waits")
-async def test_z11_waiters_sleep() -> None:
-    """Sixty callers wait for endpoints that refuse: that takes next to no CPU."""
-    async with Client(["127.0.0.1:1", "127.0.0.1:2"]) as client, anyio.create_task_group() as group:
-
-        async def wait() -> None:
-            with pytest.raises(NoEndpointError):
-                await client.kv.get("k", timeout=5)
-
-        for _ in range(60):
-            group.start_soon(wait)
-        await until(lambda: "refused" in str(client._transport.picker.unreachable()))
-        began, used = time.monotonic(), time.process_time()
-        await anyio.sleep(3)
-        share = (time.process_time() - used) / (time.monotonic() - began)
-    assert share < 0.1
-
-
-@pytest.mark.fault("Z15")
-async def test_z15_an_idle_connection_was_dropped(proxy: FaultProxy) -> None:
-    """A read that finds its connection silent is rescued in time; the next one is quick."""
-    async with connected(proxy.endpoint) as transport, lateness() as late:
-        reads = create(KV, transport)
-        await reads.put("k", "v")
-        lost = proxy.connections_open
-        assert lost == 1
-        proxy.blackhole()
-        began = time.monotonic()
-        async with anyio.create_task_group() as group:
-
-            async def read() -> None:
-                assert (await reads.get("k")).value == b"v"
-
-            group.start_soon(read)
-            await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+@pytest.mark.alone("Z11: CPU time")
+@pytest.mark.parametrize("moment", ["before the first call", "in use", "in a search"])
+async def test_z11_waiting_costs_nothing(
+    proxy: FaultProxy, server: EtcdServer, moment: str
+) -> None:
+    """Sixty callers who wait through a total outage sleep, and all are served after it."""
+    async with (
+        FaultProxy(server.endpoint) as second,
+        connected(proxy.endpoint, second.endpoint, timeout=30) as transport,
+    ):
+        kv = create(KV, transport)
+        if moment == "before the first call":
+            proxy.refuse()
+            second.hang()
+        else:
+            await kv.get("k")
+        if moment == "in a search":
+            proxy.hang()
+            second.refuse()
+            with pytest.raises(EtcdError):
+                await kv.get("k", timeout=0.5)
             await until(lambda: transport.picker.current is None)
+        async with anyio.create_task_group() as group:
+            for number in range(60):
+                group.start_soon(kv.get, f"k{number}")
+            await anyio.lowlevel.checkpoint()
+            proxy.refuse()
+            proxy.cut()
+            second.refuse()
+            second.cut()
+            began, used = time.monotonic(), time.process_time()
+            await anyio.sleep(5)  # for as long as the CPU time is measured
+            used, seconds = time.process_time() - used, time.monotonic() - began
+            assert transport.picker.current is None
             await proxy.heal()
-        assert time.monotonic() - began < 4 + late.seconds
-        assert transport.monitor.retries == 1
-        began = time.monotonic()
-        await reads.get("k")
-        assert time.monotonic() - began < 0.5 + late.seconds
+        assert used / seconds < 0.1
+
+
+# --- lies --------------------------------------------------------------------------------------
+
+
+async def test_z14_another_server_of_grpc(server: EtcdServer, client: Client) -> None:
+    """It is not used beside an etcd; alone, the error says that it is none."""
+    with stranger() as liar:
+        async with connected(liar, server.endpoint) as transport:
+            for _ in range(5):
+                await create(KV, transport).put("k", "v")
+            assert transport.state == f"connected to {server.endpoint}"
+            assert transport.monitor.retries == 0
+            assert {m.reason for m in transport.picker.members} == {
+                None,
+                "it is a gRPC server, and no etcd",
+            }
+        async with connected(liar, timeout=3) as transport:
+            with pytest.raises(UnsupportedByServerError) as caught:
+                await create(KV, transport).put("k", "v")
+            assert caught.value.endpoint == liar
+            assert "it is a gRPC server, and no etcd" in str(caught.value)
+
+
+async def test_z14_one_that_does_not_serve(server: EtcdServer, client: Client) -> None:
+    """It is not used beside one that serves; alone it is asked, for it may be wrong."""
+    async with Answering("NOT_SERVING").listening() as liar:
+        async with connected(liar, server.endpoint) as transport:
+            for _ in range(5):
+                assert (await create(KV, transport).get("k")).count == 0
+            assert transport.state == f"connected to {server.endpoint}"
+        async with connected(liar) as transport:
+            assert (await create(KV, transport).get("k")).count == 77
 
 
 @pytest.mark.fault("Z14")
-async def test_z14_what_is_no_etcd_is_used_last(server: EtcdServer, client: Client) -> None:
-    """A gRPC server that is no etcd is left for an etcd; alone, the error says what it is."""
-    await client.kv.put("k", "v")
-    with stranger() as no_etcd:
-        async with Client([no_etcd, server.endpoint]) as both:
-            for _ in range(5):
-                assert (await both.kv.get("k")).value == b"v"
-            assert both.stats().endpoint == server.endpoint
-            reason = next(m.reason for m in both._transport.picker.members)
-            assert reason == "it is a gRPC server, and no etcd"
-        async with Client(no_etcd) as alone:
-            with pytest.raises(EtcdError, match="Method not found"):
-                await alone.kv.get("k", timeout=2)
+async def test_z14_another_cluster(own_server: EtcdServer, server: EtcdServer) -> None:
+    """It is not used in the place of the one that is lost, and nothing is written there."""
+    await server.clear()
+    async with connected(own_server.endpoint, server.endpoint, timeout=1.2) as transport:
+        kv = create(KV, transport)
+        await kv.put("k", "v")
+        await own_server.kill()
+        for call in (kv.put("k", "w"), kv.get("k")):
+            with pytest.raises(EtcdError) as caught:
+                await call
+        assert isinstance(caught.value, NoEndpointError)
+        assert "cluster" in caught.value.reasons[server.endpoint]
+        await own_server.start()
+        assert (await kv.get("k", timeout=5)).value == b"v"
+    async with Client(server.endpoint) as other:
+        assert (await other.kv.get("k")).count == 0
 
+
+@pytest.mark.fault("Z14: elections, and time-outs of members")
+async def test_z14_a_member_without_a_quorum() -> None:
+    """One that is cut off is left for one that is not, and not chosen where there is another."""
+    async with EtcdCluster() as cluster:
+        leader = await cluster.leader()
+        others = [member.endpoint for member in cluster.members if member is not leader]
+        async with connected(leader.endpoint, *others, timeout=10) as transport:
+            kv = create(KV, transport)
+            await kv.put("k", "1")
+            assert transport.state == f"connected to {leader.endpoint}"
+            await cluster.isolate(leader)
+            began = time.monotonic()
+            assert (await kv.get("k")).value == b"1"
+            assert time.monotonic() - began < 5
+            await kv.put("k", "2")
+            assert transport.state != f"connected to {leader.endpoint}"
+        async with connected(leader.endpoint, *others, timeout=10) as transport:
+            await create(KV, transport).put("k", "3")
+            assert transport.monitor.retries == 0
+            assert transport.state != f"connected to {leader.endpoint}"
+
+
+@pytest.mark.fault("Z14: elections, and time-outs of members")
+async def test_z14_alone_without_a_quorum() -> None:
+    """The error of a call to one that is cut off says what is wrong with it."""
+    async with EtcdCluster() as cluster:
+        leader = await cluster.leader()
+        await cluster.isolate(leader)
+        async with connected(leader.endpoint, timeout=3) as transport:
+            with pytest.raises(EtcdError) as caught:
+                await create(KV, transport).get("k")
+            (member,) = transport.picker.members
+            assert member.reason is not None
+            assert "no quorum" in member.reason or "no leader" in member.reason
+            told = f"{caught.value} {caught.value.__cause__}"
+        assert "no leader" in told or "no quorum" in told
+
+
+# --- silence -----------------------------------------------------------------------------------
+
+
+class Forgetful:
+    """A balancer that forgets a connection that was idle: it goes on to take what is sent on it.
+
+    Attributes:
+        connections: How many were made.
+    """
+
+    def __init__(self, server: EtcdServer) -> None:
+        self.connections = 0
+        self._server = server
+        self._forgotten = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def forget(self) -> None:
+        """Drop what comes on the connections of now, in silence."""
+        self._forgotten = self.connections
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """Give the endpoint to connect to."""
+        listener = await asyncio.start_server(self._connected, HOST, 0)
+        try:
+            yield f"{HOST}:{listener.sockets[0].getsockname()[1]}"
+        finally:
+            listener.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            await until(lambda: not self._writers)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        number = self.connections
+        self._writers.add(writer)
+        host, _, port = self._server.endpoint.partition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+
+        async def pump(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while chunk := await source.read(65536):
+                    if number > self._forgotten:
+                        to.write(chunk)
+            to.close()
+
+        try:
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        finally:
+            self._writers.discard(writer)
+
+
+@pytest.mark.fault("Z15")
+async def test_z15_an_idle_connection_was_forgotten(server: EtcdServer) -> None:
+    """A read is rescued within its deadline, and the next call is quick."""
+    await server.clear()
+    balancer = Forgetful(server)
+    async with balancer.listening() as endpoint, connected(endpoint) as transport:
+        kv = create(KV, transport)
+        await kv.put("k", "v")
+        balancer.forget()
+        began = time.monotonic()
+        async with lateness() as late:
+            assert (await kv.get("k", timeout=10)).value == b"v"
+            assert time.monotonic() - began < 3 + late.seconds
+            assert balancer.connections == 2
+            began = time.monotonic()
+            await kv.put("k", "w")
+            assert time.monotonic() - began < SLACK + late.seconds
+        assert (await kv.get("k")).value == b"w"
+
+
+@pytest.mark.fault("Z15")
+async def test_z15_a_write_is_not_sent_twice(server: EtcdServer, client: Client) -> None:
+    """A write on it ends with the truth, and is not repeated; meanwhile others go another way."""
+    balancer = Forgetful(server)
+    async with balancer.listening() as endpoint, connected(endpoint) as transport:
+        kv = create(KV, transport)
+        await kv.put("k", "v")
+        balancer.forget()
+
+        async def put() -> None:
+            with pytest.raises(EtcdError) as caught:
+                await kv.put("lost", "v", timeout=4)
+            assert caught.value.maybe_applied is True
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(put)
+            assert (await kv.get("k", timeout=10)).value == b"v"
+            await kv.put("k", "w", timeout=1)
+        assert (await client.kv.get("lost")).count == 0
+        assert (await client.kv.get("k")).kvs[0].version == 2
+
+
+# --- the environment ---------------------------------------------------------------------------
 
 PROXIED = """
+import grpc, grpc.aio
+
 async def main():
+    # That the proxy would be in the way of another client of gRPC's.
+    async with grpc.aio.insecure_channel(ENDPOINT) as channel:
+        ask = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            await ask(b"", timeout=5)
+        except grpc.aio.AioRpcError as error:
+            say(error.code().name)
     async with Client(ENDPOINT, timeout=5) as client:
-        await client.kv.put("proxied", "v")
-        say((await client.kv.get("proxied")).text)
-        await client.kv.delete("proxied")
+        await client.kv.put("k", "v")
+        say((await client.kv.get("k")).value.decode())
+        async with client.watch("k") as watch:
+            await client.kv.put("k", "w")
+            say((await anext(aiter(watch))).kv.value.decode())
 
 run(main())
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the environment is POSIX's")
-def test_z16_proxy_variables_are_not_for_etcd(
+@pytest.mark.fault("Z16")
+async def test_z16_proxies_in_the_environment_are_not_for_etcd(
     server: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy that the environment names is not asked."""
-    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
-        monkeypatch.setitem(os.environ, name, "http://127.0.0.1:1")
-    ended = run_program(PROXIED, server.endpoint)
-    assert (ended.code, ended.out, ended.err) == (0, ["v"], "")
+    """A dead proxy for the web, in any of its variables, does not concern an etcd."""
+    await server.clear()
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    ended = await asyncio.to_thread(run_program, PROXIED, server.endpoint)
+    assert (ended.code, ended.out) == (0, ["UNAVAILABLE", "v", "w"]), ended.err

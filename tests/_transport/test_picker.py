@@ -22,10 +22,9 @@ from aioetcd import (
 from aioetcd._constructor import create
 from aioetcd._transport import picker as picker_module
 from aioetcd._transport.transport import Transport, channel_options
-from aioetcd.config.endpoints import parse_endpoints
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests._transport.weather import LARGE, SLACK, connected
+from tests._transport.weather import LARGE, SLACK, config_of, connected
 from tests.waiting import lateness, until
 
 pytestmark = pytest.mark.own_logic("which endpoint the client uses")
@@ -134,8 +133,9 @@ async def test_read_moves_to_another_endpoint(proxy: FaultProxy, server: EtcdSer
 
 async def test_silence_is_noticed(proxy: FaultProxy, server: EtcdServer) -> None:
     """Pings find out a silent connection: reads without a deadline move on, writes raise."""
-    endpoints = parse_endpoints([proxy.endpoint, server.endpoint])
-    transport = Transport(endpoints, timeout=None, keepalive_time=1.0, keepalive_timeout=0.5)
+    config = config_of(proxy.endpoint, server.endpoint, timeout=None)
+    # Shorter than users may have it, so that the test does not take longer.
+    transport = Transport(config.__replace__(keepalive_time=1.0, keepalive_timeout=0.5))
     try:
         kv = create(KV, transport)
         await kv.put("k", "v")

@@ -17,10 +17,11 @@ from aioetcd import (
     Compare,
     DeadlineExceededError,
     Op,
+    TooManyRequestsError,
     UnavailableError,
 )
 from aioetcd._constructor import create
-from aioetcd._transport import transport as transport_module
+from aioetcd._transport import unary as unary_module
 from aioetcd._transport.transport import Transport
 from aioetcd.kv import KV
 from aioetcd.testing import FaultProxy
@@ -45,7 +46,7 @@ class LongPause:
 @pytest.fixture
 def long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a call that is to be sent again wait for long."""
-    monkeypatch.setattr(transport_module, "Backoff", LongPause)
+    monkeypatch.setattr(unary_module, "Backoff", LongPause)
 
 
 @pytest.mark.fault("a call of four seconds")
@@ -71,6 +72,20 @@ async def test_retries_share_one_deadline(proxy: FaultProxy) -> None:
                 assert proxy.cut() == 1
             assert 3.95 < time.monotonic() - start < 4 + SLACK + late.seconds
             assert transport.monitor.retries == 1
+
+
+@pytest.mark.parametrize("is_write", [True, False])
+async def test_r4_a_server_with_too_much_to_do(*, is_write: bool) -> None:
+    """What it surely has not done is sent again, ever less often, until the deadline."""
+    with stranger("RESOURCE_EXHAUSTED", "etcdserver: too many requests") as endpoint:
+        async with connected(endpoint) as transport:
+            kv = create(KV, transport)
+            assert await transport.wait_connected()
+            with pytest.raises(TooManyRequestsError) as caught:
+                await (kv.put("k", "v", timeout=1.5) if is_write else kv.get("k", timeout=1.5))
+            assert caught.value.maybe_applied is False
+            assert 3 <= transport.monitor.retries <= 12
+            assert transport.picker.current is not None, "who has much to do is not sick"
 
 
 async def test_the_servers_own_deadline() -> None:

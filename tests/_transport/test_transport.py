@@ -67,7 +67,7 @@ async def test_paused_server(own_server: EtcdServer) -> None:
         assert (await kv.get("k", timeout=10)).value is not None
 
 
-async def test_answer_lost(proxy: FaultProxy, direct: Client) -> None:
+async def test_k3_answer_lost(proxy: FaultProxy, direct: Client) -> None:
     """A put whose answer is lost is told as such, was applied once, and later calls work."""
     async with connected(proxy.endpoint) as transport:
         kv = create(KV, transport)
@@ -111,7 +111,7 @@ async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: Client) -
         assert (await direct.kv.get("k")).kvs[0].version == 1
 
 
-async def test_server_killed_with_a_put_in_flight(own_server: EtcdServer) -> None:
+async def test_k2_server_killed_with_a_put_in_flight(own_server: EtcdServer) -> None:
     """Nobody knows whether a killed server has applied it, and it is not sent again."""
     async with FaultProxy(own_server.endpoint) as proxy, connected(proxy.endpoint) as transport:
         kv = create(KV, transport)
@@ -178,7 +178,7 @@ async def test_write_is_never_done_twice(proxy: FaultProxy, direct: Client) -> N
     assert outcomes["maybe"] > 0, (seed, outcomes)
 
 
-async def test_refused_write_waits(proxy: FaultProxy, direct: Client) -> None:
+async def test_k1_refused_write_waits(proxy: FaultProxy, direct: Client) -> None:
     """A write that nobody took waits for the server, and is then applied once."""
     proxy.refuse()
     async with connected(proxy.endpoint) as transport:
@@ -313,7 +313,7 @@ async def test_idempotent_txn_is_sent_again(proxy: FaultProxy, direct: Client) -
 # --- reads go on -------------------------------------------------------------------------------
 
 
-async def test_reads_live_through_a_restart(own_server: EtcdServer) -> None:
+async def test_k1_reads_live_through_a_restart(own_server: EtcdServer) -> None:
     """Reads are repeated within their deadline, and answered soon after the server is back."""
     async with FaultProxy(own_server.endpoint) as proxy, connected(proxy.endpoint) as transport:
         kv = create(KV, transport)
@@ -343,7 +343,7 @@ async def test_reads_live_through_a_restart(own_server: EtcdServer) -> None:
         assert transport.monitor.retries >= 2
 
 
-async def test_readers_and_a_killed_server(own_server: EtcdServer) -> None:
+async def test_k1_readers_and_a_killed_server(own_server: EtcdServer) -> None:
     """Readers that never stop see no error over a crash, and no hole after it."""
     async with connected(own_server.endpoint, timeout=20) as transport:
         kv = create(KV, transport)
@@ -368,7 +368,7 @@ async def test_readers_and_a_killed_server(own_server: EtcdServer) -> None:
             stop = True
 
 
-async def test_slow_link(proxy: FaultProxy) -> None:
+async def test_k10_slow_link(proxy: FaultProxy) -> None:
     """On a slow link all works, only slower, on one connection and without a retry."""
     async with connected(proxy.endpoint) as transport:
         kv = create(KV, transport)

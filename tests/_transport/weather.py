@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from aioetcd import Client
 from aioetcd._transport.transport import Transport
+from aioetcd.config.client import Config
 from aioetcd.config.endpoints import parse_endpoints
 
 # The size of a key or value by which a request or its answer is told from what gRPC still has to
@@ -17,12 +18,24 @@ LARGE = 10_000
 SLACK = 0.3
 
 
+def config_of(*endpoints: str, timeout: float | None = 10.0) -> Config:
+    """What a client is told that is told nothing but this."""
+    return Config(
+        endpoints=parse_endpoints(endpoints),
+        timeout=timeout,
+        keepalive_time=10.0,
+        keepalive_timeout=5.0,
+        tls=None,
+        user=None,
+        auto_sync=None,
+        observers=(),
+    )
+
+
 @contextlib.asynccontextmanager
 async def connected(*endpoints: str, timeout: float = 10.0) -> AsyncIterator[Transport]:
     """A transport as a client makes it."""
-    transport = Transport(
-        parse_endpoints(endpoints), timeout=timeout, keepalive_time=10.0, keepalive_timeout=5.0
-    )
+    transport = Transport(config_of(*endpoints, timeout=timeout))
     try:
         yield transport
     finally:

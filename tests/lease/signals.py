@@ -11,6 +11,7 @@ import anyio
 
 from aioetcd import Client, EtcdError, EventType, KeepAlive, LeaseLostError, Session
 from aioetcd._proto import rpc_pb2
+from aioetcd._transport.wish import Wish
 from aioetcd.lease._state import Lane
 from aioetcd.testing.checkers import assert_clean, check_leases
 from aioetcd.testing.history import LeaseSignal, Recorder
@@ -88,7 +89,9 @@ class _LaneSpy:
             self._spy.add(request.ID, "sent")
         return request
 
-    def received(self, response: rpc_pb2.LeaseKeepAliveResponse, size: int, now: float) -> bool:
+    def received(
+        self, response: rpc_pb2.LeaseKeepAliveResponse, size: int, now: float
+    ) -> Wish | None:
         """A renewal was answered."""
         if sent := self.sent.get(response.ID):
             self._spy.add(response.ID, "answered", sent.popleft(), response.TTL)

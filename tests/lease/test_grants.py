@@ -18,7 +18,7 @@ from aioetcd import (
     LeaseNotFoundError,
     NoSpaceError,
 )
-from aioetcd._transport import transport as transport_module
+from aioetcd._transport import unary as unary_module
 from aioetcd._transport.methods import LEASE_TIME_TO_LIVE
 from aioetcd.testing import EtcdServer
 from tests.harness import Faulty, faulty_client, lose_answer, refused_calls
@@ -52,7 +52,7 @@ async def heal_when_it_has_run_out(faulty: Faulty) -> None:
 
 async def test_l11_grant_answered_too_late(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grant whose answer came after the lease had run out is an error: no session is entered."""
-    monkeypatch.setattr(transport_module, "_PATIENCE", 60)  # nobody looks what the member is doing
+    monkeypatch.setattr(unary_module, "_PATIENCE", 60)  # nobody looks what the member is doing
     faulty.proxy.hold_after(0)
     entered = False
 

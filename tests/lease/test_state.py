@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from aioetcd._transport.wish import Wish
 from aioetcd.errors import (
     ClientClosedError,
     LeaseExpiredError,
@@ -228,8 +229,8 @@ def test_an_answer_that_nobody_waits_for_is_ignored() -> None:
     scene = Scene()
     scene.granted(1, 10)
     kept = scene.keep(1, 1.0)
-    assert received(scene.lane, answer(2, 10), 1.0) is False
-    assert received(scene.lane, answer(1, 0), 1.0) is False
+    assert received(scene.lane, answer(2, 10), 1.0) is None
+    assert received(scene.lane, answer(1, 0), 1.0) is None
     assert scene.rules.deadline(1) == 10.0
     assert kept.notifications == 0
 
@@ -275,10 +276,10 @@ def test_the_first_answer_sets_the_pace() -> None:
     scene = Scene()
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
-    assert received(scene.lane, answer(1, 60), 0.1) is True
+    assert received(scene.lane, answer(1, 60), 0.1) is Wish.LOOK
     assert scene.sent(60 * SOONEST_FIRST - 0.1) == []
     assert scene.sent(20.0) == [1]
-    assert received(scene.lane, answer(1, 60), 20.1) is False
+    assert received(scene.lane, answer(1, 60), 20.1) is None
     assert scene.sent(20.0 + 60 * SOONEST - 0.1) == []
     assert scene.sent(40.0) == [1]
 
@@ -289,7 +290,7 @@ def test_a_new_pace_counts_from_the_last_request() -> None:
     scene.keep(1, 0.0)
     assert scene.sent(0.0) == [1]
     assert scene.sent(1.0) == [1]
-    assert received(scene.lane, answer(1, 4), 1.1) is True
+    assert received(scene.lane, answer(1, 4), 1.1) is Wish.LOOK
     assert scene.sent(1.0 + 4 * SOONEST_FIRST - 0.01) == []
     assert scene.sent(1.0 + 4 / 3) == [1]
 
@@ -394,7 +395,7 @@ def test_an_answer_on_a_stream_that_a_lease_has_left_says_nothing() -> None:
     rules.add(Kept(2).keeper, 2.0)
     kept = Kept(1)
     assert rules.add(kept.keeper, 3.0) is second
-    assert received(first, answer(1, 0), 3.1) is False
+    assert received(first, answer(1, 0), 3.1) is None
     assert (kept.ttls, kept.errors, rules.deadline(1)) == ([], [], 10.0)
 
 
@@ -619,7 +620,7 @@ def test_where_there_is_no_other_endpoint_the_silence_costs_nothing() -> None:
     times = []
     while (tick := scene.lane.next_tick()) is not None:
         times.append(tick)
-        assert scene.lane.tick(tick) == (tick < 12)
+        assert (scene.lane.tick(tick) is Wish.ELSEWHERE) == (tick < 12)
         assert len(scene.sent(tick)) <= 1
     assert at < times[0]
     assert times[-1] == 12

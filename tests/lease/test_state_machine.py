@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aioetcd._proto import rpc_pb2
+from aioetcd._transport.wish import Wish
 from aioetcd.errors import (
     ClientClosedError,
     LeaseExpiredError,
@@ -323,7 +324,7 @@ class Machine(RuleBasedStateMachine):
     def _tick(self) -> None:
         """Time has passed; a stream is silent for too long when that is seen twice."""
         for link in self.links:
-            too_silent = link.lane.tick(self.now)
+            too_silent = link.lane.tick(self.now) is Wish.ELSEWHERE
             self._settle()
             too_long_at = self._too_long_at(link)
             if link.stream is None:

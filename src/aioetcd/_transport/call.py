@@ -28,6 +28,8 @@ class Failure(Exception):  # noqa: N818  # nobody is to see it
     """
 
     def __init__(self, code: str, details: str) -> None:
+        # Where a socket cannot be had gRPC's message ends with the address as it lies in memory.
+        details = details.partition("\0")[0].rstrip()
         super().__init__(f"{code}: {details}")
         self.code: str = code
         self.details: str = details

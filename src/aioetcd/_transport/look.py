@@ -45,20 +45,23 @@ async def look(
         patience: Seconds that a linearizable read of nothing may take then.
     """
     answer = connection.calls.answer
+    finding = None
     try:
         # No names for what leads to gRPC's channel: this frame may live for as long as an error.
         found = await answer(
             connection.unary(HEALTH_CHECK)(_HOW_ARE_YOU, timeout=timeout), may_leave=True
         )
+        if found.status == _NOT_SERVING:
+            finding = Finding(Health.ODD, "its health check says NOT_SERVING")
     except (ChannelClosedError, LeftError):
         return Finding(Health.DOWN, "nobody waits for its answer any more")
     except Failure as failure:
         finding = _of_check(failure, timeout)
-        if finding is not None:
+        if finding is not None and finding.health is Health.DOWN:
             return finding
-    else:
-        if found.status == _NOT_SERVING:
-            return Finding(Health.ODD, "its health check says NOT_SERVING")
+    connection.works()
+    if finding is not None:
+        return finding
     try:
         sent = (*metadata(), _HAS_LEADER)
         nothing = await answer(
@@ -68,6 +71,8 @@ async def look(
     except (ChannelClosedError, LeftError):
         return Finding(Health.DOWN, "nobody waits for its answer any more")
     except Failure as failure:
+        if connection.is_broken:
+            return Finding(Health.DOWN, failure.details or failure.code)
         return _of_read(failure, patience)
     return Finding(Health.WELL, cluster_id=nothing.header.cluster_id)
 

@@ -5,9 +5,9 @@ What holds at any moment:
 - One member at most is in use. It is the best one known: one that is well before one that is odd,
   which answers and is not as it should be (no leader, no quorum, a learner, not serving). One that
   does not answer, or belongs to another cluster, is not used.
-- Who is well and in use is asked nothing but the users' calls. While nobody is, every other member
-  is looked at: each a moment after the one before, then again and again, with pauses that grow to
-  a second.
+- Who is in use and well is asked nothing but the users' calls. While nobody who is well is in use,
+  every member is looked at: each a moment after the one before, then again and again, with pauses
+  that grow to a second.
 - What is seen on a connection counts for that connection alone: each new one begins an epoch, and
   what comes late from an old one speaks against nobody.
 - A member that answers for another cluster than the others is not used. When all do, they are that
@@ -66,6 +66,8 @@ class Member:
         # Since when somebody looks at it; when it was looked at last, and is to be next.
         self.looking_since: float | None = None
         self.seen_at: float = -math.inf
+        # Where it is odd: when that was seen first.
+        self.odd_since: float = -math.inf
         self.next_look: float = -math.inf
 
     def __repr__(self) -> str:
@@ -120,7 +122,7 @@ class Members:
         at = min(times, default=math.inf)
         if times and self._is_head_start(now):
             at = max(at, self._last_start() + HEAD_START)
-        odd = [m.seen_at for m in self._members if m.health is Health.ODD]
+        odd = [m.odd_since for m in self._members if m.health is Health.ODD]
         if self.current is None and odd:
             at = min(at, min(odd) + SECOND_CHOICE)
         return at
@@ -157,16 +159,21 @@ class Members:
         cluster_id: int = 0,
     ) -> None:
         """Somebody has looked at a member, on its connection of that epoch."""
-        member.looking_since = None
         if member not in self._members or epoch != member.epoch:
             return
+        member.looking_since = None
         if health > Health.DOWN:
-            member.foreign = 0 if self.is_ours(cluster_id) else cluster_id
+            if cluster_id:  # who is odd does not say it, and is of the one that it was of
+                member.foreign = 0 if self.is_ours(cluster_id) else cluster_id
             if member.foreign and {m.foreign for m in self._members} == {cluster_id}:
                 self._move(cluster_id)
             elif member.foreign:
                 health = Health.DOWN
-                reason = f"it is of cluster {cluster_id:x}, and others are of {self.cluster_id:x}"
+                reason = (
+                    f"it is of cluster {member.foreign:x}, and others are of {self.cluster_id:x}"
+                )
+        if health is Health.ODD and member.health is not Health.ODD:
+            member.odd_since = now
         member.health, member.reason, member.seen_at = health, reason, now
         if health is Health.WELL:
             member.backoff.reset()
@@ -199,7 +206,7 @@ class Members:
         if not odd:
             return
         all_seen = all(m.seen_at >= self._searching_since for m in self._members)
-        if all_seen or now >= min(m.seen_at for m in odd) + SECOND_CHOICE:
+        if all_seen or now >= min(m.odd_since for m in odd) + SECOND_CHOICE:
             self.current = min(odd, key=lambda member: member.seen_at)
 
     def failed(self, member: Member, epoch: int, blame: Blame, reason: str, now: float) -> bool:
@@ -225,7 +232,7 @@ class Members:
 
     def other(self, avoid: Member) -> Member | None:
         """Give another one than `avoid`, the best known, for one call that has to go elsewhere."""
-        others = [member for member in self._members if member is not avoid]
+        others = [m for m in self._members if m is not avoid and not m.foreign]
         return max(others, key=lambda member: member.health, default=None)
 
     def replace(self, endpoints: Sequence[Endpoint], now: float) -> list[Member]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
 
@@ -76,6 +76,12 @@ class Monitor:
         self._lost_at = monotonic()
         logger.warning("endpoint %s is lost: %s", endpoint, error or "it does not answer")
         self._notice(NoticeKind.MEMBER_LOST, endpoint, None, None, error)
+
+    def endpoints_changed(self, names: Iterable[str], *, leaves: bool) -> None:
+        """There is another list; `leaves` where the one in use is not in it."""
+        logger.info("the endpoints are %s from now on", ", ".join(names))
+        if leaves and self._lost_at is None:
+            self._lost_at = monotonic()  # on purpose, which is nothing to warn of
 
     def member_found(self, endpoint: str) -> None:
         """One is in use."""

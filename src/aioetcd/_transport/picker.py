@@ -194,9 +194,17 @@ class Picker:
         if self.is_watching and not self._closed:
             loop.call_later(_TICK, self.watch, loop)
 
+    def known(self, connection: Connection) -> str | None:
+        """Give what is wrong with the member at the other end, where it is used all the same."""
+        return self._at[connection][0].reason if connection in self._at else None
+
     def unreachable(self) -> NoEndpointError:
         """Make the error that says why each endpoint failed."""
-        reasons = {m.endpoint.name: m.reason or "no answer yet" for m in self.members}
+        doubted = {c.endpoint.name: "calls wait there for an answer" for c in self._doubts}
+        reasons = {
+            m.endpoint.name: m.reason or doubted.get(m.endpoint.name, "no answer yet")
+            for m in self.members
+        }
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         return NoEndpointError(f"no endpoint could be reached in time: {told}", reasons=reasons)
 
@@ -210,8 +218,19 @@ class Picker:
         }
 
     def replace(self, endpoints: Sequence[Endpoint]) -> None:
-        """Take another list."""
-        for member in self.members.replace(endpoints, monotonic()):
+        """Take another list. Those that stay in it keep their connections."""
+        is_secure = self._credentials.is_secure
+        known = {(m.endpoint.target, is_secure(m.endpoint)) for m in self.members}
+        now = monotonic()
+        # A member that is to be spoken to in another way is another one.
+        stay = [each for each in endpoints if (each.target, is_secure(each)) in known]
+        gone = self.members.replace(stay, now)
+        self.members.replace(endpoints, now)
+        if not gone and len(stay) == len(endpoints):
+            return
+        leaves = self.current is not None and self.members.current is None
+        self._monitor.endpoints_changed((m.endpoint.name for m in self.members), leaves=leaves)
+        for member in gone:
             connection = self._connections.get(member)
             if connection is not None:
                 self._leave(connection)
@@ -278,7 +297,6 @@ class Picker:
         member, epoch = self._at[connection]
         health, reason, cluster_id = finding
         if health > Health.DOWN:
-            connection.works()
             self._credentials.answered(connection.endpoint)
         self.members.seen(member, epoch, health, reason, monotonic(), cluster_id=cluster_id)
         if member.health is Health.DOWN or member is not self.members.current:

@@ -25,6 +25,7 @@ from aioetcd._transport.connection import Connection
 from aioetcd._transport.group import Group
 from aioetcd._transport.methods import Method, Request, Response
 from aioetcd._transport.transport import Transport
+from aioetcd._transport.wish import Wish
 from aioetcd._verdicts.raised import error_from_status
 from aioetcd._verdicts.table import Blame, Verdict, verdict_for
 from aioetcd.errors import AuthError, ClientClosedError, ClusterMismatchError, EtcdError
@@ -45,21 +46,14 @@ class StreamRules(Protocol[Request_co, Response_contra]):
     def wanted(self) -> bool:
         """Whether there is anything to have a stream for."""
 
-    @property
-    def wants_token(self) -> bool:
-        """Whether the stream's token does not do, and a stream with another one may."""
-
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream is there; nothing was sent on it yet."""
 
     def next_request(self, now: float) -> Request_co | None:
         """Give what to send next, or None for nothing now."""
 
-    def received(self, response: Response_contra, size: int, now: float) -> bool:
-        """An answer of `size` bytes came.
-
-        True: there is now something to send, or another time to wait for.
-        """
+    def received(self, response: Response_contra, size: int, now: float) -> Wish | None:
+        """An answer of `size` bytes came."""
 
     def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
         """The stream ended. `final`: another one would end in the same way."""
@@ -71,8 +65,8 @@ class StreamRules(Protocol[Request_co, Response_contra]):
         more: what is overdue needs no tick.
         """
 
-    def tick(self, now: float) -> bool:
-        """Time has passed. True: the stream is silent for too long, another endpoint may do."""
+    def tick(self, now: float) -> Wish | None:
+        """Time has passed."""
 
 
 class SharedStream(Generic[Request, Response]):
@@ -109,6 +103,7 @@ class SharedStream(Generic[Request, Response]):
         self._logger = logger
         self._task: asyncio.Task[None] | None = None
         self._on_call: anyio.CancelScope | None = None
+        self._left_for: Wish | None = None
         self._lost_at: float | None = None
         self._backoff = Backoff(0.05, 2.0)
         self._send_wake = asyncio.Event()
@@ -144,13 +139,9 @@ class SharedStream(Generic[Request, Response]):
             with anyio.move_on_after(None if at is None else at - monotonic()) as timer:
                 await self._time_wake.wait()
             if timer.cancelled_caught:
-                is_silent = self._rules.tick(monotonic())
-                if (
-                    is_silent
-                    and self._on_call is not None
-                    and len(self._transport.picker.members) > 1
-                ):
-                    self._on_call.cancel()
+                wish = self._rules.tick(monotonic())
+                if wish is Wish.ELSEWHERE and len(self._transport.picker.members) > 1:
+                    self._leave_for(wish)
                 self._send_wake.set()
         self._time_wake.clear()
         with anyio.move_on_after(LINGER):
@@ -171,7 +162,7 @@ class SharedStream(Generic[Request, Response]):
             tokens = self._transport.tokens
             if tokens.is_missing:
                 try:
-                    await self._transport.signed_in()
+                    await self._transport.calls.sign_in()
                 except EtcdError as refused:
                     is_final = isinstance(refused, AuthError)
                     self._rules.lost(refused, final=is_final, now=monotonic())
@@ -183,7 +174,7 @@ class SharedStream(Generic[Request, Response]):
             call = connection.bidi(self._method, (*tokens.metadata, *self._metadata, *added))
             name = connection.endpoint.name
             self._rules.opened(name, monotonic())
-            failure = None
+            failure = self._left_for = None
             try:
                 with anyio.CancelScope() as on_call:
                     self._on_call = on_call
@@ -201,13 +192,13 @@ class SharedStream(Generic[Request, Response]):
                 error.__cause__ = failure.__cause__
             elif not on_call.cancelled_caught:
                 verdict, error = self._failure("UNAVAILABLE", "the server ended the stream", name)
-            elif self._rules.wants_token:
+            elif self._left_for is Wish.FRESH_TOKEN:
                 code, text = "UNAUTHENTICATED", "etcdserver: invalid auth token"
                 verdict, error = self._failure(code, text, name)
-            elif connection.is_left:
-                verdict, error = self._failure("UNAVAILABLE", "its connection is left", name)
-            else:
+            elif self._left_for is Wish.ELSEWHERE:
                 verdict, error = self._failure("UNAVAILABLE", "no answers for too long", name)
+            else:
+                verdict, error = self._failure("UNAVAILABLE", "its connection is left", name)
             is_news = self._lost_at is None
             if is_news:
                 self._lost_at = monotonic()
@@ -245,11 +236,12 @@ class SharedStream(Generic[Request, Response]):
                 if not answered:  # which shows that the stream is there: gRPC says nothing before
                     answered = True
                     self._is_there(connection.endpoint.name)
-                if self._rules.received(response, len(answer), monotonic()):
+                wish = self._rules.received(response, len(answer), monotonic())
+                if wish is Wish.FRESH_TOKEN:
+                    self._leave_for(wish)
+                elif wish is Wish.LOOK:
                     self._send_wake.set()
                     self._time_wake.set()
-                if self._rules.wants_token and self._on_call is not None:
-                    self._on_call.cancel()
                 del answer, response  # they may be large, and this frame may live for long
         except grpc.aio.AioRpcError as error:
             return connection.calls.end(call, error)
@@ -259,6 +251,12 @@ class SharedStream(Generic[Request, Response]):
             await checkpoint_if_cancelled()
             raise
         return None
+
+    def _leave_for(self, wish: Wish) -> None:
+        """End the call, if there is one, for another that fulfils the wish."""
+        if self._on_call is not None:
+            self._left_for = wish
+            self._on_call.cancel()
 
     def _is_there(self, endpoint: str) -> None:
         self._backoff.reset()

@@ -6,7 +6,7 @@ What holds at any moment:
   it had sent: only the newest one is renewed, and while that goes on everybody waits for it.
 - To wait for it is each caller's own: one that gives up ends nobody else's waiting.
 - An authentication that fails for good (a wrong password) fails all who wait for it, and the next
-  one to ask tries again.
+  one to ask tries again. One that was not answered in time is asked for again, while anybody waits.
 - A cluster whose authentication is off gives no token, and needs none.
 """
 
@@ -16,20 +16,17 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from copy import copy
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from aioetcd._transport.connection import Metadata
-from aioetcd.errors import AuthNotEnabledError, EtcdError
-
-
-class User(NamedTuple):
-    """Who calls."""
-
-    name: str
-    password: str
-
-    def __repr__(self) -> str:
-        return f"<User {self.name}>"
+from aioetcd.config.user import User
+from aioetcd.errors import (
+    AuthNotEnabledError,
+    ClientClosedError,
+    DeadlineExceededError,
+    EtcdError,
+    NoEndpointError,
+)
 
 
 class Tokens:
@@ -51,7 +48,7 @@ class Tokens:
         user: User | None,
         *,
         authenticate: Callable[[User], Coroutine[Any, Any, str]],
-        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]], str], object],
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]], str], asyncio.Task[None]],
     ) -> None:
         self.user: User | None = user
         self.generation: int = 0
@@ -91,12 +88,24 @@ class Tokens:
         """
         while not self._is_there:
             if self._renewal is None:
-                self._renewal = asyncio.get_running_loop().create_future()
-                self._spawn(partial(self._renew, self._renewal), "aioetcd authentication")
+                self._begin()
+            assert self._renewal is not None
             try:
                 await asyncio.shield(self._renewal)
+            except (NoEndpointError, DeadlineExceededError):
+                continue  # it was asked for with a deadline that is not this caller's
             except EtcdError as error:
                 raise copy(error) from error.__cause__  # each caller has its own
+
+    def _begin(self) -> None:
+        self._renewal = renewal = asyncio.get_running_loop().create_future()
+        try:
+            task = self._spawn(partial(self._renew, renewal), "aioetcd authentication")
+        except EtcdError:
+            self._renewal = None
+            raise
+        # One that is cancelled before its first step never comes to what it would do at its end.
+        task.add_done_callback(lambda _: self._end(renewal, ClientClosedError("it is closed")))
 
     async def _renew(self, renewal: asyncio.Future[None]) -> None:
         user = self.user
@@ -110,16 +119,21 @@ class Tokens:
             pass
         except EtcdError as error:
             failure = error
-        finally:
-            if self._renewal is renewal:
-                self._renewal = None
-                if failure is None and user is self.user:
-                    self.metadata = (("token", token),) if token else ()
-                    self.generation += 1
-                    self._is_there = True
-            if not renewal.done():
-                if failure is None:
-                    renewal.set_result(None)
-                else:
-                    renewal.set_exception(failure)
-                    renewal.exception()  # perhaps nobody waits any more
+        if self._renewal is not renewal:
+            failure = None  # there is another user: those who wait look again
+        elif failure is None:
+            self.metadata = (("token", token),) if token else ()
+            self.generation += 1
+            self._is_there = True
+        self._end(renewal, failure)
+
+    def _end(self, renewal: asyncio.Future[None], failure: EtcdError | None) -> None:
+        if self._renewal is renewal:
+            self._renewal = None
+        if renewal.done():
+            return
+        if failure is None:
+            renewal.set_result(None)
+        else:
+            renewal.set_exception(failure)
+            renewal.exception()  # perhaps nobody waits any more

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -16,52 +16,33 @@ import anyio
 from aioetcd._checks import check_seconds
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport import _fork
-from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.call import ChannelClosedError, Failure, LeftError
 from aioetcd._transport.connection import Connection
 from aioetcd._transport.credentials import Credentials
-from aioetcd._transport.methods import AUTHENTICATE, Method, Request, Response
+from aioetcd._transport.ending import Ending
+from aioetcd._transport.methods import AUTHENTICATE, MEMBER_LIST, Method, Request, Response
 from aioetcd._transport.monitor import Monitor, WatchedCall
 from aioetcd._transport.picker import CONNECT_TIMEOUT, Picker
-from aioetcd._transport.supervisor import AS_ALL, Supervisor
-from aioetcd._transport.token import Tokens, User
-from aioetcd._verdicts.raised import error_from_status
-from aioetcd._verdicts.table import Blame, verdict_for
-from aioetcd.config.endpoints import Endpoint
+from aioetcd._transport.supervisor import Supervisor
+from aioetcd._transport.sync import EndpointSync
+from aioetcd._transport.token import Tokens
+from aioetcd._transport.unary import Unary
+from aioetcd.config.client import Config
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.config.tls import TLS
+from aioetcd.config.user import User
 from aioetcd.errors import (
     ClientClosedError,
-    ClusterMismatchError,
-    DeadlineExceededError,
     EtcdError,
-    NoEndpointError,
 )
-from aioetcd.observe import Observer
 
 logger = logging.getLogger("aioetcd.transport")
 
 
-# When a call has waited so long, or a fifth of its time, its member is looked at.
-_PATIENCE = 1.0
-# A call is sent again so often because its token was refused: a fresh one may not have come to all
-# members yet (etcd #18437).
-_REFUSALS = 4
 # Closing takes so long at the most.
 _CLOSING = 5.0
 
 
 def _not_closed(why: str) -> None:
     logger.warning("the client was not closed in order: %s", why)
-
-
-def _patience(seconds: float | None) -> float:
-    return _PATIENCE if seconds is None else min(_PATIENCE, seconds / 5)
-
-
-def _cluster_id(response: Any) -> int:
-    cluster_id: int = response.header.cluster_id
-    return cluster_id
 
 
 def channel_options(keepalive_time: float, keepalive_timeout: float) -> list[tuple[str, Any]]:
@@ -93,61 +74,64 @@ class Transport:
 
     It starts with the first use, in the event loop of that use, and belongs to that loop.
 
+    Args:
+        config: What the client was told at the start.
+
     Attributes:
         picker: Gives the connection to use.
+        endpoint_sync: Takes the endpoints that the cluster names.
         tokens: Gives what goes with a call.
         supervisor: The owner of all background tasks.
         timeout: The default deadline of a call in seconds.
         longest_silence: Seconds after which gRPC itself finds a dead connection with open streams.
         monitor: Counts, logs and tells.
+        ending: That the client has closed.
+        calls: Makes the unary calls; of their own choice nobody but `unary` uses it.
     """
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        *,
-        timeout: float | None,
-        keepalive_time: float,
-        keepalive_timeout: float,
-        tls: TLS | None = None,
-        user: User | None = None,
-        observers: Sequence[Observer] = (),
-    ) -> None:
-        self.timeout = timeout
-        self.longest_silence: float = keepalive_time + keepalive_timeout
-        self.monitor: Monitor = Monitor(observers)
+    def __init__(self, config: Config) -> None:
+        self.timeout: float | None = config.timeout
+        self.longest_silence: float = config.keepalive_time + config.keepalive_timeout
+        self.monitor: Monitor = Monitor(config.observers)
         self.supervisor: Supervisor = Supervisor(self._end)
         self._credentials = Credentials(
-            tls,
-            channel_options(keepalive_time, keepalive_timeout),
+            config.tls,
+            channel_options(config.keepalive_time, config.keepalive_timeout),
             signs_in=lambda: self.tokens.user is not None,
         )
         self.tokens: Tokens = Tokens(
-            user, authenticate=self._authenticate, spawn=self.supervisor.spawn
+            config.user, authenticate=self._authenticate, spawn=self.supervisor.spawn
         )
         self.picker: Picker = Picker(
-            endpoints,
+            config.endpoints,
             credentials=self._credentials,
             metadata=lambda: self.tokens.metadata,
             monitor=self.monitor,
             supervisor=self.supervisor,
         )
+        self.ending: Ending = Ending()
+        self.calls: Unary = Unary(
+            self.picker,
+            self.tokens,
+            monitor=self.monitor,
+            supervisor=self.supervisor,
+            ending=self.ending,
+        )
+        self.endpoint_sync: EndpointSync = EndpointSync(
+            self.picker, is_secure=self._credentials.is_secure, ask=self._members
+        )
+        self._config = config
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed: ClientClosedError | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_inherited = False
-        self._another = partial(
-            Transport,
-            endpoints,
-            timeout=timeout,
-            keepalive_time=keepalive_time,
-            keepalive_timeout=keepalive_timeout,
-            tls=tls,
-            user=user,
-            observers=observers,
-        )
         self._closers: list[Callable[[EtcdError], None]] = []
-        self._ended = asyncio.Event()
+
+    def _another(self) -> Transport:
+        """Make one for what is left to do: with the endpoints and the user of by now."""
+        endpoints = tuple(member.endpoint for member in self.picker.members)
+        return Transport(
+            self._config.__replace__(endpoints=endpoints, user=self.tokens.user, auto_sync=None)
+        )
 
     def check_usable(self) -> asyncio.AbstractEventLoop:
         """Start with the first use, and give the loop; refuse a closed client and another loop.
@@ -156,8 +140,8 @@ class Transport:
             ClientClosedError: The client was closed.
             RuntimeError: This is not the client's event loop, or there is none.
         """
-        if self._closed is not None:
-            raise self._closed_error()
+        if self.ending.reason is not None:
+            raise self.ending.error()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -170,12 +154,15 @@ class Transport:
             _fork.opened(self)
             self._loop = loop
             self.supervisor.start(loop)
+            if self._config.auto_sync is not None:
+                keep_in_sync = partial(self.endpoint_sync.forever, self._config.auto_sync)
+                _ = self.supervisor.spawn(keep_in_sync, "aioetcd endpoint sync")
         return loop
 
     @property
     def state(self) -> str:
         """Where it stands, in words."""
-        if self._closed is not None:
+        if self.ending.reason is not None:
             return "closed"
         if self._loop is None:
             return "unused"
@@ -185,13 +172,6 @@ class Transport:
     def resolve_timeout(self, timeout: float | Default | None) -> float | None:
         """Give the deadline in seconds that a call's ``timeout`` means."""
         return self.timeout if timeout is DEFAULT else check_seconds("timeout", timeout)
-
-    def _closed_error(self, *, maybe_applied: bool = False) -> ClientClosedError:
-        """Make an error of its own for each call, with the reason for the closing behind it."""
-        closed = self._closed or ClientClosedError("the client is closed")
-        error = ClientClosedError(str(closed), maybe_applied=maybe_applied)
-        error.__cause__ = closed.__cause__
-        return error
 
     async def unary(
         self,
@@ -220,147 +200,9 @@ class Transport:
         seconds = self.resolve_timeout(timeout)
         self.monitor.calls += 1
         if not self.monitor.is_watched:
-            return await self._call(loop, method, request, seconds, connection)
+            return await self.calls.call(loop, method, request, seconds, connection)
         with WatchedCall(self.monitor, method.name) as watched:
-            return await self._call(loop, method, request, seconds, connection, watched)
-
-    async def _call(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        method: Method[Request, Response],
-        request: Request,
-        seconds: float | None,
-        connection: Connection | None,
-        watched: WatchedCall | None = None,
-    ) -> Response:
-        deadline = None if seconds is None else monotonic() + seconds
-        metadata = self.monitor.metadata(method.name) if watched is not None else ()
-        fixed = connection is not None
-        effect = method.effect
-        backoff: Backoff | None = None
-        patience = _patience(seconds)
-        # Whether an attempt before this one may have been applied.
-        uncertain = False
-        refusals = 0
-        failure: EtcdError | None = None
-        while True:
-            if connection is None:
-                connection = self.picker.in_use()
-                if connection is None or (connection.is_doubted and not effect.is_repeatable):
-                    sure = not effect.is_repeatable
-                    connection = await self._connect(deadline, uncertain, failure, sure=sure)
-            if self.tokens.is_missing and method is not AUTHENTICATE:
-                await self.signed_in(deadline, uncertain=uncertain, failure=failure)
-            if watched is not None:
-                watched.endpoint = connection.endpoint.name
-            generation = self.tokens.generation
-            sent = (*self.tokens.metadata, *metadata) if metadata else self.tokens.metadata
-            sent_at = monotonic()
-            left = None if deadline is None else deadline - sent_at
-            wait = [sent_at + patience, sent_at]
-            waiting = connection.waiting
-            waiting[id(wait)] = wait
-            if not self.picker.is_watching:
-                self.picker.watch(loop)
-            try:
-                # No name for the call: a traceback that somebody keeps would hold gRPC's thread.
-                response: Response = await connection.calls.answer(
-                    connection.unary(method)(request, timeout=left, metadata=sent or None),
-                    may_leave=effect.is_repeatable and not fixed,
-                )
-            except Failure as caught:
-                status = caught
-            except LeftError:
-                uncertain = uncertain or effect.is_write
-                failure = DeadlineExceededError(
-                    f"{method.name} at {connection.endpoint.name}: no answer",
-                    timeout=seconds,
-                    code="DEADLINE_EXCEEDED",
-                    details="Deadline Exceeded",
-                    maybe_applied=uncertain,
-                    endpoint=connection.endpoint.name,
-                )
-                if fixed:
-                    raise failure from None
-                # The next one may only be slow, and what is slow must come to an end.
-                patience *= 2
-                self._retry(method, connection, 0.0, failure, watched)
-                connection = None
-                continue
-            except ChannelClosedError:
-                # If it was not us, somebody has cancelled gRPC's own task.
-                self.supervisor.end("gRPC's task for a call was cancelled" + AS_ALL)
-                closed = self._closed_error(maybe_applied=uncertain or effect.is_write)
-                raise closed from closed.__cause__
-            else:
-                connection.heard_at = sent_at
-                if self.picker.members.is_ours(_cluster_id(response)):
-                    return response
-                failure = self._of_another_cluster(method, connection, response)
-                if effect.is_write or fixed:
-                    raise failure
-                connection = None
-                continue
-            finally:
-                del waiting[id(wait)]
-            left = None if deadline is None else deadline - monotonic()
-            timed_out = left is not None and left <= 0.01 and status.is_deadline
-            code, details = status.code, status.details
-            if timed_out:
-                code, details = "DEADLINE_EXCEEDED", "Deadline Exceeded"
-            verdict = verdict_for(code, details, request_size=request.ByteSize())
-            failure = error_from_status(
-                verdict,
-                code=code,
-                details=details,
-                what=method.name,
-                is_write=effect.is_write,
-                endpoint=connection.endpoint.name,
-                request=request,
-                timeout=seconds if timed_out else None,
-            )
-            failure.__cause__ = status.__cause__
-            uncertain = failure.maybe_applied = uncertain or failure.maybe_applied
-            if timed_out:  # which may just be this caller's haste
-                self.picker.doubt(connection, sent_at)
-                raise failure
-            connection.heard_at = sent_at
-            self.picker.failed(connection, verdict.blame, failure)
-            is_stale = (
-                verdict.blame is Blame.TOKEN
-                and method is not AUTHENTICATE
-                and refusals < _REFUSALS
-                and self.tokens.refused(generation)
-            )
-            refusals += is_stale
-            if not is_stale and (fixed or not verdict.transient):
-                raise failure
-            if verdict.maybe_applied and not effect.is_repeatable:
-                raise failure
-            backoff = backoff or Backoff(0.025, 1.0)
-            delay = backoff.next_delay()
-            if left is not None and delay >= left:
-                raise failure
-            self._retry(method, connection, delay, failure, watched)
-            if not fixed:
-                is_role = verdict.blame is Blame.ROLE
-                connection = self.picker.elsewhere(connection) if is_role else None
-            with anyio.move_on_after(delay):
-                await self._ended.wait()
-            if self._closed is not None:
-                raise self._closed_error(maybe_applied=uncertain)
-
-    def _retry(
-        self,
-        method: Method[Any, Any],
-        connection: Connection,
-        delay: float,
-        failure: EtcdError,
-        watched: WatchedCall | None,
-    ) -> None:
-        self.monitor.retried(method.name, connection.endpoint.name, delay, failure)
-        if watched is not None:
-            watched.retries += 1
+            return await self.calls.call(loop, method, request, seconds, connection, watched)
 
     async def _authenticate(self, user: User) -> str:
         request = rpc_pb2.AuthenticateRequest(name=user.name, password=user.password)
@@ -368,64 +210,9 @@ class Transport:
         self.monitor.signed_in()
         return token
 
-    async def signed_in(
-        self,
-        deadline: float | None = None,
-        *,
-        uncertain: bool = False,
-        failure: EtcdError | None = None,
-    ) -> None:
-        """Wait for the token.
-
-        Raises:
-            EtcdError: There was none by `deadline`; the authentication failed.
-        """
-        limit = None if deadline is None else deadline - monotonic()
-        with anyio.move_on_after(limit) as scope:
-            try:
-                await self.tokens.wait()
-            except ClientClosedError:
-                closed = self._closed_error(maybe_applied=uncertain)
-                raise closed from closed.__cause__
-        if scope.cancelled_caught:
-            if uncertain and failure is not None:
-                raise failure
-            if self.picker.current is None:
-                raise self.picker.unreachable() from failure
-            raise DeadlineExceededError("no token: Authenticate was not answered") from failure
-
-    def _of_another_cluster(
-        self, method: Method[Any, Any], connection: Connection, response: Any
-    ) -> ClusterMismatchError:
-        other, ours = _cluster_id(response), self.picker.members.cluster_id
-        name = connection.endpoint.name
-        failure = ClusterMismatchError(
-            f"{method.name} at {name}: cluster {other:x} has answered, and the others are of "
-            f"{ours:x}",
-            maybe_applied=method.effect.is_write,
-            endpoint=name,
-        )
-        self.picker.failed(connection, Blame.MEMBER, failure)
-        return failure
-
-    async def _connect(
-        self,
-        deadline: float | None,
-        uncertain: bool,
-        failure: EtcdError | None,
-        *,
-        sure: bool = False,
-    ) -> Connection:
-        try:
-            return await self.picker.wait(deadline, sure=sure)
-        except ClientClosedError:
-            closed = self._closed_error(maybe_applied=uncertain)
-            raise closed from closed.__cause__
-        except NoEndpointError as error:
-            # That it was not applied, or never sent, would be a lie.
-            if failure is not None and (uncertain or isinstance(failure, DeadlineExceededError)):
-                raise failure from failure.__cause__ or error
-            raise error from failure
+    async def _members(self, timeout: float | Default | None) -> Iterable[rpc_pb2.Member]:
+        request = rpc_pb2.MemberListRequest(linearizable=True)
+        return (await self.unary(MEMBER_LIST, request, timeout)).members
 
     async def wait_connected(self) -> float | None:
         """Wait until there is a server to ask, so that whoever gives up has asked nobody.
@@ -438,7 +225,7 @@ class Transport:
         self.check_usable()
         deadline = None if self.timeout is None else monotonic() + self.timeout
         if self.picker.current is None:
-            await self._connect(deadline, uncertain=False, failure=None)
+            _ = await self.calls.connect(deadline)
         return None if deadline is None else max(deadline - monotonic(), 0.001)
 
     async def last_unary(
@@ -456,8 +243,8 @@ class Transport:
         """
         deadline = monotonic() + timeout
         if self._is_inherited:  # what there is to tidy up is the parent's
-            raise self._closed_error()
-        if self._closed is None:
+            raise self.ending.error()
+        if self.ending.reason is None:
             with contextlib.suppress(ClientClosedError):
                 return await self.unary(method, request, timeout)
         apart = self._another()
@@ -472,13 +259,13 @@ class Transport:
         Nobody is told: whoever waits, waits in a copy of the parent's event loop.
         """
         self._is_inherited = True
-        self._refuse("it was opened by the parent process: open one in this process")
+        self.ending.begin("it was opened by the parent process: open one in this process")
 
     def forgotten(self) -> None:
         """Nobody holds the client any more: close it, and say so if nobody did."""
         why = "nobody held it any more"
         if self._loop is None:  # whoever kept one of its services would open what nobody can close
-            self._refuse(why)
+            self.ending.begin(why)
         elif self._closing is None and not self._is_inherited:
             with contextlib.suppress(RuntimeError):  # the loop is closed, at the latest just now
                 self._loop.call_soon_threadsafe(self._close, why)  # this may be another thread
@@ -490,28 +277,18 @@ class Transport:
         """Have `closer` called with the error to tell when the client closes."""
         self._closers.append(closer)
 
-    def _refuse(self, why: str, cause: BaseException | None = None) -> bool:
-        """Take no more calls; False if it was so before."""
-        if self._closed is not None:
-            return False
-        self._closed = ClientClosedError(
-            f"the client is closed: {why}" if why else "the client is closed"
-        )
-        self._closed.__cause__ = cause
-        return True
-
     def _end(self, why: str, cause: BaseException | None = None) -> None:
         """Tell everybody that there is nobody to wait for any more."""
-        if not self._refuse(why, cause):
+        if not self.ending.begin(why, cause):
             return
         # Last in, first out; and whatever one of them raises, the others are told.
         with contextlib.ExitStack() as everybody:
             for connection in self.picker:
                 everybody.callback(connection.calls.close)
             for closer in reversed(self._closers):
-                everybody.callback(closer, self._closed_error())
+                everybody.callback(closer, self.ending.error())
             everybody.callback(self.picker.close)
-            everybody.callback(self._ended.set)
+            everybody.callback(self.ending.told.set)
 
     async def aclose(self) -> None:
         """End everything that is open with `ClientClosedError`, then close the connections.
@@ -519,7 +296,7 @@ class Transport:
         To be cancelled ends only the waiting for it.
         """
         if self._loop is None or self._is_inherited or self._loop.is_closed():
-            self._refuse("")
+            self.ending.begin("")
             self._loop = None  # there is nobody to tell, and nothing to warn of
             return
         if self._loop is not asyncio.get_running_loop():

@@ -25,6 +25,7 @@ def error_from_status(
     endpoint: str | None,
     request: Message | None = None,
     timeout: float | None = None,
+    known: str | None = None,
 ) -> e.EtcdError:
     """Make the error that the user sees.
 
@@ -37,6 +38,7 @@ def error_from_status(
         endpoint: Who answered.
         request: What was refused, where it is known.
         timeout: The deadline in seconds, where it was the caller's own that ran out.
+        known: What is wrong with who answered, where that was seen before.
     """
     where = f"{what} at {endpoint}" if endpoint else what
     facts: dict[str, Any] = {
@@ -45,10 +47,11 @@ def error_from_status(
         "maybe_applied": is_write and verdict.maybe_applied,
         "endpoint": endpoint,
     }
+    besides = f" ({known})" if known and known not in details else ""
     if timeout is not None and issubclass(verdict.error, e.DeadlineExceededError):
-        return verdict.error(f"{where}: no answer", timeout=timeout, **facts)
+        return verdict.error(f"{where}: no answer{besides}", timeout=timeout, **facts)
     explained = "" if request is None else asked(verdict.error, request)
-    return verdict.error(f"{where}: {details or code}{explained}", **facts)
+    return verdict.error(f"{where}: {details or code}{explained}{besides}", **facts)
 
 
 def status_of_reason(reason: str) -> tuple[str, str]:

@@ -207,6 +207,9 @@ _PLAIN: dict[str, Verdict] = {
     "auth: authentication failed, password was given for no password user": _refused(
         e.AuthenticationError, "INVALID_ARGUMENT"
     ),
+    # The same as "etcdserver: revision of auth store is old", by servers up to 3.5.1 that do not
+    # translate it: each member refuses it before it would apply it.
+    "auth: revision in header is old": _ETCDSERVER["revision of auth store is old"],
     "auth: token signing attempted with verify-only key": _refused(e.AuthError, "UNKNOWN"),
     # Only a watch.
     "mvcc: watcher range is empty": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from aioetcd._proto import rpc_pb2
 from aioetcd.types.value import Value
 
 
@@ -106,3 +107,26 @@ def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:
     if len({endpoint.target for endpoint in parsed}) != len(parsed):
         raise ValueError(f"endpoints names the same one twice: {', '.join(map(str, texts))}")
     return parsed
+
+
+def advertised(members: Iterable[rpc_pb2.Member], *, only_tls: bool) -> tuple[Endpoint, ...]:
+    """Give where the members of a cluster say that clients may go; perhaps nowhere.
+
+    Learners do not serve everything, and a member without a name has not started yet.
+
+    Args:
+        members: As the RPC ``MemberList`` gives them.
+        only_tls: Leave out those that speak plaintext.
+    """
+    found: dict[str, Endpoint] = {}
+    for member in members:
+        if member.isLearner or not member.name:
+            continue
+        for url in member.clientURLs:
+            try:
+                endpoint = Endpoint.parse(url)
+            except ValueError:
+                continue
+            if endpoint.tls is not False or not only_tls:
+                found.setdefault(endpoint.target, endpoint)
+    return tuple(found.values())

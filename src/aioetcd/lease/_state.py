@@ -26,6 +26,7 @@ from collections.abc import Callable
 from copy import copy
 
 from aioetcd._proto import rpc_pb2
+from aioetcd._transport.wish import Wish
 from aioetcd.errors import EtcdError, LeaseExpiredError, LeaseLostError, LeaseNotFoundError
 
 # A lease whose time to live is not known yet is asked for so often.
@@ -323,11 +324,6 @@ class Lane:
         self._rules.sweep()
         return bool(self.kept)
 
-    @property
-    def wants_token(self) -> bool:
-        """Never: a token that does not do ends the stream."""
-        return False
-
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream: renew what is overdue or went unanswered, the most urgent first."""
         for kept in self.kept.values():
@@ -356,14 +352,16 @@ class Lane:
             del self._due[at]
         return None
 
-    def received(self, response: rpc_pb2.LeaseKeepAliveResponse, size: int, now: float) -> bool:
+    def received(
+        self, response: rpc_pb2.LeaseKeepAliveResponse, size: int, now: float
+    ) -> Wish | None:
         """An answer came."""
         # Before it is believed: it may have lain here while this process was stopped.
         self._rules.expire(now)
         lease_id, ttl = response.ID, response.TTL
         sent = self._in_flight.get(lease_id)
         if sent is None:
-            return False
+            return None
         sent_at = sent.pop(0)
         if not sent:
             del self._in_flight[lease_id]
@@ -372,15 +370,15 @@ class Lane:
         self._doubted_at = math.inf
         kept = self.kept.get(lease_id)
         if kept is None:
-            return False  # nobody cares for it any more
+            return None  # nobody cares for it any more
         if ttl <= 0:
             error = _revoked(lease_id) if kept.confirmed else _unknown(lease_id)
             self._rules.lose(kept, error)
             self._rules.tell()
-            return True
+            return Wish.LOOK
         if sent_at + ttl <= now:
             # An answer so late that the time it granted is over; the lease had no deadline yet.
-            return False
+            return None
         first = kept.deadline is None
         if kept.deadline is None or sent_at + ttl < kept.deadline:
             self._rules.expire_at(sent_at + ttl, kept)
@@ -394,7 +392,7 @@ class Lane:
             if sent_at >= keeper.not_before:
                 keeper.renewal = response
                 keeper.notify()
-        return changed
+        return Wish.LOOK if changed else None
 
     def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
         """The stream ended. Only its deadline ends a lease; where that is unknown, a refusal."""
@@ -413,15 +411,15 @@ class Lane:
         at = self._rules.soonest(at) or at
         return None if at == math.inf else at
 
-    def tick(self, now: float) -> bool:
-        """Lose what is past its deadline; True for a stream that is silent for too long."""
+    def tick(self, now: float) -> Wish | None:
+        """Lose what is past its deadline; a stream is silent for too long when seen so twice."""
         self._ticked = now
         self._rules.expire(now)
         if now < self._too_long_at():
             self._doubted_at = math.inf
-            return False
+            return None
         self._doubted_at = min(self._doubted_at, now)
-        return now >= self._doubted_at + _SECOND_LOOK
+        return Wish.ELSEWHERE if now >= self._doubted_at + _SECOND_LOOK else None
 
     def _too_long_at(self) -> float:
         """Give when the silence will have lasted too long; never, where no answer is owed."""

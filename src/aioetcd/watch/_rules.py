@@ -34,6 +34,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 
 from aioetcd._proto import kv_pb2, rpc_pb2
+from aioetcd._transport.wish import Wish
 from aioetcd._verdicts.raised import error_from_status, status_of_reason
 from aioetcd._verdicts.table import Blame, verdict_for
 from aioetcd.errors import (
@@ -87,8 +88,6 @@ class WatchRules:
         highest_revision: The highest revision that any server has shown.
         suspicion: Either the stream's member lags, or the history went back: a linearizable read
             decides, see `checked_revision`.
-        wants_token: Whether a watch was refused for the stream's token: it waits for a stream with
-            another one, and so do those that are not created yet.
         progress_trusted: Whether this stream's server answers requests for progress truly; None
             until `checked_version` tells.
     """
@@ -103,9 +102,11 @@ class WatchRules:
         self.highest_revision: int = 0
         self.suspicion: Suspicion | None = None
         self.progress_trusted: bool | None = None
-        self.wants_token: bool = False
         self._ask = ask
         self._signs_in = signs_in
+        # Whether a watch was refused for the stream's token: it waits for a stream with another
+        # one, and so do those that are not created yet.
+        self._wants_token = False
         # How many streams in a row have refused a watch for their token.
         self._stale_tokens = 0
         self._longest_silence = longest_silence
@@ -228,7 +229,7 @@ class WatchRules:
     def opened(self, endpoint: str, now: float) -> None:
         """A new stream: everything is created again on it."""
         self._leave_stream()  # one that nobody wanted any more was not lost
-        self.wants_token = False
+        self._wants_token = False
         self.progress_trusted = None
         self.suspicion = None
         self._fresh = True
@@ -259,7 +260,7 @@ class WatchRules:
         return None
 
     def _may_create(self, state: WatchState) -> bool:
-        if self.wants_token:
+        if self._wants_token:
             return False
         if self._refusals:
             # They may belong to any of several, and further ones would keep them from ever being
@@ -293,7 +294,7 @@ class WatchRules:
             self._to_create[state] = None
         return bool(ahead)
 
-    def received(self, response: rpc_pb2.WatchResponse, size: int, now: float) -> bool:
+    def received(self, response: rpc_pb2.WatchResponse, size: int, now: float) -> Wish | None:
         """An answer came."""
         self._heard_at = now
         self._refused_before = False
@@ -316,7 +317,7 @@ class WatchRules:
             else:
                 self._created(response)
             self.highest_revision = max(self.highest_revision, response.header.revision)
-            return True
+            return Wish.FRESH_TOKEN if self._wants_token else Wish.LOOK
         self.highest_revision = max(self.highest_revision, response.header.revision)
         if response.watch_id == -1:
             self._told += 1
@@ -329,17 +330,17 @@ class WatchRules:
                     again |= state in self._asking
             if again:  # the server answers, and this may be what was asked for before it began
                 self._progress_at = 0.0
-            return again
+            return Wish.LOOK if again else None
         watching = self._open.get(response.watch_id)
         if watching is None:
-            return False  # it was cancelled, and this was on its way
+            return None  # it was cancelled, and this was on its way
         if response.canceled:
             self._canceled(watching, response)
-            return True
+            return Wish.LOOK
         if response.events:
             return self._events(watching, response, size)
         self._progress(watching, response.header.revision)
-        return False
+        return None
 
     def lost(self, error: EtcdError, *, final: bool, now: float) -> None:
         """The stream ended: all that was on it waits for the next one."""
@@ -382,10 +383,10 @@ class WatchRules:
         # Not in the past: while the stream takes no requests, one that is due stays due.
         return max(self._progress_at, self._ticked + PROGRESS_INTERVAL)
 
-    def tick(self, now: float) -> bool:
+    def tick(self, now: float) -> Wish | None:
         """Time has passed: `next_request` may have something. An idle stream is silent."""
         self._ticked = now
-        return False
+        return None
 
     # What answers mean.
 
@@ -451,8 +452,8 @@ class WatchRules:
         else:
             may_pass = blame is Blame.TOKEN and self._stale_tokens < _STALE_TOKENS
         if may_pass and self._signs_in() and state in self._watches:
-            self._stale_tokens += not self.wants_token
-            self.wants_token = True
+            self._stale_tokens += not self._wants_token
+            self._wants_token = True
             state.phase = Phase.WAITING
             self._to_create[state] = None
         else:
@@ -477,10 +478,10 @@ class WatchRules:
             error, _ = _refusal(response.cancel_reason)
         self._end(state, error)
 
-    def _events(self, state: WatchState, response: rpc_pb2.WatchResponse, size: int) -> bool:
+    def _events(self, state: WatchState, response: rpc_pb2.WatchResponse, size: int) -> Wish | None:
         if state.is_full:
             self._leave(state, Phase.PAUSED)
-            return True
+            return Wish.LOOK
         events: Sequence[kv_pb2.Event] = response.events
         size += state.partial_bytes + len(events) * _EVENT_OVERHEAD
         if state.partial:
@@ -507,7 +508,7 @@ class WatchRules:
             state.notify()
         elif state.partial:
             state.partial_bytes = size
-        return False
+        return None
 
     def _leave(self, state: WatchState, phase: Phase) -> None:
         """Cancel a watch at the server, to create it again later."""

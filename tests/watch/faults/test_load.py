@@ -10,6 +10,7 @@ import pytest
 
 from aioetcd import Batch, Client, CompactedError, Op
 from aioetcd._proto import rpc_pb2
+from aioetcd._transport.wish import Wish
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.testing.history import Delivery
 from aioetcd.watch import Watch
@@ -148,7 +149,9 @@ def whole_answers(monkeypatch: pytest.MonkeyPatch, split: int) -> list[int]:
     announced: set[int] = set()
     received = WatchRules.received
 
-    def watched(rules: WatchRules, response: rpc_pb2.WatchResponse, size: int, now: float) -> bool:
+    def watched(
+        rules: WatchRules, response: rpc_pb2.WatchResponse, size: int, now: float
+    ) -> Wish | None:
         if response.created:
             announced.add(response.watch_id)
         elif size < split:
