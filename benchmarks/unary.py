@@ -1,6 +1,6 @@
 """What a unary call costs beside the bare grpc.aio stub: CPU and latency, as ratios.
 
-    python benchmarks/unary.py [--rounds N] [--calls N] [--endpoint HOST:PORT]
+    python benchmarks/unary.py [--rounds N] [--calls N] [--endpoint HOST:PORT | --cluster]
 
 README.md beside this file says what is compared and how to read it.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from statistics import median, quantiles
 from time import perf_counter, process_time
 
@@ -22,17 +23,19 @@ import grpc.aio
 from aioetcd import Client
 from aioetcd._proto import rpc_pb2, rpc_pb2_grpc
 from aioetcd._transport.transport import channel_options
-from aioetcd.testing import EtcdServer
+from aioetcd.testing import EtcdCluster, EtcdServer
 
 KEY = b"/aioetcd-benchmark/unary"
 VALUE = b"v" * 100
 TIMEOUT = 10.0
 TASKS = (1, 64)
+USER = ("root", "benchmark")
 
 Call = Callable[[], Awaitable[object]]
+Metadata = Sequence[tuple[str, str]] | None
 
 
-def bare_calls(channel: grpc.aio.Channel) -> dict[str, Call]:
+def bare_calls(channel: grpc.aio.Channel, metadata: Metadata) -> dict[str, Call]:
     """Calls of the generated stub that do what every user of it has to do.
 
     They build the request, wait for the answer within a deadline, and read every field that the
@@ -41,7 +44,9 @@ def bare_calls(channel: grpc.aio.Channel) -> dict[str, Call]:
     stub = rpc_pb2_grpc.KVStub(channel)
 
     async def get() -> object:
-        response = await stub.Range(rpc_pb2.RangeRequest(key=KEY), timeout=TIMEOUT)
+        response = await stub.Range(
+            rpc_pb2.RangeRequest(key=KEY), timeout=TIMEOUT, metadata=metadata
+        )
         header = response.header
         return (
             (header.cluster_id, header.member_id, header.revision, header.raft_term),
@@ -54,7 +59,9 @@ def bare_calls(channel: grpc.aio.Channel) -> dict[str, Call]:
         )
 
     async def put() -> object:
-        response = await stub.Put(rpc_pb2.PutRequest(key=KEY, value=VALUE), timeout=TIMEOUT)
+        response = await stub.Put(
+            rpc_pb2.PutRequest(key=KEY, value=VALUE), timeout=TIMEOUT, metadata=metadata
+        )
         header = response.header
         return (
             (header.cluster_id, header.member_id, header.revision, header.raft_term),
@@ -124,26 +131,36 @@ async def compare(bare: Call, ours: Call, *, tasks: int, calls: int, rounds: int
     return f"{cpu} ({low:.2f}-{high:.2f})  {p50}  {p99}"
 
 
-async def main(endpoint: str | None, rounds: int, calls: int) -> None:
+async def main(endpoint: str | None, rounds: int, calls: int, *, is_cluster: bool) -> None:
     """Print the table."""
     async with AsyncExitStack() as stack:
-        if endpoint is None:
+        if is_cluster:
+            cluster = await stack.enter_async_context(EtcdCluster(3, auth=USER))
+            where = f"three members of etcd {cluster.members[0].version} with auth"
+            client = Client(
+                cluster.direct_endpoints, timeout=TIMEOUT, username=USER[0], password=USER[1]
+            )
+        elif endpoint is None:
             server = await stack.enter_async_context(EtcdServer())
-            endpoint, where = server.endpoint, f"etcd {server.version}"
+            where = f"etcd {server.version}"
+            client = Client(server.endpoint, timeout=TIMEOUT)
         else:
             where = f"the etcd at {endpoint}"
-        options = channel_options(keepalive_time=10.0, keepalive_timeout=5.0)
-        channel = grpc.aio.insecure_channel(endpoint, options=options)
-        bare = bare_calls(await stack.enter_async_context(channel))
-        client = await stack.enter_async_context(Client(endpoint, timeout=TIMEOUT))
+            client = Client(endpoint, timeout=TIMEOUT)
+        await stack.enter_async_context(client)
+        await client.kv.put(KEY, VALUE)
         ours = client_calls(client)
+        # To the same member, with the same token.
+        options = channel_options(keepalive_time=10.0, keepalive_timeout=5.0)
+        channel = grpc.aio.insecure_channel(str(client.stats().endpoint), options=options)
+        await stack.enter_async_context(channel)
+        bare = bare_calls(channel, client._transport.tokens.metadata or None)
 
         print(f"Python {platform.python_version()}, grpcio {grpc.__version__}, {where}")
         print(f"{rounds} rounds of {calls} calls; microseconds; ratio = aioetcd / bare stub\n")
         print(f"{'':14}{'CPU a call (quartiles)':>36}{'p50':>26}{'p99':>26}")
         column = f"{'bare':>8} {'aioetcd':>8} {'ratio':>6}"
         print(f"{'call':6}{'tasks':>6}  {column}{'':12}  {column}  {column}")
-        await client.kv.put(KEY, VALUE)
         try:
             for name in bare:
                 for tasks in TASKS:
@@ -158,10 +175,20 @@ async def main(endpoint: str | None, rounds: int, calls: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Compare the client with the bare grpc.aio stub.")
-    parser.add_argument("--endpoint", metavar="HOST:PORT", help="not an etcd of its own, but this")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--endpoint", metavar="HOST:PORT", help="not an etcd of its own, but this")
+    where.add_argument("--cluster", action="store_true", help="three members, with a user")
     parser.add_argument("--rounds", type=int, default=100, help="rounds (100)")
     parser.add_argument("--calls", type=int, default=300, help="calls of each in a round (300)")
     arguments = parser.parse_args()
     if arguments.rounds < 2 or arguments.calls < 2:
         parser.error("at least 2 rounds and 2 calls")
-    anyio.run(main, arguments.endpoint, arguments.rounds, arguments.calls)
+    anyio.run(
+        partial(
+            main,
+            arguments.endpoint,
+            arguments.rounds,
+            arguments.calls,
+            is_cluster=arguments.cluster,
+        )
+    )

@@ -1,149 +1,311 @@
-"""Users: one token for all that a client does, renewed once, and what a wrong password is."""
+"""Clients of an etcd whose authentication is on: tokens expire, and users are changed."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
 
-from aioetcd import AuthenticationError, Client, EtcdError, PermissionDeniedError
-from aioetcd.testing import EtcdServer
+from aioetcd import (
+    AuthenticationError,
+    Client,
+    EtcdError,
+    PermissionDeniedError,
+    Watch,
+)
+from aioetcd.testing import EtcdServer, FaultProxy
 
-PASSWORD = "s3cret"
+# How long a token lives, in seconds: etcd takes whole ones, and looks for old ones once a second.
 TTL = 3
+PASSWORD = "s3cret"
+EXPIRED = 2 * TTL
 
 
-async def allow(server: EtcdServer) -> None:
-    """Have a root, an app that may use `app/`, and authentication on."""
-    await server.gateway("auth/user/add", {"name": "root", "password": PASSWORD})
-    await server.gateway("auth/role/add", {"name": "root"})
-    await server.gateway("auth/user/grant", {"user": "root", "role": "root"})
-    await server.gateway("auth/user/add", {"name": "app", "password": PASSWORD})
-    await server.gateway("auth/role/add", {"name": "app"})
-    key, end = (base64.b64encode(text).decode() for text in (b"app/", b"app0"))
-    await server.gateway(
-        "auth/role/grant",
-        {"name": "app", "perm": {"permType": "READWRITE", "key": key, "range_end": end}},
-    )
-    await server.gateway("auth/user/grant", {"user": "app", "role": "app"})
-    await server.gateway("auth/enable", {})
-
-
-@pytest.fixture
-async def guarded() -> AsyncIterator[EtcdServer]:
-    """A server whose tokens are over after three seconds without use."""
-    async with EtcdServer(args=["--auth-token-ttl", str(TTL)], quick=True) as server:
-        await allow(server)
+@asynccontextmanager
+async def with_auth(*args: str) -> AsyncIterator[EtcdServer]:
+    """Run an etcd whose authentication is on; beside root there is "app", who may use a to b."""
+    arguments = ["--bcrypt-cost=4", *args]
+    async with EtcdServer(quick=True, args=arguments, auth=("root", PASSWORD)) as server:
+        await server.gateway("auth/user/add", {"name": "app", "password": PASSWORD})
+        await server.gateway("auth/role/add", {"name": "app"})
+        await server.gateway("auth/user/grant", {"user": "app", "role": "app"})
+        permission = {"permType": "READWRITE", "key": _b64("a"), "range_end": _b64("c")}
+        await server.gateway("auth/role/grant", {"name": "app", "perm": permission})
         yield server
 
 
-def asked(client: Client) -> int:
-    """How often the client has signed in."""
-    return client._transport.tokens.asked
+def _b64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+async def authenticated(server: EtcdServer) -> float:
+    """How often anybody has asked for a token, the kit itself included."""
+    return sum(
+        value
+        for name, value in (await server.metrics()).items()
+        if name.startswith("grpc_server_started_total") and 'grpc_method="Authenticate"' in name
+    )
+
+
+def client_of(endpoint: str, name: str = "root", password: str = PASSWORD) -> Client:
+    """A client of a user's."""
+    return Client(endpoint, username=name, password=password, timeout=5)
+
+
+async def next_value(watch: Watch) -> bytes:
+    """The value of the next event, which must come soon."""
+    with anyio.fail_after(6):
+        return (await anext(aiter(watch))).kv.value
+
+
+async def every_kind(client: Client, count: int) -> None:
+    """So many calls at once, of each kind."""
+
+    async def watch(number: int) -> None:
+        async with client.watch(f"a{number}"):
+            pass
+
+    async def lease() -> None:
+        lease = await client.lease.grant(10)
+        await client.lease.revoke(lease)
+
+    await asyncio.gather(
+        *(client.kv.put(f"a{number}", "v") for number in range(count)),
+        *(client.kv.get(f"a{number}") for number in range(count)),
+        *(client.kv.delete(f"b{number}") for number in range(count)),
+        *(client.kv.txn(success=[]) for _ in range(count)),
+        *(watch(number) for number in range(count)),
+        *(lease() for _ in range(count)),
+        client.lease.leases(),
+    )
+
+
+async def test_signing_in_is_once() -> None:
+    """The first calls wait for one token, and later ones have it."""
+    async with with_auth() as server, client_of(server.endpoint) as client:
+        before = await authenticated(server)
+        await every_kind(client, 8)
+        await every_kind(client, 8)
+        assert await authenticated(server) == before + 1
+        assert client.stats().retries == 0
 
 
 @pytest.mark.fault("A1")
-async def test_a1_a_token_is_renewed_once_for_all(guarded: EtcdServer) -> None:
-    """Fifty calls of every kind find the token over: one of them signs in again."""
-    async with Client(guarded.endpoint, username="root", password=PASSWORD) as client:
-        await client.kv.put("k", "v")
-        lease = await client.lease.grant(60)
-        assert asked(client) == 1
-        await anyio.sleep(2 * TTL)  # which is no synchronisation, but what makes the token old
-        async with anyio.create_task_group() as group:
+async def test_a1_a_token_expires() -> None:
+    """Whatever is called then, all at once: one token is asked for, and all calls succeed."""
+    async with (
+        with_auth(f"--auth-token-ttl={TTL}") as server,
+        client_of(server.endpoint) as client,
+        client.watch("a") as watch,
+    ):
+        await every_kind(client, 1)
+        before = await authenticated(server)
+        await anyio.sleep(EXPIRED)  # what is tested: nobody uses the token for so long
+        with anyio.fail_after(5):
+            await every_kind(client, 8)
+        assert await authenticated(server) == before + 1
+        await client.kv.put("a", "later")
+        assert await next_value(watch) == b"later"
+        assert client.stats().retries > 0  # else the token had not expired
 
-            async def watch(number: int) -> None:
-                async with client.watch(f"w{number}"):
-                    pass
 
-            for number in range(15):
-                group.start_soon(client.kv.put, f"k{number}", "v")
-                group.start_soon(client.kv.get, "k")
-            for number in range(5):
-                group.start_soon(client.kv.delete, f"d{number}")
-                group.start_soon(client.lease.grant, 60)
-                group.start_soon(watch, number)
-            group.start_soon(client.lease.leases)
-            group.start_soon(client.lease.keep_alive_once, lease)
-        assert asked(client) == 2
-        assert client.stats().retries >= 1
-        versions = [kv.version for kv in (await client.kv.get("k", prefix=True)).kvs]
-        assert versions == [1] * 16, "a write that was refused for its token was applied once"
+@pytest.mark.fault("A1")
+async def test_a1_a_token_expires_under_a_lock() -> None:
+    """A lock and its lease are kept while nothing else is called, and left in order."""
+    async with (
+        with_auth(f"--auth-token-ttl={TTL}") as server,
+        client_of(server.endpoint) as client,
+    ):
+        async with client.lock("a/lock", ttl=2) as lock:
+            await anyio.sleep(EXPIRED)  # what is tested
+            assert not lock.is_lost
+        assert (await client.kv.get("a/lock", prefix=True)).count == 0
+        assert (await client.lease.leases()).ids == ()
+
+
+async def test_a2_the_users_change_and_tokens_are_signed(tmp_path: Path) -> None:
+    """A signed token is of one state of the users: when that changes, another one is asked for."""
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    auth = f"--auth-token=jwt,priv-key={key},sign-method=HS256,ttl=10m"
+    async with with_auth(auth) as server, client_of(server.endpoint) as client:
+        await every_kind(client, 1)
+        for number in (1, 2):
+            await server.gateway("auth/user/add", {"name": f"new{number}", "password": "pw"})
+            before, retries = await authenticated(server), client.stats().retries
+            with anyio.fail_after(5):
+                await every_kind(client, 8)
+            assert await authenticated(server) == before + 1
+            assert client.stats().retries > retries  # else the token was good
+
+
+async def test_a2_the_users_change() -> None:
+    """A token that etcd remembers is as good afterwards."""
+    async with with_auth() as server, client_of(server.endpoint) as client:
+        await every_kind(client, 1)
+        await server.gateway("auth/user/add", {"name": "new", "password": "pw"})
+        before = await authenticated(server)
+        await every_kind(client, 8)
+        assert await authenticated(server) <= before + 1
+
+
+@pytest.mark.parametrize("how", ["changed", "deleted"])
+async def test_a3_the_password_does_not_hold_any_more(how: str) -> None:
+    """The calls fail with the reason, and the server is not asked again and again."""
+    async with with_auth() as server, client_of(server.endpoint, "app") as client:
+        await client.kv.put("a", "v")
+        if how == "changed":
+            await server.gateway("auth/user/changepw", {"name": "app", "password": "new"})
+        else:
+            await server.gateway("auth/user/delete", {"name": "app"})
+        for _ in range(2):
+            before = await authenticated(server)
+            with anyio.fail_after(3), pytest.raises(AuthenticationError) as caught:
+                await client.kv.put("a", "w")
+            assert "invalid user ID or password" in str(caught.value)
+            assert caught.value.maybe_applied is False
+            assert 1 <= await authenticated(server) - before <= 2
+        before = await authenticated(server)
+        with anyio.fail_after(3), pytest.raises(AuthenticationError):
+            async with client.watch("a"):
+                pass
+        assert await authenticated(server) - before <= 2
+        async with client_of(server.endpoint) as other:
+            assert (await other.kv.get("a")).value == b"v"
+
+
+@pytest.mark.parametrize("name", ["app", "nobody"])
+async def test_a3_a_wrong_password(name: str) -> None:
+    """It is told by calls and by watches, of whatever is wrong alike."""
+    async with with_auth() as server, client_of(server.endpoint, name, "wrong") as client:
+        before = await authenticated(server)
+        errors = await asyncio.gather(
+            *(client.kv.get("a") for _ in range(10)), return_exceptions=True
+        )
+        assert {type(error) for error in errors} == {AuthenticationError}
+        assert await authenticated(server) == before + 1
+        with anyio.fail_after(3), pytest.raises(AuthenticationError):
+            async with client.watch("a"):
+                pass
+        assert await authenticated(server) <= before + 3
+        assert client.stats().endpoint == server.endpoint  # it is nobody's fault there
+
+
+async def test_a4_authentication_is_turned_on_and_off() -> None:
+    """Who has a password goes on; who has none is told, and goes on when it is off again."""
+    async with with_auth() as server:
+        endpoint = server.endpoint
+        await server.gateway("auth/disable")
+        async with client_of(endpoint) as client, Client(endpoint, timeout=5) as stranger:
+            await client.kv.put("a", "0")
+            await stranger.kv.put("b", "0")
+            async with client.watch("a") as watch:
+                await server.gateway("auth/enable")
+                await client.kv.put("a", "on")
+                assert await next_value(watch) == b"on"
+                async with client.watch("b") as another:
+                    await client.kv.put("b", "on")
+                    assert await next_value(another) == b"on"
+                with anyio.fail_after(3), pytest.raises(AuthenticationError) as caught:
+                    await stranger.kv.put("b", "no")
+                assert caught.value.maybe_applied is False
+                with anyio.fail_after(3), pytest.raises(EtcdError):
+                    async with stranger.watch("b"):
+                        pass
+                await server.gateway("auth/disable")
+                await every_kind(client, 2)
+                await client.kv.put("a", "off")
+                values = [await next_value(watch)]
+                while values[-1] != b"off":
+                    values.append(await next_value(watch))
+                assert (await stranger.kv.get("b")).value == b"on"
+                await stranger.kv.put("b", "off")
+
+
+async def test_a5_a_permission_is_taken_from_a_watch() -> None:
+    """An open watch goes on, as the server has it; one that is resumed ends with the refusal."""
+    async with (
+        with_auth() as server,
+        FaultProxy(server.endpoint) as proxy,
+        client_of(server.endpoint) as writer,
+        client_of(proxy.endpoint, "app") as client,
+        client.watch("a") as watch,
+    ):
+        await writer.kv.put("a", "1")
+        assert await next_value(watch) == b"1"
+        await server.gateway(
+            "auth/role/revoke", {"role": "app", "key": _b64("a"), "range_end": _b64("c")}
+        )
+        await writer.kv.put("a", "2")
+        assert await next_value(watch) == b"2"
+        before = await authenticated(server)
+        assert proxy.cut() >= 1
+        with pytest.raises(PermissionDeniedError):
+            await next_value(watch)
+        with anyio.fail_after(3), pytest.raises(PermissionDeniedError):
+            await client.kv.get("a")
+        assert await authenticated(server) - before <= 5
 
 
 @pytest.mark.fault("W14")
-async def test_w14_a_watch_outlives_the_token(guarded: EtcdServer) -> None:
-    """A second watch on a stream whose token is over gets a stream of its own time; both go on."""
-    async with Client(guarded.endpoint, username="app", password=PASSWORD) as client:
-        async with client.watch("app/1") as first:
-            await anyio.sleep(2 * TTL)  # which is no synchronisation, but what makes the token old
-            async with client.watch("app/2") as second:
-                await client.kv.put("app/1", "v")
-                await client.kv.put("app/2", "v")
-                assert (await anext(first)).kv.key == b"app/1"
-                assert (await anext(second)).kv.key == b"app/2"
-        assert asked(client) == 2
-        with pytest.raises(PermissionDeniedError):
-            async with client.watch("other"):
-                pass
-        assert asked(client) <= 3
-
-
-async def test_a3_a_wrong_password_is_final(guarded: EtcdServer) -> None:
-    """It is told at once, by calls and by watches, and nobody goes on asking."""
-    async with Client(guarded.endpoint, username="app", password="wrong") as client:
-        for _ in range(2):
-            with pytest.raises(AuthenticationError, match="invalid user ID or password"):
-                await client.kv.get("app/1")
-        assert asked(client) == 2
-        with pytest.raises(AuthenticationError), anyio.fail_after(5):
-            async with client.watch("app/1"):
-                pass
-        assert asked(client) <= 4
-
-
-async def test_a4_authentication_is_enabled_and_disabled(quick_guarded: EtcdServer) -> None:
-    """A client with a user works before, during and after; one without is told."""
-    server = quick_guarded
+async def test_w14_a_second_watch_when_the_token_has_expired() -> None:
+    """It is created all the same, the first one loses nothing, and both outlive a new stream."""
     async with (
-        Client(server.endpoint, username="root", password=PASSWORD) as client,
-        Client(server.endpoint) as stranger,
+        with_auth(f"--auth-token-ttl={TTL}") as server,
+        FaultProxy(server.endpoint) as proxy,
+        client_of(server.endpoint) as writer,
+        client_of(proxy.endpoint, "app") as client,
+        client.watch("a") as first,
     ):
-        await client.kv.put("k", "1")
-        await stranger.kv.put("k", "2")
-        await allow(server)
-        await client.kv.put("k", "3")
-        with pytest.raises(AuthenticationError, match="user name is empty"):
-            await stranger.kv.get("k")
-        assert (await client.kv.get("k")).value == b"3"
+        await writer.kv.put("a", "1")
+        assert await next_value(first) == b"1"
+        await anyio.sleep(EXPIRED)  # what is tested
+        await writer.kv.put("a", "2")
+        before = await authenticated(server)
+        with anyio.fail_after(5):
+            async with client.watch("b") as second:
+                assert await authenticated(server) == before + 1
+                await writer.kv.put("a", "3")
+                await writer.kv.put("b", "3")
+                assert [await next_value(first) for _ in range(2)] == [b"2", b"3"]
+                assert await next_value(second) == b"3"
+                assert proxy.cut() >= 1
+                await writer.kv.put("a", "4")
+                await writer.kv.put("b", "4")
+                assert await next_value(first) == b"4"
+                assert await next_value(second) == b"4"
 
 
-@pytest.fixture
-async def quick_guarded() -> AsyncIterator[EtcdServer]:
-    """A server of one's own whose authentication is off."""
-    async with EtcdServer(quick=True) as server:
-        yield server
+async def test_w14_a_watch_without_permission() -> None:
+    """A fresh token does not help: that watch is refused, and the others go on."""
+    async with (
+        with_auth() as server,
+        client_of(server.endpoint) as writer,
+        client_of(server.endpoint, "app") as client,
+        client.watch("a") as watch,
+    ):
+        before = await authenticated(server)
+        with anyio.fail_after(5), pytest.raises(PermissionDeniedError):
+            async with client.watch("z"):
+                pass
+        assert await authenticated(server) - before <= 5
+        await writer.kv.put("a", "1")
+        assert await next_value(watch) == b"1"
 
 
-async def test_a5_without_permission(guarded: EtcdServer) -> None:
-    """What a user may not do is refused by name, and was not done; no other token is tried."""
-    async with Client(guarded.endpoint, username="app", password=PASSWORD) as client:
-        await client.kv.put("app/1", "v")
-        with pytest.raises(PermissionDeniedError) as caught:
-            await client.kv.put("other", "v")
-        assert caught.value.maybe_applied is False
-        assert asked(client) == 1
-
-
-async def test_credentials_are_not_shown(guarded: EtcdServer) -> None:
+async def test_credentials_are_not_shown() -> None:
     """Neither the client nor an error shows a password or a token."""
-    async with Client(guarded.endpoint, username="app", password=PASSWORD) as client:
-        await client.kv.get("app/1")
+    async with with_auth() as server, client_of(server.endpoint, "app") as client:
+        await client.kv.get("a")
         token = dict(client._transport.tokens.metadata)["token"]
         try:
-            await client.kv.get("other")
+            await client.kv.get("z")
         except EtcdError as error:
             shown = [
                 repr(error),
@@ -171,17 +333,17 @@ def test_a_user_needs_both(username: str, password: str, error: type[Exception])
         Client("a:1", username=username, password=password)
 
 
-async def test_another_password(guarded: EtcdServer) -> None:
+async def test_another_password() -> None:
     """Who signs in otherwise does so from the next call on."""
-    async with Client(guarded.endpoint, username="app", password="old") as client:
+    async with with_auth() as server, client_of(server.endpoint, "app", "old") as client:
         with pytest.raises(AuthenticationError):
-            await client.kv.get("app/1")
+            await client.kv.get("a")
         client.set_credentials("app", PASSWORD)
-        await client.kv.put("app/1", "v")
+        await client.kv.put("a", "v")
         with pytest.raises(PermissionDeniedError):
-            await client.kv.get("other")
+            await client.kv.get("z")
         client.set_credentials("root", PASSWORD)
-        await client.kv.get("other")
+        await client.kv.get("z")
         client.set_credentials(None, None)
         with pytest.raises(AuthenticationError, match="user name is empty"):
-            await client.kv.get("app/1")
+            await client.kv.get("a")

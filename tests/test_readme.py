@@ -170,7 +170,7 @@ def test_kinds() -> None:
     assert len(examples("body")) >= 6
     assert len(examples("program")) == 3
     assert len(examples("service")) == 1
-    assert len(examples("pytest")) == 1
+    assert len(examples("pytest")) == 2
 
 
 def test_errors() -> None:

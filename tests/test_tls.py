@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
-from aioetcd import TLS, Client, NoEndpointError
-from aioetcd.testing import EtcdServer
+from aioetcd import TLS, Client, EtcdError, NoEndpointError
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.waiting import until
 
 pytestmark = pytest.mark.own_logic("what the client verifies, and what it says")
 
@@ -16,18 +19,17 @@ pytestmark = pytest.mark.own_logic("what the client verifies, and what it says")
 SOON = 3.0
 
 
-def certificate(server: EtcdServer) -> Path:
-    """The certificate that etcd has made for itself, which is its own authority."""
-    return server.data_dir / "fixtures" / "client" / "cert.pem"
-
-
 @pytest.fixture
 async def secure() -> AsyncIterator[EtcdServer]:
-    """A server that speaks TLS with a certificate of its own, which is its own authority."""
-    async with EtcdServer(args=["--auto-tls"], quick=True) as server:
-        if server.version_info > (3, 5, 1):
-            pytest.skip("the certificate that a newer etcd makes for itself is no authority")
+    """A server that speaks TLS."""
+    async with EtcdServer(tls=True, quick=True) as server:
         yield server
+
+
+def trusting(server: EtcdServer) -> TLS:
+    """What a client needs for a server."""
+    assert server.tls is not None
+    return server.tls
 
 
 async def why_not(client: Client) -> str:
@@ -40,8 +42,8 @@ async def why_not(client: Client) -> str:
 
 async def test_tls(secure: EtcdServer) -> None:
     """Calls, watches and renewals go over TLS, by `tls=` or by the endpoint's scheme."""
-    tls = TLS(ca=certificate(secure))
-    as_bytes = TLS(ca=certificate(secure).read_bytes())
+    tls = trusting(secure)
+    as_bytes = TLS(ca=Path(str(tls.ca)).read_bytes())
     for endpoint, used in ((secure.endpoint, tls), (f"https://{secure.endpoint}", as_bytes)):
         async with (
             Client(endpoint, tls=used) as client,
@@ -53,32 +55,108 @@ async def test_tls(secure: EtcdServer) -> None:
 
 
 @pytest.mark.fault("T1")
-async def test_t1_why_a_handshake_fails(secure: EtcdServer, server: EtcdServer) -> None:
-    """The error of a call names the cause, rather than a closed socket."""
-    async with EtcdServer(args=["--auto-tls"], quick=True) as another:
-        other = TLS(ca=certificate(another))
-        assert "the server's certificate is refused" in await why_not(
-            Client(secure.endpoint, tls=other)
-        )
-    wrong_name = TLS(ca=certificate(secure), server_name="etcd.example")
-    assert "etcd.example" in await why_not(Client(secure.endpoint, tls=wrong_name))
+async def test_t1_another_authority(secure: EtcdServer) -> None:
+    """A certificate by somebody whom the client does not trust is refused, and said to be."""
+    async with EtcdServer(tls=True, quick=True) as another:
+        told = await why_not(Client(secure.endpoint, tls=trusting(another)))
+    assert "the server's certificate is refused" in told
+
+
+@pytest.mark.fault("T1")
+async def test_t1_another_name(secure: EtcdServer) -> None:
+    """A certificate for another name is refused; where that is the one expected, it is not."""
+    _ = secure.renew_certificate(name="etcd.example")
+    ca = trusting(secure).ca
+    assert "127.0.0.1" in await why_not(Client(secure.endpoint, tls=TLS(ca=ca)))
+    async with Client(secure.endpoint, tls=TLS(ca=ca, server_name="etcd.example")) as client:
+        await client.kv.put("k", "v")
+
+
+@pytest.mark.fault("T1")
+async def test_t1_an_expired_certificate(secure: EtcdServer) -> None:
+    """It is told as such."""
+    expired = secure.renew_certificate(expired=True)
+    assert "expired" in await why_not(Client(secure.endpoint, tls=expired))
+
+
+@pytest.mark.fault("T1")
+async def test_t1_plaintext_and_tls(secure: EtcdServer, server: EtcdServer) -> None:
+    """Where one end speaks TLS and the other does not, it says which."""
     assert "it speaks TLS at this port" in await why_not(Client(secure.endpoint))
-    plaintext = Client(server.endpoint, tls=TLS(ca=certificate(secure)))
-    assert "it speaks no TLS at this port" in await why_not(plaintext)
+    told = await why_not(Client(server.endpoint, tls=trusting(secure)))
+    assert "it speaks no TLS at this port" in told
+
+
+@pytest.mark.fault("T1")
+async def test_t1_the_clients_certificate() -> None:
+    """A server that wants one says so when there is none, or one that has expired."""
+    async with EtcdServer(tls="mutual", quick=True) as server:
+        tls = trusting(server)
+        async with Client(server.endpoint, tls=tls) as client:
+            await client.kv.put("k", "v")
+        assert "certificate" in await why_not(Client(server.endpoint, tls=TLS(ca=tls.ca)))
+        assert server._authority is not None
+        expired = server._authority.issue("client@aioetcd.test", expired=True)
+        with_expired = TLS(ca=tls.ca, cert=expired, key=expired)
+        assert "certificate" in await why_not(Client(server.endpoint, tls=with_expired))
 
 
 @pytest.mark.fault("T2")
-async def test_t2_certificates_that_change(secure: EtcdServer) -> None:
-    """A server that comes back with another certificate is reached once that is on disk."""
-    async with Client(secure.endpoint, tls=TLS(ca=certificate(secure)), timeout=20) as client:
-        await client.kv.put("k", "v")
-        before = certificate(secure).read_bytes()
-        await secure.stop()
-        for path in certificate(secure).parent.iterdir():
-            path.unlink()
-        await secure.start()
-        assert certificate(secure).read_bytes() != before
-        assert (await client.kv.get("k")).value == b"v"
+async def test_t2_certificates_are_rotated_under_a_client(secure: EtcdServer) -> None:
+    """They are renewed on disk, and etcd comes back with them: no call that has 5 s fails."""
+    failures: list[EtcdError] = []
+    calls = 0
+    over = False
+    async with (
+        FaultProxy(secure.endpoint) as proxy,
+        Client(proxy.endpoint, tls=trusting(secure), timeout=5) as client,
+        client.watch("k") as watch,
+    ):
+
+        async def read() -> None:
+            nonlocal calls
+            while not over:
+                try:
+                    await client.kv.get("k")
+                except EtcdError as error:
+                    failures.append(error)
+                calls += 1
+
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(read)
+            for number in range(2):
+                before = calls
+                await until(lambda: calls > before + 50)  # noqa: B023
+                connections = proxy.connections_total
+                renewed = secure.renew_certificate(other_authority=True)
+                shutil.copy(str(renewed.ca), str(trusting(secure).ca))
+                await secure.restart()
+                await client.kv.put("k", str(number))
+                with anyio.fail_after(5):
+                    assert (await anext(watch)).kv.value == str(number).encode()
+                assert proxy.connections_total > connections, "nobody has seen the new one"
+            over = True
+    assert failures == []
+
+
+@pytest.mark.fault("T2")
+async def test_t2_the_new_certificate_comes_late(secure: EtcdServer) -> None:
+    """Who waits is told why meanwhile, and goes on once the file is there."""
+    async with (
+        Client(secure.endpoint, tls=trusting(secure), timeout=20) as client,
+        client.watch("k") as watch,
+    ):
+        await client.kv.put("k", "0")
+        assert (await anext(watch)).kv.value == b"0"
+        renewed = secure.renew_certificate(other_authority=True)
+        await secure.restart()
+        with pytest.raises(NoEndpointError, match="certificate is refused"):
+            await client.kv.get("k", timeout=2)
+        shutil.copy(str(renewed.ca), str(trusting(secure).ca))
+        await client.kv.put("k", "1", timeout=5)
+        with anyio.fail_after(5):
+            assert (await anext(watch)).kv.value == b"1"
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from aioetcd.testing.checkers import Violation
-from aioetcd.testing.history import Delivery, EventKind, EventRecord, LeaseSignal, StoreRevision
+from aioetcd.testing.history import (
+    Delivery,
+    EventKind,
+    EventRecord,
+    LeaseSignal,
+    Operation,
+    StoreRevision,
+)
 from tests.stress.holding import lease_of
 from tests.stress.plan import Fault
 
 # Faults that a server below this version does not survive by its own fault.
 SERVER_BUGS = {
     "kill": ((3, 5, 6), "loses or differs in what it acknowledged (etcd #13766, #14370)"),
+    "replace": ((3, 5, 6), "differs in what it acknowledged (etcd #13766, #14370)"),
     "pause": ((3, 6, 9), "reads old data and revokes leases by an old clock (#20418, #15247)"),
     "compact": ((3, 5, 18), "loses watch events at a compaction (#17610, #19179)"),
 }
@@ -28,6 +36,7 @@ TRAFFIC = (
     "cancelled while acquiring",
     "cancelled while leaving",
     "users of clients that ended",
+    "tokens that were over",
 )
 """What every run must have had, as it is counted in `Run.counts`."""
 
@@ -76,6 +85,24 @@ def check_harness(
     if not kinds:
         missing.append("no fault was planned")
     return [Violation("harness", text) for text in missing]
+
+
+def check_deadlines(
+    operations: Iterable[Operation], timeout: float, late_ns: Callable[[int, int], int]
+) -> list[Violation]:
+    """No call outlives its deadline by more than a tenth of a second.
+
+    Args:
+        operations: The calls.
+        timeout: The deadline of each, in seconds.
+        late_ns: Gives how late the event loop was between two times.
+    """
+    latest = int((timeout + 0.1) * 1e9)
+    return [
+        Violation("deadline", f"a call took {(each.return_ns - each.call_ns) / 1e9:.2f} s", (each,))
+        for each in operations
+        if each.return_ns - each.call_ns > latest + late_ns(each.call_ns, each.return_ns)
+    ]
 
 
 def leases_gone(revisions: Iterable[StoreRevision]) -> dict[int, int]:

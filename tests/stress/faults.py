@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import anyio
 
 from aioetcd import Client, EtcdError
-from aioetcd.testing import EtcdCluster, FaultProxy
+from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
+from aioetcd.testing._certificates import unverified
 from tests.stress.hosts import end_host
 from tests.stress.plan import EVERYWHERE, Fault
 from tests.stress.shared import Party, Run
@@ -27,6 +28,7 @@ class Faults:
         control: A client past the proxies.
         known: Gives the revision up to which the oracle has the history, which may be compacted.
         parties: The clients.
+        replaced: Is told of a member that has come in the place of another.
 
     Attributes:
         done: How often each kind of fault had an effect, and how often none.
@@ -41,6 +43,7 @@ class Faults:
         *,
         known: Callable[[], int],
         parties: Sequence[Party],
+        replaced: Callable[[EtcdServer], None],
     ) -> None:
         self.done: Counter[str] = Counter()
         self.compact_revision = 0
@@ -49,6 +52,7 @@ class Faults:
         self._control = control
         self._known = known
         self._parties = parties
+        self._replaced = replaced
 
     async def play(self, faults: Iterable[Fault]) -> None:
         """Do all faults of one lane, each at its time or as soon as the one before is over."""
@@ -117,11 +121,17 @@ class Faults:
         self.compact_revision = revision
         return True
 
+    async def _replace(self, fault: Fault) -> bool:
+        before = set(self._cluster.endpoints)
+        self._replaced(await self._cluster.replace(fault.member))
+        await self._cluster.wait_healthy(timeout=60)
+        return set(self._cluster.endpoints) != before
+
     async def _proxies(self, fault: Fault) -> list[FaultProxy]:
-        proxies = self._cluster.client_proxies
+        proxies = list(self._cluster.client_proxies)
         if fault.member == EVERYWHERE:
             return proxies
-        own = proxies[fault.member]
+        own = proxies[fault.member % len(proxies)]  # one may just be replaced
         before = own.bytes_from_server
         await anyio.sleep(0.2)
         # Where next to nothing is sent nothing can be broken: perhaps all clients have left it.
@@ -266,7 +276,13 @@ async def _answered_in(proxy: FaultProxy, *, within: float) -> float | None:
     began = time.monotonic()
     with anyio.move_on_after(within):
         try:
-            async with await anyio.connect_tcp(host, int(port)) as stream:
+            async with await anyio.connect_tcp(
+                host,
+                int(port),
+                tls=True,
+                ssl_context=unverified(),
+                tls_standard_compatible=False,
+            ) as stream:
                 await stream.send(b"GET /version HTTP/1.0\r\n\r\n")
                 await stream.receive()
                 return time.monotonic() - began

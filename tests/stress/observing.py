@@ -29,6 +29,7 @@ async def resources(cluster: EtcdCluster) -> dict[str, float]:
     """
     gc.unfreeze()
     gc.collect()
+    await cluster.wait_healthy()  # for so long the proxies between the members stood still
     size = range(len(cluster.members))
     proxies = [*cluster.client_proxies, *(cluster.peer_proxy(i, j) for i in size for j in size)]
     relayed = sum(2 * proxy.connections_open for proxy in proxies)

@@ -7,7 +7,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 LANES = {
-    "members": {"kill": 4, "pause": 3, "isolate": 4, "move_leader": 3, "compact": 4},
+    "members": {
+        "kill": 4,
+        "pause": 3,
+        "isolate": 4,
+        "move_leader": 3,
+        "compact": 4,
+        "replace": 1,
+    },
     "network": {
         "cut": 4,
         "cut_after": 4,
@@ -27,7 +34,7 @@ LANES = {
 
 PAUSES = {"clients": (2.0, 8.0)}
 """The seconds from one fault to the next of a lane, where they are not 0.5 to 3."""
-INSTANT = {"cut", "close", "move_leader", "compact", *LANES["clients"]}
+INSTANT = {"cut", "close", "move_leader", "compact", "replace", *LANES["clients"]}
 EVERYWHERE = 3
 """Stands for all members in place of one's index."""
 

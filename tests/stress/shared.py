@@ -55,6 +55,11 @@ class Lateness:
         self.most = max(self.most, late_ns)
         self.total += max(0, late_ns)
 
+    def between(self, began_ns: int, ended_ns: int) -> int:
+        """How late the loop was from one time to another, in nanoseconds."""
+        first = bisect_left(self._ends, began_ns)
+        return sum(self._late[first : bisect_left(self._ends, ended_ns) + 1])
+
     def in_time(self, told_ns: int) -> int:
         """When something would have been told, had the turns before it not been late."""
         turn = bisect_left(self._ends, told_ns) + 1  # with the one that was under way

@@ -42,7 +42,7 @@ def test_every_fault_is_planned() -> None:
 
 def test_faults_that_a_server_does_not_survive_are_left_out() -> None:
     """Old servers' bugs are not blamed on the client, and current servers get everything."""
-    assert set(server_bugs((3, 5, 1))) == {"kill", "pause", "compact"}
+    assert set(server_bugs((3, 5, 1))) == {"kill", "pause", "compact", "replace"}
     assert set(server_bugs((3, 5, 28))) == set()
     assert set(server_bugs((3, 6, 0))) == {"pause"}
     assert set(server_bugs((3, 6, 16))) == set()
