@@ -351,6 +351,25 @@ async def test_z15_a_write_is_not_sent_twice(server: EtcdServer, client: Client)
         assert (await client.kv.get("k")).kvs[0].version == 2
 
 
+async def test_what_a_write_has_waited_for(proxy: FaultProxy) -> None:
+    """One that was not sent because calls hang there says so: it surely was not applied."""
+    async with connected(proxy.endpoint) as transport:
+        kv = create(KV, transport)
+        await kv.put("k", "v")
+        proxy.hang()
+        async with anyio.create_task_group() as group:
+
+            async def read() -> None:
+                with pytest.raises(EtcdError):
+                    await kv.get("k", timeout=2)
+
+            group.start_soon(read)
+            await until(lambda: bool(transport.picker._doubts))
+            with pytest.raises(NoEndpointError, match="calls wait there for an answer") as caught:
+                await kv.put("k", "w", timeout=0.1)
+            assert caught.value.maybe_applied is False
+
+
 # --- the environment ---------------------------------------------------------------------------
 
 PROXIED = """

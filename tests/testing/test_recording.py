@@ -144,3 +144,14 @@ async def test_the_oracle_begins_after_a_compaction(client: Client, server: Etcd
     async with observe(recorder, [server], start_revision=first) as oracle:
         await oracle.wait_for(last)
     assert [record.revision for record in recorder.of(StoreRevision)] == [last]
+
+
+async def test_a_member_that_comes_later(server: EtcdServer, client: Client) -> None:
+    """The oracle tells what a member saw that was added when it had begun."""
+    recorder = Recorder()
+    first = (await client.kv.put("a", "1")).header.revision
+    async with observe(recorder, [], start_revision=first) as oracle:
+        oracle.add(server)
+        last = (await client.kv.put("b", "1")).header.revision
+        await oracle.wait_for(last)
+    assert [each.revision for each in recorder.of(StoreRevision)] == [first, last]
