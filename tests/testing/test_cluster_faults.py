@@ -225,12 +225,12 @@ async def test_a_hung_member_does_not_stall_the_others(cluster: EtcdCluster) -> 
         assert await cluster.leader() is not hung
         assert time.monotonic() - began < 4.5  # an unanswered question takes five
         with pytest.raises(TimeoutError) as caught:
-            await cluster.wait_healthy(timeout=2.5)
+            await cluster.wait_healthy(timeout=5)  # long enough to ask twice
         told = str(caught.value)
-        assert "not all members are healthy within 2.5 s" in told
+        assert "not all members are healthy within 5 s" in told
         assert f"{hung.name} " in told.partition(" does not answer; its log ends with:")[0]
         assert "lost the TCP streaming connection" in told or "{" in told
-        assert told.count("follows") == 2
+        assert told.count(" in term ") == 2, "the others have answered"
     finally:
         os.kill(hung.pid, signal.SIGCONT)
     await cluster.wait_healthy()
