@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from aioetcd import (
+    TLS,
     AuthenticationError,
     Client,
     EtcdError,
@@ -32,12 +33,17 @@ async def with_auth(*args: str) -> AsyncIterator[EtcdServer]:
     """Run an etcd whose authentication is on; beside root there is "app", who may use a to b."""
     arguments = ["--bcrypt-cost=4", *args]
     async with EtcdServer(quick=True, args=arguments, auth=("root", PASSWORD)) as server:
-        await server.gateway("auth/user/add", {"name": "app", "password": PASSWORD})
-        await server.gateway("auth/role/add", {"name": "app"})
-        await server.gateway("auth/user/grant", {"user": "app", "role": "app"})
-        permission = {"permType": "READWRITE", "key": _b64("a"), "range_end": _b64("c")}
-        await server.gateway("auth/role/grant", {"name": "app", "perm": permission})
+        await allow_app(server)
         yield server
+
+
+async def allow_app(server: EtcdServer) -> None:
+    """Have a user "app", who may use the keys a to b."""
+    await server.gateway("auth/user/add", {"name": "app", "password": PASSWORD})
+    await server.gateway("auth/role/add", {"name": "app"})
+    await server.gateway("auth/user/grant", {"user": "app", "role": "app"})
+    permission = {"permType": "READWRITE", "key": _b64("a"), "range_end": _b64("c")}
+    await server.gateway("auth/role/grant", {"name": "app", "perm": permission})
 
 
 def _b64(text: str) -> str:
@@ -347,3 +353,22 @@ async def test_another_password() -> None:
         client.set_credentials(None, None)
         with pytest.raises(AuthenticationError, match="user name is empty"):
             await client.kv.get("a")
+
+
+async def test_the_name_of_a_certificate() -> None:
+    """A client without a password is whom its certificate names."""
+    async with EtcdServer(
+        tls="mutual", quick=True, auth=("root", PASSWORD), args=["--bcrypt-cost=4"]
+    ) as server:
+        await allow_app(server)
+        assert server.tls is not None
+        assert server._authority is not None
+        signed = server._authority._signer.issue_cert("app@aioetcd.test", common_name="app")
+        pem = signed.private_key_and_cert_chain_pem.bytes()
+        tls = TLS(ca=server.tls.ca, cert=pem, key=pem)
+        async with Client(server.endpoint, tls=tls) as client, client.watch("a") as watch:
+            await client.kv.put("a", "v")
+            assert await next_value(watch) == b"v"
+            with pytest.raises(PermissionDeniedError):
+                await client.kv.put("z", "v")
+            assert client._transport.tokens.asked == 0
