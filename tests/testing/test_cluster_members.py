@@ -35,9 +35,9 @@ def encoded(text: str) -> str:
 
 async def put(cluster: EtcdCluster, key: str) -> None:
     """Write at the leader, and again where an election came in between."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(40):
         while True:
-            leader = await cluster.leader()
+            leader = await cluster.leader(timeout=40)
             with contextlib.suppress(OSError, RuntimeError):
                 await leader.gateway("kv/put", {"key": encoded(key)})
                 return
@@ -125,7 +125,7 @@ async def test_a_learner_has_no_vote(cluster: EtcdCluster) -> None:
     """Two voters of three are a majority with a learner, and one voter with it is none."""
     learner = await cluster.add(learner=True)
     await cluster.members[0].kill()
-    assert await cluster.leader() is not learner
+    assert await cluster.leader(timeout=40) is not learner
     await cluster.members[1].kill()
     with pytest.raises(TimeoutError, match="no leader that a majority follows"):
         await cluster.leader(timeout=1)
