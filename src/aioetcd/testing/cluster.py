@@ -170,7 +170,7 @@ class EtcdCluster:
         self._need_pairs()
         return self._pairs[self._index(source), self._index(target)]
 
-    async def leader(self, *, timeout: float = 10.0) -> EtcdServer:
+    async def leader(self, *, timeout: float = 20.0) -> EtcdServer:
         """Wait until a majority of all members follows a leader that it reaches, and give that.
 
         A member that was isolated may still think that it leads, and so may those who followed it:
@@ -188,7 +188,7 @@ class EtcdCluster:
                     return found.server
                 await anyio.sleep(_POLL)
 
-    async def move_leader(self, to: int | EtcdServer, *, timeout: float = 10.0) -> None:
+    async def move_leader(self, to: int | EtcdServer, *, timeout: float = 20.0) -> None:
         """Let a member become the leader, and wait until a majority follows it.
 
         Does nothing where it leads already. Asks again where an election came in between.
