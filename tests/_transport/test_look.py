@@ -14,8 +14,9 @@ import pytest
 
 from aioetcd import Client
 from aioetcd._proto import health_pb2, rpc_pb2
+from aioetcd._transport.call import Failure
 from aioetcd._transport.connection import Connection, Metadata
-from aioetcd._transport.look import Finding, look
+from aioetcd._transport.look import Finding, _of_read, look
 from aioetcd._transport.members import Health
 from aioetcd._transport.methods import HEALTH_CHECK, RANGE
 from aioetcd._transport.transport import channel_options
@@ -185,6 +186,13 @@ class Answering(grpc.GenericRpcHandler):
             await anyio.sleep_forever()
         header = rpc_pb2.ResponseHeader(cluster_id=7)
         return rpc_pb2.RangeResponse(header=header, count=77).SerializeToString()
+
+
+@pytest.mark.parametrize("code", ["UNKNOWN", "DEADLINE_EXCEEDED", "UNAVAILABLE"])
+def test_its_own_deadline_is_told_first(code: str) -> None:
+    """A server's timer for the read that runs out with ours means the same, by any code."""
+    finding = _of_read(Failure(code, "context deadline exceeded"), 1.0)
+    assert finding == Finding(Health.ODD, "no quorum has answered it within 1 s")
 
 
 @pytest.mark.parametrize(
