@@ -15,6 +15,7 @@ import pytest
 
 from aioetcd import (
     Client,
+    ClusterMismatchError,
     DeadlineExceededError,
     EtcdError,
     NoEndpointError,
@@ -198,6 +199,24 @@ async def test_z14_one_that_does_not_serve(server: EtcdServer, client: Client) -
             assert transport.state == f"connected to {server.endpoint}"
         async with connected(liar) as transport:
             assert (await create(KV, transport).get("k")).count == 77
+
+
+@pytest.mark.parametrize("is_write", [True, False])
+async def test_z14_another_cluster_on_the_same_connection(*, is_write: bool) -> None:
+    """A balancer that sends a call to another cluster is found out by the answer."""
+    answering = Answering("SERVING")
+    async with answering.listening() as liar, connected(liar, timeout=3) as transport:
+        kv = create(KV, transport)
+        assert (await kv.get("k")).count == 77
+        answering.cluster_id = 8
+        with pytest.raises(ClusterMismatchError, match="cluster 8") as caught:
+            await (kv.put("k", "v") if is_write else kv.get("k"))
+        assert caught.value.maybe_applied is is_write
+        if is_write:  # whoever waits while the endpoints are looked at is told as well
+            with pytest.raises(ClusterMismatchError, match="cluster 8"):
+                await kv.get("k")
+        # All endpoints answer for it by now: it is the client's cluster from here on.
+        assert (await kv.get("k")).count == 77
 
 
 @pytest.mark.fault("Z14")

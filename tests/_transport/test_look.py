@@ -18,7 +18,7 @@ from aioetcd._transport.call import Failure
 from aioetcd._transport.connection import Connection, Metadata
 from aioetcd._transport.look import Finding, _of_read, look
 from aioetcd._transport.members import Health
-from aioetcd._transport.methods import HEALTH_CHECK, RANGE
+from aioetcd._transport.methods import HEALTH_CHECK, PUT, RANGE
 from aioetcd._transport.transport import channel_options
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
@@ -143,7 +143,7 @@ async def test_another_server_of_grpc() -> None:
 
 
 class Answering(grpc.GenericRpcHandler):
-    """A server of cluster 7 whose keys are 77, whatever its health check says.
+    """A server of cluster 7 whose keys are 77, and which takes any write.
 
     Args:
         status: What its health check says.
@@ -151,10 +151,12 @@ class Answering(grpc.GenericRpcHandler):
 
     Attributes:
         asked: How often it was asked for keys.
+        cluster_id: Of the cluster behind it.
     """
 
     def __init__(self, status: str, *, hangs: bool = False) -> None:
         self.asked = 0
+        self.cluster_id = 7
         self._hangs = hangs
         self._status = status
 
@@ -172,7 +174,7 @@ class Answering(grpc.GenericRpcHandler):
 
     def service(self, call: grpc.HandlerCallDetails) -> Any:
         """Give who answers a method; None for nobody."""
-        answers = {HEALTH_CHECK.path: self._check, RANGE.path: self._range}
+        answers = {HEALTH_CHECK.path: self._check, RANGE.path: self._range, PUT.path: self._put}
         found = answers.get(call.method)
         return None if found is None else grpc.unary_unary_rpc_method_handler(found)
 
@@ -184,8 +186,12 @@ class Answering(grpc.GenericRpcHandler):
         self.asked += 1
         if self._hangs:
             await anyio.sleep_forever()
-        header = rpc_pb2.ResponseHeader(cluster_id=7)
+        header = rpc_pb2.ResponseHeader(cluster_id=self.cluster_id)
         return rpc_pb2.RangeResponse(header=header, count=77).SerializeToString()
+
+    async def _put(self, request: bytes, context: object) -> bytes:
+        header = rpc_pb2.ResponseHeader(cluster_id=self.cluster_id)
+        return rpc_pb2.PutResponse(header=header).SerializeToString()
 
 
 @pytest.mark.parametrize("code", ["UNKNOWN", "DEADLINE_EXCEEDED", "UNAVAILABLE"])
