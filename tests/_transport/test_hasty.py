@@ -370,6 +370,21 @@ async def test_z15_a_write_is_not_sent_twice(server: EtcdServer, client: Client)
         assert (await client.kv.get("k")).kvs[0].version == 2
 
 
+@pytest.mark.fault("Z15: a call of three seconds")
+async def test_z15_a_grant_that_was_given_up_may_have_been_applied(
+    proxy: FaultProxy, server: EtcdServer
+) -> None:
+    """What may be repeated leaves a silent member; that it was sent there is not forgotten."""
+    async with Client(proxy.endpoint) as client:
+        await client.kv.put("k", "v")
+        proxy.blackhole(client_to_server=False)
+        with pytest.raises(EtcdError) as caught:
+            await client.lease.grant(60, timeout=3)
+        assert client.stats().retries == 1
+        assert caught.value.maybe_applied is True
+    await server.clear()  # as it was
+
+
 async def test_what_a_write_has_waited_for(proxy: FaultProxy) -> None:
     """One that was not sent because calls hang there says so: it surely was not applied."""
     async with connected(proxy.endpoint) as transport:

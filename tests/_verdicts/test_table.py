@@ -174,6 +174,14 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
     ),
     (
         "UNKNOWN",
+        "auth: revision in header is old",
+        "INVALID_ARGUMENT",
+        e.AuthenticationError,
+        False,
+        False,
+    ),
+    (
+        "UNKNOWN",
         "auth: token signing attempted with verify-only key",
         "UNKNOWN",
         e.AuthError,

@@ -77,7 +77,11 @@ def endpoints_of(client: Client) -> list[tuple[str, str, bool | None]]:
 async def test_both_kinds() -> None:
     """TLS before plaintext, by priority, then by weight; the dot at a name's end is not kept."""
     records = {
-        TLS_NAME: ["20 0 2379 c.example.com.", "10 1 2379 b.example.com.", "10 9 1 a.example.com."],
+        TLS_NAME: [
+            "20 99 2379 c.example.com.",
+            "10 1 2379 b.example.com.",
+            "10 9 1 a.example.com.",
+        ],
         PLAIN_NAME: ["0 0 2379 d.example.com."],
     }
     async with serving(records) as (zone, resolver):
