@@ -210,6 +210,7 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
 ]
 
 UNLISTED_BLAMED = {
+    "auth: revision in header is old": Blame.TOKEN,
     "context deadline exceeded": Blame.MEMBER,
     "context canceled": Blame.CONNECTION,
     "raft: stopped": Blame.MEMBER,
