@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -20,6 +17,7 @@ from aioetcd import Client, ClusterMismatchError, EtcdError
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.testing import EtcdCluster, EtcdServer
 from aioetcd.testing._process import HOST, Ports
+from tests._transport.weather import Forgetful
 from tests.waiting import lateness, until
 
 
@@ -211,36 +209,6 @@ class Names(asyncio.DatagramProtocol):
         self._transport.sendto(response.to_wire(), address)
 
 
-@asynccontextmanager
-async def relayed(host: str, port: int, server: EtcdServer) -> AsyncIterator[list[int]]:
-    """Pass connections to an address on; gives a list with an entry for each of them."""
-    connections: list[int] = []
-    writers: set[asyncio.StreamWriter] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-        writer.close()
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(1)
-        far_reader, far_writer = await asyncio.open_connection(*server.endpoint.split(":"))
-        ends = {writer, far_writer}
-        writers.update(ends)
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-        writers.difference_update(ends)
-
-    listener = await asyncio.start_server(relay, host, port)
-    try:
-        yield connections
-    finally:
-        listener.close()
-        for writer in writers:
-            writer.transport.abort()
-        await until(lambda: not writers)
-
-
 @pytest.mark.fault("C6")
 async def test_c6_a_name_means_another_address(server: EtcdServer, client: Client) -> None:
     """A name is resolved again for each connection: the client follows it."""
@@ -254,13 +222,14 @@ async def test_c6_a_name_means_another_address(server: EtcdServer, client: Clien
     try:
         async with Client(f"{HOST}:{port}", timeout=10) as used:
             used._transport.picker.replace([name])
-            async with relayed(HOST, port, server) as first:
+            first, second = Forgetful(server), Forgetful(server)
+            async with first.listening(HOST, port):
                 await used.kv.put("k", "v")
-                assert (len(first), names.asked) == (1, 1)
+                assert (first.connections, names.asked) == (1, 1)
                 names.address = "127.0.0.2"
-            async with relayed("127.0.0.2", port, server) as second:
+            async with second.listening("127.0.0.2", port):
                 assert (await used.kv.get("k")).value == b"v"
-                assert len(second) >= 1
+                assert second.connections >= 1
                 assert names.asked >= 2
     finally:
         transport.close()

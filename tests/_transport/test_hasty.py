@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
@@ -25,9 +22,8 @@ from aioetcd._constructor import create
 from aioetcd._transport.transport import Transport
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
-from aioetcd.testing._process import HOST
 from tests._transport.test_look import Answering
-from tests._transport.weather import SLACK, connected
+from tests._transport.weather import SLACK, Forgetful, connected
 from tests.programs import run_program, stranger
 from tests.waiting import lateness, until
 
@@ -277,55 +273,6 @@ async def test_z14_alone_without_a_quorum() -> None:
 
 
 # --- silence -----------------------------------------------------------------------------------
-
-
-class Forgetful:
-    """A balancer that forgets a connection that was idle: it goes on to take what is sent on it.
-
-    Attributes:
-        connections: How many were made.
-    """
-
-    def __init__(self, server: EtcdServer) -> None:
-        self.connections = 0
-        self._server = server
-        self._forgotten = 0
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    def forget(self) -> None:
-        """Drop what comes on the connections of now, in silence."""
-        self._forgotten = self.connections
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
-        """Give the endpoint to connect to."""
-        listener = await asyncio.start_server(self._connected, HOST, 0)
-        try:
-            yield f"{HOST}:{listener.sockets[0].getsockname()[1]}"
-        finally:
-            listener.close()
-            for writer in self._writers:
-                writer.transport.abort()
-            await until(lambda: not self._writers)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        number = self.connections
-        self._writers.add(writer)
-        host, _, port = self._server.endpoint.partition(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-
-        async def pump(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                while chunk := await source.read(65536):
-                    if number > self._forgotten:
-                        to.write(chunk)
-            to.close()
-
-        try:
-            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-        finally:
-            self._writers.discard(writer)
 
 
 @pytest.mark.fault("Z15")

@@ -22,7 +22,7 @@ from aioetcd._transport.methods import HEALTH_CHECK, PUT, RANGE
 from aioetcd._transport.transport import channel_options
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
-from aioetcd.testing._process import HOST, Ports, spawn
+from aioetcd.testing._process import HOST
 from tests.programs import stranger
 from tests.waiting import lateness, until
 
@@ -70,14 +70,7 @@ async def test_a_look_changes_nothing(server: EtcdServer, client: Client) -> Non
 @pytest.mark.parametrize("token", ["", "no-token.7"])
 async def test_a_token_that_is_refused_is_not_the_members_fault(token: str) -> None:
     """With authentication on, one who may not read sees all the same that it is well."""
-    async with EtcdServer(quick=True) as server:
-        for path, body in (
-            ("user/add", {"name": "root", "password": "pw"}),
-            ("role/add", {"name": "root"}),
-            ("user/grant", {"user": "root", "role": "root"}),
-            ("enable", {}),
-        ):
-            await server.gateway(f"auth/{path}", body)
+    async with EtcdServer(quick=True, auth=("root", "pw")) as server:
         metadata = (("token", token),) if token else ()
         finding = await look_at(server.endpoint, metadata=metadata)
         assert (finding.health, finding.reason) == (Health.WELL, None)
@@ -264,34 +257,12 @@ async def test_z14_a_member_cut_off_from_the_others() -> None:
         await until(lambda: are_well(leader))
 
 
-@asynccontextmanager
-async def learner_of(server: EtcdServer, folder: str) -> AsyncIterator[str]:
-    """Add a member that does not vote yet; gives its endpoint."""
-    ports = Ports(2)
-    client, peer = ports.numbers
-    url, peer_url = f"http://{HOST}:{client}", f"http://{HOST}:{peer}"
-    await server.gateway("cluster/member/add", {"peerURLs": [peer_url], "isLearner": True})
-    command = [
-        *(str(server.binary), "--name=learner", f"--data-dir={folder}/learner"),
-        *(f"--listen-client-urls={url}", f"--advertise-client-urls={url}"),
-        *(f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"),
-        f"--initial-cluster={server.name}={server.peer_url},learner={peer_url}",
-        *("--initial-cluster-state=existing", "--log-level=error"),
-    ]
-    with open(f"{folder}/log", "wb") as log:
-        process = spawn(command, log.fileno())
-    try:
-        yield f"{HOST}:{client}"
-    finally:
-        process.kill()
-        ports.release()
-
-
 @pytest.mark.fault("Z14: a member joins")
-async def test_z14_a_learner(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_z14_a_learner() -> None:
     """One that does not vote yet is odd, and says so; a client uses the one that votes."""
-    folder = str(tmp_path_factory.mktemp("learner"))
-    async with EtcdServer() as server, learner_of(server, folder) as endpoint:
+    async with EtcdCluster(1) as cluster:
+        (server,) = cluster.members
+        endpoint = (await cluster.add(learner=True)).endpoint
         finding = Finding(Health.UNKNOWN)
 
         async def is_odd() -> bool:

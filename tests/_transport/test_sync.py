@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import anyio
 import pytest
-import trustme
 
 from aioetcd import (
-    TLS,
     AuthenticationError,
     AuthError,
     Client,
@@ -188,21 +185,12 @@ async def test_sync_leaves_out_who_does_not_serve(own_server: EtcdServer) -> Non
         await client.kv.put("k", "v")
 
 
-async def test_sync_takes_no_plaintext_beside_tls(tmp_path: Path) -> None:
+async def test_sync_takes_no_plaintext_beside_tls() -> None:
     """Members that advertise plaintext leave a client that speaks TLS where it is."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    made = authority.issue_cert("127.0.0.1")
-    made.private_key_pem.write_to_path(tmp_path / "key.pem")
-    made.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    args = [
-        f"--cert-file={tmp_path / 'cert.pem'}",
-        f"--key-file={tmp_path / 'key.pem'}",
-        "--advertise-client-urls=http://127.0.0.1:9",
-    ]
+    args = ["--advertise-client-urls=http://127.0.0.1:9"]
     async with (
-        EtcdServer(args=args) as server,
-        Client(server.endpoint, tls=TLS(ca=tmp_path / "ca.pem")) as client,
+        EtcdServer(args=args, tls=True) as server,
+        Client(server.endpoint, tls=server.tls) as client,
     ):
         await client.sync_endpoints()
         assert endpoints_of(client) == [server.endpoint]
@@ -285,11 +273,8 @@ async def test_unused_it_asks_nobody(proxy: FaultProxy) -> None:
 @pytest.fixture
 async def guarded() -> AsyncIterator[EtcdServer]:
     """An etcd that lets nobody in but root, whose password is ``pw``."""
-    async with EtcdServer(args=["--bcrypt-cost=4"], quick=True) as server:
-        await server.gateway("auth/user/add", {"name": "root", "password": "pw"})
-        await server.gateway("auth/role/add", {"name": "root"})
-        await server.gateway("auth/user/grant", {"user": "root", "role": "root"})
-        await server.gateway("auth/enable")
+    args = ["--bcrypt-cost=4"]
+    async with EtcdServer(args=args, quick=True, auth=("root", "pw")) as server:
         yield server
 
 

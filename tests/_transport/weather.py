@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -9,6 +10,9 @@ from aioetcd import Client
 from aioetcd._transport.transport import Transport
 from aioetcd.config.client import Config
 from aioetcd.config.endpoints import parse_endpoints
+from aioetcd.testing import EtcdServer
+from aioetcd.testing._process import HOST
+from tests.waiting import until
 
 # The size of a key or value by which a request or its answer is told from what gRPC still has to
 # say about the call before: some ten bytes that may come at any time.
@@ -50,3 +54,52 @@ async def exists(client: Client, key: str) -> bool:
 def was_refused(transport: Transport) -> bool:
     """Whether an endpoint was tried in vain by now."""
     return all(member.reason is not None for member in transport.picker.members)
+
+
+class Forgetful:
+    """A balancer that forgets a connection that was idle: it goes on to take what is sent on it.
+
+    Attributes:
+        connections: How many were made.
+    """
+
+    def __init__(self, server: EtcdServer) -> None:
+        self.connections = 0
+        self._server = server
+        self._forgotten = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def forget(self) -> None:
+        """Drop what comes on the connections of now, in silence."""
+        self._forgotten = self.connections
+
+    @contextlib.asynccontextmanager
+    async def listening(self, host: str = HOST, port: int = 0) -> AsyncIterator[str]:
+        """Give the endpoint to connect to."""
+        listener = await asyncio.start_server(self._connected, host, port)
+        try:
+            yield f"{host}:{listener.sockets[0].getsockname()[1]}"
+        finally:
+            listener.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            await until(lambda: not self._writers)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        number = self.connections
+        self._writers.add(writer)
+        host, _, port = self._server.endpoint.partition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+
+        async def pump(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while chunk := await source.read(65536):
+                    if number > self._forgotten:
+                        to.write(chunk)
+            to.close()
+
+        try:
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        finally:
+            self._writers.discard(writer)

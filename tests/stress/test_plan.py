@@ -11,9 +11,18 @@ from itertools import pairwise
 import pytest
 
 from aioetcd.testing.checkers import Violation
-from aioetcd.testing.history import Delivery, EventKind, EventRecord, KeyValueRecord, LeaseSignal
+from aioetcd.testing.history import (
+    Delivery,
+    EventKind,
+    EventRecord,
+    KeyValueRecord,
+    LeaseSignal,
+    Operation,
+    Put,
+)
 from tests.stress.checks import (
     TRAFFIC,
+    check_deadlines,
     check_harness,
     excuse_missing,
     revoked_early,
@@ -101,6 +110,21 @@ def test_few_events_may_lack_the_key_before() -> None:
     many = [Delivery("w", 1, 2, (put,) * 100)]
     assert excuse_missing([missing, wrong, other], many) == ([wrong, other], 1)
     assert excuse_missing([missing] * 3, many) == ([missing] * 3, 0)
+
+
+def test_a_call_that_outlives_its_deadline_is_found() -> None:
+    """By more than a tenth of a second, without what the loop was late meanwhile."""
+    second = 1_000_000_000
+    call = Operation("c", Put(b"k", b"v"), 0, 3 * second, "unknown")
+    late = Lateness()
+    for took, found in ((3 * second, 0), (31 * second // 10, 0), (31 * second // 10 + 1, 1)):
+        calls = [replace(call, return_ns=took)]
+        assert len(check_deadlines(calls, 3, late.between)) == found
+    late.add(2 * second, second // 2)
+    late.add(20 * second, 0)
+    for took, found in ((36 * second // 10, 0), (37 * second // 10, 1)):
+        calls = [replace(call, return_ns=took)]
+        assert len(check_deadlines(calls, 3, late.between)) == found
 
 
 def test_lateness_counts_only_where_it_was() -> None:

@@ -24,6 +24,7 @@ from aioetcd._transport.call import Failure, no_message
 from aioetcd._transport.connection import Connection
 from aioetcd._transport.group import Group
 from aioetcd._transport.methods import Method, Request, Response
+from aioetcd._transport.token import REFUSALS
 from aioetcd._transport.transport import Transport
 from aioetcd._transport.wish import Wish
 from aioetcd._verdicts.raised import error_from_status
@@ -33,8 +34,6 @@ from aioetcd.errors import AuthError, ClientClosedError, ClusterMismatchError, E
 Request_co = TypeVar("Request_co", covariant=True)
 Response_contra = TypeVar("Response_contra", contravariant=True)
 
-# A stream is opened again so often because its token was refused: see `Transport.unary`.
-_REFUSALS = 4
 # An idle stream is kept for so long, for the next watch or lease.
 LINGER = 1.0
 
@@ -207,7 +206,7 @@ class SharedStream(Generic[Request, Response]):
             self._transport.picker.failed(connection, verdict.blame, error)
             is_stale = verdict.blame is Blame.TOKEN and tokens.refused(generation)
             refusals = refusals + 1 if is_stale else 0
-            is_final = not verdict.transient and not 0 < refusals <= _REFUSALS
+            is_final = not verdict.transient and not 0 < refusals <= REFUSALS
             self._rules.lost(error, final=is_final, now=monotonic())
             self._time_wake.set()
             self.reconnects += 1

@@ -28,6 +28,10 @@ from aioetcd.errors import (
     NoEndpointError,
 )
 
+# A call is sent, and a stream opened, again so often because its token was refused: a fresh one may
+# not have come to all members yet (etcd #18437).
+REFUSALS = 4
+
 
 class Tokens:
     """A client's token.

@@ -29,10 +29,7 @@ from aioetcd._transport.unary import Unary
 from aioetcd.config.client import Config
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.config.user import User
-from aioetcd.errors import (
-    ClientClosedError,
-    EtcdError,
-)
+from aioetcd.errors import ClientClosedError, EtcdError
 
 logger = logging.getLogger("aioetcd.transport")
 
@@ -86,7 +83,7 @@ class Transport:
         longest_silence: Seconds after which gRPC itself finds a dead connection with open streams.
         monitor: Counts, logs and tells.
         ending: That the client has closed.
-        calls: Makes the unary calls; of their own choice nobody but `unary` uses it.
+        calls: Makes the unary calls, and waits for what a stream needs as well.
     """
 
     def __init__(self, config: Config) -> None:

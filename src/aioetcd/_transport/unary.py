@@ -25,7 +25,7 @@ from aioetcd._transport.methods import AUTHENTICATE, Method, Request, Response
 from aioetcd._transport.monitor import Monitor, WatchedCall
 from aioetcd._transport.picker import Picker
 from aioetcd._transport.supervisor import AS_ALL, Supervisor
-from aioetcd._transport.token import Tokens
+from aioetcd._transport.token import REFUSALS, Tokens
 from aioetcd._verdicts.raised import error_from_status
 from aioetcd._verdicts.table import Blame, Verdict, verdict_for
 from aioetcd.errors import (
@@ -38,9 +38,6 @@ from aioetcd.errors import (
 
 # When a call has waited so long, or a fifth of its time, its member is looked at.
 _PATIENCE = 1.0
-# A call is sent again so often because its token was refused: a fresh one may not have come to all
-# members yet (etcd #18437).
-_REFUSALS = 4
 # A deadline that gRPC says has passed has passed here too, give or take its timer.
 _TIMER = 0.01
 
@@ -177,7 +174,7 @@ class Unary:
             is_stale = (
                 verdict.blame is Blame.TOKEN
                 and has_token
-                and refusals < _REFUSALS
+                and refusals < REFUSALS
                 and self._tokens.refused(generation)
             )
             refusals += is_stale
