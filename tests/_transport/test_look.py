@@ -195,6 +195,22 @@ def test_its_own_deadline_is_told_first(code: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (Failure("UNAVAILABLE", "recvmsg:Connection reset by peer"), Health.DOWN),
+        (Failure("UNAVAILABLE", "Socket closed"), Health.DOWN),
+        (Failure("UNAVAILABLE", "Received http2 header with status: 502"), Health.ODD),
+        (Failure("UNAVAILABLE", "Received RST_STREAM with error code 7"), Health.ODD),
+        (Failure("UNAVAILABLE", "etcdserver: server stopped"), Health.ODD),
+        (Failure("INTERNAL", "the answer is no message of protobuf's"), Health.ODD),
+    ],
+)
+def test_the_failure_tells_whether_the_connection_broke(failure: Failure, expected: Health) -> None:
+    """Whatever gRPC says of the channel's state by then."""
+    assert _of_read(failure, 1.0) == Finding(expected, failure.details)
+
+
+@pytest.mark.parametrize(
     ("status", "expected"),
     [
         ("NOT_SERVING", Finding(Health.ODD, "its health check says NOT_SERVING")),

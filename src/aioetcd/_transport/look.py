@@ -71,8 +71,6 @@ async def look(
     except (ChannelClosedError, LeftError):
         return Finding(Health.DOWN, "nobody waits for its answer any more")
     except Failure as failure:
-        if connection.is_broken:
-            return Finding(Health.DOWN, failure.details or failure.code)
         return _of_read(failure, patience)
     return Finding(Health.WELL, cluster_id=nothing.header.cluster_id)
 
@@ -102,4 +100,8 @@ def _of_read(failure: Failure, patience: float) -> Finding:
         verdict.error, e.AuthError | e.TooManyRequestsError
     ):
         return Finding(Health.WELL)  # a server asks its quorum before it asks who wants to know
-    return Finding(Health.ODD, failure.details or failure.code)
+    # The failure tells that the connection broke, and the channel's state is late to; a status of
+    # HTTP, or the reset of a stream, came through one that stands.
+    is_of_connection = failure.code == "UNAVAILABLE" and verdict.blame is Blame.CONNECTION
+    broke = is_of_connection and not failure.details.startswith("Received ")
+    return Finding(Health.DOWN if broke else Health.ODD, failure.details or failure.code)
