@@ -219,6 +219,7 @@ class Unary:
             request=request,
             timeout=timeout,
             known=self._picker.known(connection),
+            since=method.since,
         )
         failure.__cause__ = status.__cause__
         return verdict, failure

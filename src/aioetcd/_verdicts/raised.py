@@ -26,6 +26,7 @@ def error_from_status(
     request: Message | None = None,
     timeout: float | None = None,
     known: str | None = None,
+    since: str | None = None,
 ) -> e.EtcdError:
     """Make the error that the user sees.
 
@@ -39,6 +40,7 @@ def error_from_status(
         request: What was refused, where it is known.
         timeout: The deadline in seconds, where it was the caller's own that ran out.
         known: What is wrong with who answered, where that was seen before.
+        since: The first version of etcd that has the RPC, where some in use have not.
     """
     where = f"{what} at {endpoint}" if endpoint else what
     facts: dict[str, Any] = {
@@ -50,6 +52,9 @@ def error_from_status(
     besides = f" ({known})" if known and known not in details else ""
     if timeout is not None and issubclass(verdict.error, e.DeadlineExceededError):
         return verdict.error(f"{where}: no answer{besides}", timeout=timeout, **facts)
+    if since is not None and issubclass(verdict.error, e.UnsupportedByServerError):
+        text = f"{where}: etcd has this from {since} on: {details or code}{besides}"
+        return verdict.error(text, needs=since, **facts)
     explained = "" if request is None else asked(verdict.error, request)
     return verdict.error(f"{where}: {details or code}{explained}{besides}", **facts)
 
