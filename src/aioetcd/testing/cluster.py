@@ -56,8 +56,8 @@ class EtcdCluster:
         binary: The etcd program; `find_binary` finds one by default.
         args: More arguments for every member, as for `EtcdServer`. With ``--client-cert-auth``
             there, `leader`, `move_leader` and `wait_healthy` do not work.
-        quick: Elections after half a second without a leader, where etcd's default is one, and
-            leases from 1 s on. A very busy machine may see an election that nobody asked for.
+        quick: Elections within a quarter of a second, and leases from 1 s on. A busy machine may
+            see an election that nobody asked for.
         seed: Seeds the jitter of all proxies, so that a run can be repeated.
         tls: Serve clients (not peers) by TLS, as `EtcdServer` does; one authority signs for all.
         auth: The user root and its password, made when the cluster is healthy, as `EtcdServer`

@@ -38,8 +38,7 @@ __all__ = ["AddressInUseError", "EtcdNotFoundError", "EtcdServer", "EtcdStartErr
 _POLL = 0.02
 _START_ATTEMPTS = 5
 _LOG_TAIL = 4000
-# Below half a second the members of a busy machine take each other for dead, and elect without end.
-_QUICK = {"heartbeat-interval": "50", "election-timeout": "500"}
+_QUICK = {"heartbeat-interval": "50", "election-timeout": "250"}
 
 
 class EtcdStartError(RuntimeError):
@@ -78,7 +77,7 @@ class EtcdServer:
             between two starts.
         name: The member's name.
         data_dir: Where the data is kept. By default a fresh temporary directory.
-        quick: Elections after half a second without a leader, where etcd's default is one, and
+        quick: A leader within a quarter of a second, where it else may take more than one, and
             leases from 1 s on, as in `EtcdCluster`.
         tls: Serve clients (not peers) by TLS alone, with throw-away certificates for 127.0.0.1 and
             localhost; ``"mutual"`` wants a certificate of the client as well. `tls` has what a
