@@ -245,3 +245,22 @@ async def test_no_leader_is_told_of_each_member(cluster: EtcdCluster) -> None:
     for member in cluster.members:
         assert member.name in str(caught.value)
     assert str(caught.value).count("stopped") == 2
+
+
+# -- what it costs ---------------------------------------------------------------------------
+
+
+@pytest.mark.alone("counts CPU time")
+async def test_a_dead_member_costs_its_peers_dials(cluster: EtcdCluster) -> None:
+    """They dial it again and again; who asks whose dial each one is does nothing else meanwhile."""
+    await cluster.members[0].kill()
+    dead = [cluster.peer_proxy(source, 0) for source in (1, 2)]
+    dialled = [proxy.connections_total for proxy in dead]
+    began, used = time.monotonic(), time.process_time()
+    await until(
+        lambda: all(
+            proxy.connections_total > before + 20
+            for proxy, before in zip(dead, dialled, strict=True)
+        )
+    )
+    assert time.process_time() - used < 0.1 * (time.monotonic() - began)

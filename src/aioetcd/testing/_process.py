@@ -8,6 +8,7 @@ import queue
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -112,23 +113,21 @@ class Group:
         """Whether it is one of these that listens on the port of 127.0.0.1."""
         if not sys.platform.startswith("linux"):
             return True
-        sockets = _sockets(self.pid, port, None)
+        sockets = _sockets(self.pid, port)
         if not sockets:
             return False
         return _holds(self.pid, sockets) or any(_holds(pid, sockets) for pid in self._others())
 
-    def connects(self, local_port: int, remote_port: int, *, others: bool) -> bool:
-        """Whether it holds that end of a connection within 127.0.0.1 (Linux only).
+    def holds(self, file: str, *, others: bool) -> bool:
+        """Whether it has a file open (Linux only).
 
         Args:
-            local_port: The port of this end.
-            remote_port: The port of the other one.
+            file: What `/proc` calls it, as `other_end` gives it.
             others: Ask what it has started rather than the process itself: that takes a look at
                 all processes of the machine.
         """
-        sockets = _sockets(self.pid, local_port, remote_port)
-        asked = self._others() if others and sockets else [self.pid]
-        return any(_holds(pid, sockets) for pid in asked)
+        asked = self._others() if others else [self.pid]
+        return any(_holds(pid, {file}) for pid in asked)
 
     def _others_live(self) -> bool:
         return any(not is_ended(pid) for pid in self._others())
@@ -173,21 +172,50 @@ def _stat(pid: int) -> list[str]:
         return ["X"]
 
 
-def _sockets(pid: int, local_port: int, remote_port: int | None) -> set[str]:
-    """What the files of a process are called that are such a TCP socket of its network."""
-    local = _hexadecimal(local_port)
-    remote = None if remote_port is None else _hexadecimal(remote_port)
+def _sockets(pid: int, port: int) -> set[str]:
+    """What the files of a process are called that listen on a port of 127.0.0.1."""
+    address = f"{'0100007F' if sys.byteorder == 'little' else '7F000001'}:{port:04X}"
     try:
         table = Path(f"/proc/{pid}/net/tcp").read_text()
     except (OSError, ProcessLookupError):  # it ended
         return set()
     # Columns: number, local address, remote address, state (0A: listening), …, 9: inode
     rows = (line.split() for line in table.splitlines())
-    return {
-        f"socket:[{row[9]}]"
-        for row in rows
-        if row[1] == local and (row[3] == "0A" if remote is None else row[2] == remote)
-    }
+    return {f"socket:[{row[9]}]" for row in rows if row[1] == address and row[3] == "0A"}
+
+
+# Of the kernel's interface to ask for one socket: sock_diag(7).
+_SOCK_DIAG = 4
+_REQUEST = struct.Struct("=IHHII BBBBI")
+_ADDRESSES = struct.Struct("!HH 4s12x 4s12x")
+_ANY_DEVICE_AND_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
+_INODE = struct.Struct("=I")
+_INODE_AT = 16 + 68
+
+
+def other_end(connection: socket.socket) -> str | None:
+    """Give what `/proc` calls the file at the other end of an IPv4 connection of this machine.
+
+    One that has ended has none (Linux only: elsewhere nobody tells). To read the kernel's table of
+    all connections would take milliseconds, for each that is accepted.
+    """
+    try:
+        (there, its_port), (here, port) = connection.getpeername(), connection.getsockname()
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _SOCK_DIAG) as kernel:
+            addresses = _ADDRESSES.pack(
+                its_port, port, socket.inet_aton(there), socket.inet_aton(here)
+            )
+            question = addresses + _ANY_DEVICE_AND_COOKIE
+            size = _REQUEST.size + len(question)
+            about = (socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
+            kernel.send(_REQUEST.pack(size, 20, 1, 1, 0, *about) + question)
+            answer = kernel.recv(4096)
+    except OSError:
+        return None
+    if len(answer) < _INODE_AT + _INODE.size:  # an error: there is no such socket
+        return None
+    (inode,) = _INODE.unpack_from(answer, _INODE_AT)
+    return f"socket:[{inode}]"
 
 
 def _holds(pid: int, files: set[str]) -> bool:
@@ -196,11 +224,6 @@ def _holds(pid: int, files: set[str]) -> bool:
         return any(os.readlink(f"{fds}/{fd}") in files for fd in os.listdir(fds))
     except (FileNotFoundError, ProcessLookupError):  # it ended, or closed a file meanwhile
         return False
-
-
-def _hexadecimal(port: int) -> str:
-    """The port of 127.0.0.1 as the kernel's tables write it."""
-    return f"{'0100007F' if sys.byteorder == 'little' else '7F000001'}:{port:04X}"
 
 
 class Ports:

@@ -8,7 +8,7 @@ import socket
 import sys
 from typing import TypeVar
 
-from aioetcd.testing._process import HOST
+from aioetcd.testing._process import HOST, other_end
 from aioetcd.testing._separation import PeerProxy, Separation
 from aioetcd.testing._sockets import Listener, bind, close_with_reset
 from aioetcd.testing.proxy import FaultProxy
@@ -178,14 +178,11 @@ class Wiring:
     def _who_dials(self, connection: socket.socket, target: EtcdServer) -> int | None:
         if not sys.platform.startswith("linux"):
             return self._members.index(target)  # one proxy for all of them
-        try:
-            local: int = connection.getpeername()[1]
-        except OSError:  # it has ended
+        if (file := other_end(connection)) is None:  # it has ended
             return None
-        remote: int = connection.getsockname()[1]
         for others in (False, True):  # behind a script that does not exec, it is a child's
             for index, member in enumerate(self._members):
-                if member._connects(local, remote, others=others):
+                if member._holds(file, others=others):
                     return index
         return None
 

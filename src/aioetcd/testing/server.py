@@ -560,9 +560,9 @@ class EtcdServer:
         if process is not None and process.is_ours:
             process.kill()
 
-    def _connects(self, local_port: int, remote_port: int, *, others: bool) -> bool:
+    def _holds(self, file: str, *, others: bool) -> bool:
         process = self._process
-        return process is not None and process.connects(local_port, remote_port, others=others)
+        return process is not None and process.holds(file, others=others)
 
     async def _wait_ended(self) -> None:
         while self._process is not None and not self._process.has_ended():
