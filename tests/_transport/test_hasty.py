@@ -19,6 +19,9 @@ from aioetcd import (
     UnsupportedByServerError,
 )
 from aioetcd._constructor import create
+from aioetcd._proto.lock_pb2 import LockRequest
+from aioetcd._transport.call import Failure
+from aioetcd._transport.methods import LOCK
 from aioetcd._transport.transport import Transport
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
@@ -124,6 +127,25 @@ async def test_z10_beside_one_without_a_quorum(
         proxy, other = cluster.client_proxies[index], cut.member.endpoint
         await nobody_notices(proxy, other, rng, caplog, has_neighbours=True)
         assert cut.bytes_swallowed > 0
+
+
+async def test_z10_what_a_handler_waits_for(client: Client) -> None:
+    """A server that gives up with the caller, and says so as if it were its own error."""
+    transport = client._transport
+    async with client.session() as one, client.session() as other:
+        _ = await transport.unary(LOCK, LockRequest(name=b"/l", lease=one.lease_id))
+        used = transport.picker.current
+        for _ in range(20):
+            with pytest.raises(DeadlineExceededError, match="no answer"):
+                _ = await transport.unary(LOCK, LockRequest(name=b"/l", lease=other.lease_id), 0.05)
+            assert transport.picker.current is used
+
+
+@pytest.mark.parametrize("code", ["UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED"])
+@pytest.mark.parametrize("text", ["context deadline exceeded", "mutex: context deadline exceeded"])
+def test_a_deadline_by_gos_text(code: str, text: str) -> None:
+    """It may be the caller's own, whatever code comes with it."""
+    assert Failure(code, text).is_deadline
 
 
 @pytest.mark.alone("Z11: CPU time")

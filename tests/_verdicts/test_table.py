@@ -182,6 +182,30 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
     ),
     (
         "UNKNOWN",
+        "auth: permission denied",
+        "PERMISSION_DENIED",
+        e.PermissionDeniedError,
+        False,
+        False,
+    ),
+    (
+        "UNKNOWN",
+        "auth: user name is empty",
+        "INVALID_ARGUMENT",
+        e.AuthenticationError,
+        False,
+        False,
+    ),
+    (
+        "UNKNOWN",
+        "auth: invalid auth token",
+        "UNAUTHENTICATED",
+        e.AuthenticationError,
+        False,
+        False,
+    ),
+    (
+        "UNKNOWN",
         "auth: token signing attempted with verify-only key",
         "UNKNOWN",
         e.AuthError,
@@ -211,6 +235,8 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
 
 UNLISTED_BLAMED = {
     "auth: revision in header is old": Blame.TOKEN,
+    "auth: user name is empty": Blame.TOKEN,
+    "auth: invalid auth token": Blame.TOKEN,
     "context deadline exceeded": Blame.MEMBER,
     "context canceled": Blame.CONNECTION,
     "raft: stopped": Blame.MEMBER,

@@ -17,6 +17,8 @@ _DONE = 1.0
 
 # HTTP/2's CANCEL, by a server that lost its interest in a call.
 _CANCELLED_BY_SERVER = "Received RST_STREAM with error code 8"
+# Go's error of a context, which a handler of etcd's may pass on with any code.
+_OF_GOS_CONTEXT = "context deadline exceeded"
 
 
 class Failure(Exception):  # noqa: N818  # nobody is to see it
@@ -38,9 +40,14 @@ class Failure(Exception):  # noqa: N818  # nobody is to see it
     def is_deadline(self) -> bool:
         """Whether it can be a call's own deadline.
 
-        The server's timer may be first: it drops the call, and tells that to nobody but HTTP/2.
+        The server's timer may be first: it drops the call, and tells that to nobody but HTTP/2; or
+        what waits inside of it ends, and says so.
         """
-        return self.code == "DEADLINE_EXCEEDED" or _CANCELLED_BY_SERVER in self.details
+        return (
+            self.code == "DEADLINE_EXCEEDED"
+            or _CANCELLED_BY_SERVER in self.details
+            or self.details.endswith(_OF_GOS_CONTEXT)
+        )
 
 
 class ChannelClosedError(Exception):

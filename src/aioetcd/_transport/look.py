@@ -89,8 +89,7 @@ def _of_check(failure: Failure, timeout: float) -> Finding | None:
 
 def _of_read(failure: Failure, patience: float) -> Finding:
     verdict = verdict_for(failure.code, failure.details)
-    # Its own timer, which runs out with ours, may tell first.
-    if failure.is_deadline or issubclass(verdict.error, e.DeadlineExceededError):
+    if failure.is_deadline:
         return Finding(Health.ODD, f"no quorum has answered it within {patience:g} s")
     if issubclass(verdict.error, e.LearnerError):
         return Finding(Health.ODD, "it is a learner")

@@ -210,6 +210,10 @@ _PLAIN: dict[str, Verdict] = {
     # The same as "etcdserver: revision of auth store is old", by servers up to 3.5.1 that do not
     # translate it: each member refuses it before it would apply it.
     "auth: revision in header is old": _ETCDSERVER["revision of auth store is old"],
+    # The same, before what they ask of the database: servers up to 3.5.1 translate none of these.
+    "auth: permission denied": _ETCDSERVER["permission denied"],
+    "auth: user name is empty": _ETCDSERVER["user name is empty"],
+    "auth: invalid auth token": _ETCDSERVER["invalid auth token"],
     "auth: token signing attempted with verify-only key": _refused(e.AuthError, "UNKNOWN"),
     # Only a watch.
     "mvcc: watcher range is empty": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
