@@ -77,8 +77,8 @@ def test_prefix_end_takes_text() -> None:
 
 def test_key_range() -> None:
     """A key, a prefix, all keys, a range and a range without an end have etcd's own form."""
-    assert key_range("ä", False, None) == ("ä".encode(), None)
-    assert key_range(b"\xff", False, None) == (b"\xff", None)
+    assert key_range("ä", False, None) == ("ä".encode(), b"")
+    assert key_range(b"\xff", False, None) == (b"\xff", b"")
     assert key_range("a", True, None) == (b"a", b"b")
     assert key_range("", True, None) == (b"\0", b"\0")
     assert key_range(b"", True, None) == (b"\0", b"\0")

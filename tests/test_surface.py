@@ -47,8 +47,8 @@ PUBLIC = {
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
     "Client": (
-        "__aenter__ aclose from_env from_srv from_url kv lease lock session set_credentials "
-        "set_endpoints stats sync_endpoints watch"
+        "__aenter__ aclose from_env from_srv from_url set_credentials set_endpoints stats "
+        "sync_endpoints"
     ),
     "ClientOptions": (
         "auto_sync keepalive_time keepalive_timeout observers password timeout tls username"
@@ -83,6 +83,7 @@ PUBLIC = {
     ),
     "LockNotAcquiredError": "holder",
     "LockTimeoutError": "holder timeout",
+    "Namespace": "kv lease lock namespace session watch",
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
     "NoticeKind": "MEMBER_FOUND MEMBER_LOST RETRY SIGNED_IN STREAM_LOST STREAM_OPENED",
@@ -221,6 +222,7 @@ UNMADE = [
     "KeepAlive",
     "Leases",
     "Lock",
+    "Namespace",
     "Op",
     "Session",
     "Watch",

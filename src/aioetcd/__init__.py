@@ -50,6 +50,7 @@ from aioetcd.errors import (
 from aioetcd.keys import prefix_end
 from aioetcd.kv import KV
 from aioetcd.lease import KeepAlive, Leases
+from aioetcd.namespace import Namespace
 from aioetcd.observe import CallReport, Notice, NoticeKind, Observer
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import (
@@ -140,6 +141,7 @@ __all__ = [
     "LockTimeoutError",
     "MemberError",
     "MemberNotFoundError",
+    "Namespace",
     "NoEndpointError",
     "NoLeaderError",
     "NoSpaceError",

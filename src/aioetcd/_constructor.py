@@ -22,6 +22,13 @@ class NoPublicConstructor(type):
             )
 
 
+class PublicConstructor(NoPublicConstructor):
+    """For a class that users do make, though not what it is made from."""
+
+    if not TYPE_CHECKING:
+        __call__ = type.__call__
+
+
 def create(cls: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Make an instance of a class that has no public constructor."""
     made: _T = type.__call__(cast("type", cls), *args, **kwargs)

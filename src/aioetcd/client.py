@@ -1,4 +1,4 @@
-"""The client: opens the transport and hands out the services."""
+"""The client: a namespace with a life."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
-from aioetcd._constructor import create
+from aioetcd._constructor import PublicConstructor
 from aioetcd._transport.transport import Transport
-from aioetcd.concurrency import Lock, OnLost, Session
 from aioetcd.config.client import ClientOptions, Config
 from aioetcd.config.endpoints import parse_endpoints
 from aioetcd.config.srv import Resolver
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.config.tls import TLS
 from aioetcd.config.user import User
-from aioetcd.kv import KV
-from aioetcd.lease import Leases
+from aioetcd.namespace import Namespace, Shared
 from aioetcd.observe import Observer
 from aioetcd.types.stats import ClientStats
-from aioetcd.watch import Watcher
 
 __all__ = ["Client"]
 
 
-class Client:
+class Client(Namespace, metaclass=PublicConstructor):
     """A client of one etcd cluster.
 
     Use it as ``async with Client(...) as client``, or close it with ``await client.aclose()``: one
@@ -90,11 +87,7 @@ class Client:
                 observers=observers,
             )
         )
-        self.kv: KV = create(KV, self._transport)
-        self.lease: Leases = create(Leases, self._transport)
-        self.watch: Watcher = create(Watcher, self._transport)
-        # On a stream of their own: a large answer to one of the user's watches delays no lock.
-        self._turns = create(Watcher, self._transport)
+        super().__init__(Shared(self._transport), self._transport)
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -262,82 +255,6 @@ class Client:
         self._transport.check_usable()
         self._transport.tokens.change(user)
 
-    def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
-        """Make a session: a lease that is kept alive for an ``async with``.
-
-        Nothing is sent before it is entered.
-
-        Args:
-            ttl: Seconds that the lease lives without being renewed, from 1 to 9 000 000 000; the
-                server may raise it, to 2 at the least by default.
-            on_lost: ``"cancel"`` cancels the body when the lease is lost, and the block raises
-                `LeaseLostError`; ``"ignore"`` leaves it to `Session.wait_lost`.
-
-        Raises:
-            ValueError: `ttl` is out of its limits, or `on_lost` neither of these.
-            TypeError: `ttl` is no int.
-
-        Example:
-            async with client.session(ttl=10) as session:
-                await client.kv.put("/services/a", "10.0.0.7:80", lease=session)
-            (await client.kv.get("/services/a")).value  # None
-        """
-        return create(Session, self._transport, self.lease, ttl=ttl, on_lost=on_lost)
-
-    def lock(
-        self,
-        name: str | bytes,
-        *,
-        session: Session | None = None,
-        ttl: int | None = None,
-        value: str | bytes = b"",
-        blocking: bool = True,
-        timeout: float | None = None,
-        on_lost: OnLost = "cancel",
-    ) -> Lock:
-        """Make a lock on a name, for an ``async with``.
-
-        It costs a lease, kept alive, or a session's; a txn; a watch on its own key; and while it
-        waits, a watch on the key before it. `etcdctl lock` and the Go client's mutex respect it.
-        Nothing is sent before it is entered.
-
-        Args:
-            name: What to lock; not another lock's name followed by a slash and more.
-            session: Whose lease to use; any number of locks may. None gives it one of its own.
-            ttl: Seconds after which others may enter when this process is gone, from 1 to
-                9 000 000 000, 10 by default; with a `session`, that is its own.
-            value: What others see of the holder, for example in `LockNotAcquiredError.holder`.
-            blocking: Wait for one's turn; False fails at once instead.
-            timeout: Wait so many seconds at the most; None waits without limit.
-            on_lost: ``"cancel"`` cancels the body when the lock is lost, and the block raises
-                `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
-
-        Raises:
-            ValueError: An empty name, `ttl` out of its limits or with a `session`, `timeout` with
-                ``blocking=False``, a session of another client.
-            TypeError: An argument of the wrong type.
-
-        Example:
-            async with client.lock("/locks/nightly", value="host-7") as lock:
-                mine = lock.is_owner()
-                saved = await client.kv.txn(compare=[mine], success=[Op.put("/result", "42")])
-                saved.succeeded  # True
-        """
-        return create(
-            Lock,
-            self._transport,
-            self.kv,
-            self.lease,
-            self._turns,
-            name,
-            session=session,
-            ttl=ttl,
-            value=value,
-            blocking=blocking,
-            timeout=timeout,
-            on_lost=on_lost,
-        )
-
     def __repr__(self) -> str:
         """Show the endpoints, and which one is in use."""
         endpoints = ",".join(m.endpoint.name for m in self._transport.picker.members)
@@ -350,7 +267,8 @@ class Client:
             stats = client.stats()
             stats.watches, stats.leases, stats.soonest_expiry  # (0, 0, None)
         """
-        watches, turns, leases = self.watch._stats(), self._turns._stats(), self.lease._stats()
+        shared = self._shared
+        watches, turns, leases = shared.watches.stats(), shared.turns.stats(), shared.leases.stats()
         current = self._transport.picker.current
         return ClientStats(
             connections=self._transport.picker.states(),

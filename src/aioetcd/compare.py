@@ -262,7 +262,7 @@ class CompareTarget(Generic[_Operand_contra], metaclass=NoPublicConstructor):
         else:
             least = INT64_MIN if self._field == "lease" else 0
             options[self._field] = check_int(self._field, operand, least)  # type: ignore[arg-type]
-        if self._range_end is not None:
+        if self._range_end:
             options["range_end"] = self._range_end
         target = _TARGETS[self._field]
         message = rpc_pb2.Compare(result=result, target=target, key=self._key, **options)

@@ -58,9 +58,20 @@ def prefix_end(prefix: str | bytes) -> bytes:
     return stripped[:-1] + bytes([stripped[-1] + 1])
 
 
-def key_range(
-    key: str | bytes, prefix: bool, range_end: str | bytes | None
-) -> tuple[bytes, bytes | None]:
+def range_below(prefix: bytes, key: bytes, range_end: bytes) -> tuple[bytes, bytes]:
+    r"""Give etcd's ``key`` and ``range_end`` for a range of the keys below a prefix.
+
+    Args:
+        prefix: What these keys have before them in the store.
+        key: The key, or the first key of the range.
+        range_end: The first key after it; ``b"\0"`` means no end, ``b""`` the key alone.
+    """
+    if range_end == _TO_END:
+        return prefix + key, prefix_end(prefix)
+    return prefix + key, prefix + range_end if range_end else range_end
+
+
+def key_range(key: str | bytes, prefix: bool, range_end: str | bytes | None) -> tuple[bytes, bytes]:
     r"""Give etcd's ``key`` and ``range_end`` for a key, a prefix or a range.
 
     Args:
@@ -80,7 +91,7 @@ def key_range(
         return (start or _FROM_START), prefix_end(start)
     start = encode_key(key)
     if range_end is None:
-        return start, None
+        return start, b""
     end = encode("range_end", range_end)
     if not end:
         raise ValueError(r"range_end must not be empty (None: one key; '\0': no end)")

@@ -8,6 +8,7 @@ from aioetcd import _decode
 from aioetcd._checks import check_flag, check_int
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._proto import rpc_pb2
+from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import (
     COMPACT,
     DELETE_RANGE,
@@ -17,7 +18,6 @@ from aioetcd._transport.methods import (
     READ_ONLY_TXN,
     TXN,
 )
-from aioetcd._transport.transport import Transport
 from aioetcd.compare import Compare
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.ops import AnyOp, Op, TxnResponse
@@ -48,8 +48,8 @@ class KV(metaclass=NoPublicConstructor):
         (await kv.get("greeting")).value  # b"hello"
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
     async def get(
         self,
@@ -120,7 +120,7 @@ class KV(metaclass=NoPublicConstructor):
             min_create_revision=min_create_revision,
             max_create_revision=max_create_revision,
         )
-        return op._response(await self._transport.unary(RANGE, op._request, timeout))
+        return op._response(await self._calls.unary(RANGE, op._request, timeout))
 
     async def put(
         self,
@@ -169,7 +169,7 @@ class KV(metaclass=NoPublicConstructor):
             ignore_value=ignore_value,
             ignore_lease=ignore_lease,
         )
-        return op._response(await self._transport.unary(PUT, op._request, timeout))
+        return op._response(await self._calls.unary(PUT, op._request, timeout))
 
     async def delete(
         self,
@@ -200,7 +200,7 @@ class KV(metaclass=NoPublicConstructor):
             (await kv.delete("/jobs/", prefix=True)).deleted  # 1
         """
         op = Op.delete(key, prefix=prefix, range_end=range_end, prev_kv=prev_kv)
-        return op._response(await self._transport.unary(DELETE_RANGE, op._request, timeout))
+        return op._response(await self._calls.unary(DELETE_RANGE, op._request, timeout))
 
     async def txn(
         self,
@@ -248,7 +248,7 @@ class KV(metaclass=NoPublicConstructor):
         """
         op = Op.txn(compare=compare, success=success, failure=failure)
         method = READ_ONLY_TXN if op._is_read else IDEMPOTENT_TXN if idempotent else TXN
-        return op._response(await self._transport.unary(method, op._request, timeout))
+        return op._response(await self._calls.unary(method, op._request, timeout))
 
     async def compact(
         self,
@@ -280,5 +280,5 @@ class KV(metaclass=NoPublicConstructor):
         request = rpc_pb2.CompactionRequest(
             revision=check_int("revision", revision, 1), physical=check_flag("physical", physical)
         )
-        response = await self._transport.unary(COMPACT, request, timeout)
+        response = await self._calls.unary(COMPACT, request, timeout)
         return CompactResponse(_decode.header(response.header))

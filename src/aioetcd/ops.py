@@ -100,7 +100,7 @@ class Op(Generic[_Response_co], metaclass=NoPublicConstructor):
         """
         start, end = key_range(key, prefix, range_end)
         request = rpc_pb2.RangeRequest(key=start)
-        if end is not None:
+        if end:
             request.range_end = end
         if limit is not None:
             request.limit = check_int("limit", limit, 1, none="no limit")
@@ -203,7 +203,7 @@ class Op(Generic[_Response_co], metaclass=NoPublicConstructor):
         """
         start, end = key_range(key, prefix, range_end)
         request = rpc_pb2.DeleteRangeRequest(key=start, prev_kv=check_flag("prev_kv", prev_kv))
-        if end is not None:
+        if end:
             request.range_end = end
         return create(_Delete, request)
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.own_logic("how bodies are cancelled by the client itsel
 def lose(client: Client, *sessions: Session) -> None:
     """Lose sessions, here and now."""
     for session in sessions:
-        client.lease._rules.revoked(session.lease_id)
+        client._shared.leases.rules.revoked(session.lease_id)
 
 
 async def revoke(client: Client, session: Session) -> None:
@@ -371,7 +371,7 @@ async def test_lost_while_entering(client: Client) -> None:
     """A loss between the grant and the body is raised by the entering."""
     session = client.session(ttl=60)
     entering = asyncio.create_task(session.__aenter__())
-    await until(lambda: len(client.lease._rules) == 1)
+    await until(lambda: len(client._shared.leases.rules) == 1)
     lose(client, session)
     with pytest.raises(LeaseLostError):
         async with asyncio.timeout(10):

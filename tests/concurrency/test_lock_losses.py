@@ -40,8 +40,10 @@ async def test_x2_holder_cut_off(faulty: Faulty, shared: bool) -> None:
         faulty.proxy.delay(0.15)
         seen = []
         for _ in range(3):
-            seen.append(faulty.client.lease._rules.deadline(lock.lease_id))
-            await until(lambda: faulty.client.lease._rules.deadline(lock.lease_id) not in seen)
+            seen.append(faulty.client._shared.leases.rules.deadline(lock.lease_id))
+            await until(
+                lambda: faulty.client._shared.leases.rules.deadline(lock.lease_id) not in seen
+            )
         faulty.proxy.blackhole()
 
     async def hold(lock: Lock) -> None:
@@ -174,8 +176,10 @@ async def test_a_body_that_blocks_the_loop_to_its_end(
 
         async def hold() -> None:
             async with lock:
-                seen = client.lease._rules.deadline(lock.lease_id)
-                await until(lambda: client.lease._rules.deadline(lock.lease_id) not in (None, seen))
+                seen = client._shared.leases.rules.deadline(lock.lease_id)
+                await until(
+                    lambda: client._shared.leases.rules.deadline(lock.lease_id) not in (None, seen)
+                )
                 time.sleep(2.5)  # noqa: ASYNC251  # its time, and the server's half a second
 
         if on_lost == "ignore":

@@ -171,8 +171,10 @@ async def test_blackholed(faulty: Faulty) -> None:
         faulty.proxy.delay(0.15)
         seen = []
         for _ in range(3):
-            seen.append(faulty.client.lease._rules.deadline(session.lease_id))
-            await until(lambda: faulty.client.lease._rules.deadline(session.lease_id) not in seen)
+            seen.append(faulty.client._shared.leases.rules.deadline(session.lease_id))
+            await until(
+                lambda: faulty.client._shared.leases.rules.deadline(session.lease_id) not in seen
+            )
         faulty.proxy.blackhole()
         left, began = session.expires_in, monotonic()
 
@@ -225,7 +227,7 @@ async def test_lost_in_a_body_that_never_waits(client: Client) -> None:
 
     async def body() -> None:
         async with session:
-            client.lease._rules.revoked(session.lease_id)
+            client._shared.leases.rules.revoked(session.lease_id)
 
     with pytest.raises(LeaseLostError):
         await body()

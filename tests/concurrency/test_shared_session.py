@@ -171,7 +171,7 @@ async def test_the_session_is_lost(client: Client) -> None:
 
         async def hold() -> None:
             async with client.lock("b", session=session):
-                client.lease._rules.revoked(session.lease_id)  # before the keys are deleted
+                client._shared.leases.rules.revoked(session.lease_id)  # before the keys are deleted
                 await asyncio.sleep(10)
 
         for losing in (hold(), waiter):

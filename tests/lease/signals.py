@@ -38,7 +38,7 @@ class LeaseSpy:
         self.reopened_ns: list[int] = []
         self.in_flight_most = 0
         self._recorder = recorder
-        rules = client.lease._rules
+        rules = client._shared.leases.rules
         self._granted = rules.granted
         rules.granted = self.granted  # type: ignore[method-assign]
         self._lanes = [_LaneSpy(self, lane) for lane in rules.lanes]

@@ -87,7 +87,7 @@ async def test_l11_grant_never_answered(
 
 def break_before_asking(faulty: Faulty) -> None:
     """Let no answer come any more from when the client asks what is left of a lease."""
-    transport = faulty.client.lease._transport
+    transport = faulty.client._transport
     unary = transport.unary
 
     async def asking(method: Any, *args: Any) -> Any:
@@ -133,7 +133,7 @@ async def test_l13_revocation_without_an_answer_twice(faulty: Faulty) -> None:
 async def test_l11_grant_answered_too_late_and_then_nothing(faulty: Faulty) -> None:
     """Where it cannot be asked whether a lease granted so late still lives, it may be there."""
     faulty.proxy.hold_after(0)
-    rules = faulty.client.lease._rules
+    rules = faulty.client._shared.leases.rules
     granted = rules.granted
 
     def break_when_granted(lease_id: int, ttl: int, sent_at: float, now: float) -> None:

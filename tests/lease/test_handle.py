@@ -85,10 +85,10 @@ async def test_z17_cancelled_in_the_moment_of_an_answer(
     async with client.lease.keep_alive(lease_id) as keep_alive:
         await anext(keep_alive)
         for _ in range(10):
-            before = client.lease._rules.deadline(lease_id)
+            before = client._shared.leases.rules.deadline(lease_id)
             waiter = asyncio.ensure_future(anext(keep_alive))
             once = asyncio.create_task(client.lease.keep_alive_once(lease_id))
-            while client.lease._rules.deadline(lease_id) == before:
+            while client._shared.leases.rules.deadline(lease_id) == before:
                 await asyncio.sleep(0)  # so that it is seen in the very turn
             for _ in range(turns):
                 await asyncio.sleep(0)

@@ -117,7 +117,7 @@ async def test_a_keep_alive_that_nobody_has_any_more(
     where(gc.collect)
     assert client.stats().leases == 0
     # The stream is closed as after any other stop.
-    await until(lambda: all(s.connection is None for s in client.lease._streams.values()))
+    await until(lambda: all(s.connection is None for s in client._shared.leases._streams.values()))
 
 
 async def test_dropped_when_its_loop_is_closed(client: Client, lease_id: int) -> None:
@@ -262,7 +262,7 @@ async def test_an_answer_in_the_moment_of_the_timeout(faulty: Faulty) -> None:
     """A first answer that comes when the time is just over, but nobody was told yet, is given."""
     lease = await faulty.oracle.lease.grant(600)
     faulty.proxy.blackhole()
-    lane = faulty.client.lease._rules.lanes[0]  # what a first lease is renewed on
+    lane = faulty.client._shared.leases.rules.lanes[0]  # what a first lease is renewed on
     loop = asyncio.get_running_loop()
 
     def answer() -> None:
@@ -292,7 +292,7 @@ async def test_a_revocation_that_finds_nothing_ends_the_renewals(faulty: Faulty)
         assert [type(error) for error in told] == [LeaseLostError]
         assert faulty.client.stats().leases == 0
         # And the stream is closed, although nobody has left the block.
-        streams = faulty.client.lease._streams.values()
+        streams = faulty.client._shared.leases._streams.values()
         await until(lambda: all(stream.connection is None for stream in streams))
 
 

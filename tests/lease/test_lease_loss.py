@@ -381,7 +381,7 @@ async def test_many_leases_survive_a_cut(quick_server: EtcdServer) -> None:
     async with faulty_client(quick_server) as faulty:
 
         def deadline(lease_id: int) -> float:
-            return faulty.client.lease._rules.deadline(lease_id) or 0.0
+            return faulty.client._shared.leases.rules.deadline(lease_id) or 0.0
 
         limiter = anyio.Semaphore(50)
         ids: list[int] = []

@@ -147,7 +147,7 @@ async def leave_at_any_moment(
             how = [use.block, use.loop, use.one_by_one][(number + lease_id) % 3]
             await cancel(how(), rng)
             assert 0 <= client.stats().leases < WORKERS
-            assert lease_id not in client.lease._rules._kept
+            assert lease_id not in client._shared.leases.rules._kept
             last[use.reached[-1] if use.reached else "nothing"] += 1
 
     async with asyncio.TaskGroup() as tasks:

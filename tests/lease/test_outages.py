@@ -131,7 +131,7 @@ async def test_l3_revoked_by_another_client(faulty: Faulty) -> None:
 
 def renewing_member(client: Client, cluster: EtcdCluster) -> int | None:
     """Give the member that a client of `cluster.endpoints` renews at; None while at none."""
-    streams = client.lease._streams.values()
+    streams = client._shared.leases._streams.values()
     names = {s.connection.endpoint.name for s in streams if s.connection is not None}
     assert len(names) <= 1
     return cluster.endpoints.index(names.pop()) if names else None
@@ -298,7 +298,7 @@ async def test_l10_a_thousand_leases(quick_server: EtcdServer) -> None:
         for keep_alive in keep_alives:
             async for _ in keep_alive:
                 break
-        rules = faulty.client.lease._rules
+        rules = faulty.client._shared.leases.rules
         faulty.proxy.refuse()
         assert faulty.proxy.cut() >= 1
         await anyio.sleep(3.5)  # the outage itself: less than half of the shortest time

@@ -67,7 +67,7 @@ async def test_l4_blocked_loop(faulty: Faulty, *, asks: bool) -> None:
             with anyio.fail_after(ttl):
                 while (sent_ns := witness.spy.unanswered_ns(lease_id)) is None:
                     await anyio.lowlevel.checkpoint()
-            deadline = client.lease._rules.deadline(lease_id)
+            deadline = client._shared.leases.rules.deadline(lease_id)
             assert deadline is not None
             time.sleep(deadline - time.monotonic() + 0.1)  # noqa: ASYNC251  # the fault
             return sent_ns, time.monotonic_ns()

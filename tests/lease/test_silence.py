@@ -130,7 +130,7 @@ async def test_a_blocked_loop_is_no_silent_member(quick_server: EtcdServer) -> N
         await client.kv.get("connect")
         used = client.stats().endpoint
         lease = await client.lease.grant(4)
-        lane = client.lease._rules.lanes[0]  # what a first lease is renewed on
+        lane = client._shared.leases.rules.lanes[0]  # what a first lease is renewed on
         next_request = lane.next_request
         blocked: list[float] = []
 

@@ -206,6 +206,6 @@ async def _cancel_one(
         if not is_own and not isinstance(each, WAYS[way]) and not (each is None and may_pass):
             text = f"{name}: {block!r}, cancelled {phase} {way.__name__}, ended with {error!r}"
             run.violations.append(Violation("cancelled", text))
-    if session is None and phase != "over" and block.lease_id in client.lease._rules._kept:
+    if session is None and phase != "over" and block.lease_id in client._shared.leases.rules._kept:
         text = f"{name}: {block!r} was left, its lease {block.lease_id:x} is renewed"
         run.violations.append(Violation("leaving", text))

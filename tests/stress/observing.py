@@ -117,7 +117,7 @@ async def left_behind(run: Run, parties: Iterable[Party], control: Client) -> li
         for lease_id in (await control.lease.leases()).ids
     ]
     for party in parties:
-        if renewed := list(party.client.lease._rules._kept):
+        if renewed := list(party.client._shared.leases.rules._kept):
             left.append(f"{party.name} renews {', '.join(f'{each:x}' for each in renewed)}")
     tidying = ("aioetcd revoke", "aioetcd delete", "aioetcd watch of")
     return left + [f"the task {name!r}" for name in client_tasks() if name.startswith(tidying)]
@@ -129,7 +129,9 @@ async def revoke_late_grants(run: Run, parties: Iterable[Party], control: Client
     A member that is cut off may carry a grant out when it is back: after another one has answered
     to the revocation. Such a lease has no key and blocks nobody, and there are few.
     """
-    renewed = {lease_id for party in parties for lease_id in party.client.lease._rules._kept}
+    renewed = {
+        lease_id for party in parties for lease_id in party.client._shared.leases.rules._kept
+    }
     late = []
     for lease_id in {*(await control.lease.leases()).ids} - renewed:
         with contextlib.suppress(LeaseNotFoundError):

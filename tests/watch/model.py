@@ -301,7 +301,7 @@ class Followed:
     ) -> None:
         spec = WatchSpec(
             key or b"\0",
-            None if key else b"\0",
+            b"" if key else b"\0",
             filters=filters,  # type: ignore[arg-type]  # plain ints are what the enum holds
         )
         self.state = WatchState(spec, start, lambda: None)

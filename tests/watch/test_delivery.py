@@ -20,7 +20,7 @@ from aioetcd import (
 )
 from aioetcd._constructor import create
 from aioetcd.testing import EtcdServer, FaultProxy
-from aioetcd.watch import Watcher, _state
+from aioetcd.watch import Watcher, WatchStreams, _state
 from tests.waiting import until, until_metric
 from tests.watch.following import (
     STREAMS,
@@ -533,7 +533,7 @@ async def test_without_require_leader_it_is_another_stream(
 async def test_watchers_of_one_client_are_independent(client: Client, server: EtcdServer) -> None:
     """A second one has a stream of its own, which ends with its watches, or with the client."""
     async with client.watch("k") as first:
-        watcher = create(Watcher, client._transport)
+        watcher = create(Watcher, client._calls, WatchStreams(client._transport))
         watch = watcher("k")
         async with watch:
             metrics = await server.metrics()

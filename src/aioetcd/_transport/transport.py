@@ -84,7 +84,10 @@ class Transport:
         monitor: Counts, logs and tells.
         ending: That the client has closed.
         calls: Makes the unary calls, and waits for what a stream needs as well.
+        prefix: What it puts before each key, which is nothing.
     """
+
+    prefix = b""
 
     def __init__(self, config: Config) -> None:
         self.timeout: float | None = config.timeout

@@ -200,7 +200,7 @@ class Tenure:
                     break
             else:
                 break
-        self._leases._revoked(self.lease_id)  # somebody else may keep it alive as well
+        self._leases._streams.revoked(self.lease_id)  # somebody else may keep it alive as well
 
     def _warn(self, why: str) -> None:
         logger.warning(

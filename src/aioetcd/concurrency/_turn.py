@@ -25,6 +25,7 @@ from time import monotonic
 import anyio
 
 from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import IDEMPOTENT_TXN, RANGE
 from aioetcd._transport.transport import Transport
 from aioetcd.compare import Compare
@@ -47,7 +48,8 @@ class Turn:
     """One's place in a queue.
 
     Args:
-        transport: For what is left to be done at the end.
+        transport: Owns what goes on in the background.
+        calls: For what is left to be done at the end.
         kv: Takes the place.
         watcher: Watches the keys.
         tenure: The lease of the key.
@@ -59,6 +61,7 @@ class Turn:
     def __init__(
         self,
         transport: Transport,
+        calls: Calls,
         kv: KV,
         watcher: Watcher,
         tenure: Tenure,
@@ -68,6 +71,7 @@ class Turn:
         on_lost: Callable[[str, EtcdError | None], None],
     ) -> None:
         self._transport = transport
+        self._calls = calls
         self._kv = kv
         self._watcher = watcher
         self._tenure = tenure
@@ -85,6 +89,11 @@ class Turn:
     def key(self) -> bytes:
         """One's own key."""
         return self._prefix + f"{self._tenure.lease_id:x}".encode()
+
+    @property
+    def _place(self) -> bytes:
+        """The key at the server: a lease may have keys in many namespaces."""
+        return self._calls.prefix + self.key
 
     @property
     def revision(self) -> int:
@@ -113,7 +122,7 @@ class Turn:
         """Take a place if nobody has one. Give the first key of the queue if it is another's."""
         # Whoever has the place on this lease is about to put the key, or to delete it.
         backoff = Backoff(0.005, 0.2)
-        while self._tenure.seat(self.key).is_taken:
+        while self._tenure.seat(self._place).is_taken:
             if (first := await self.first()) is not None:
                 return first
             await anyio.sleep(backoff.next_delay())
@@ -214,7 +223,7 @@ class Turn:
             try:
                 if self._revision is None:
                     request = Op.get(self.key)._request
-                    found = await self._transport.last_unary(RANGE, request, left)
+                    found = await self._calls.last_unary(RANGE, request, left)
                     if not found.kvs and is_looked_for:
                         is_looked_for = False  # what was cancelled a moment ago may just arrive
                         await anyio.sleep(0.1)
@@ -223,7 +232,7 @@ class Turn:
                         return
                     self._revision = found.kvs[0].create_revision
                 deletion = self._deletion(self._revision)._request
-                await self._transport.last_unary(IDEMPOTENT_TXN, deletion, left)
+                await self._calls.last_unary(IDEMPOTENT_TXN, deletion, left)
             except EtcdError as error:
                 if monotonic() >= deadline:
                     raise
@@ -237,7 +246,7 @@ class Turn:
     def _expect_late_put(self) -> None:
         """What nobody has waited for may still arrive, and nobody would delete it."""
         late = self._tenure.late
-        if self.key in late or not self._tenure.is_held:
+        if self._place in late or not self._tenure.is_held:
             return
         try:
             task = self._transport.supervisor.spawn(
@@ -245,8 +254,8 @@ class Turn:
             )
         except ClientClosedError:
             return  # the lease is revoked
-        late[self.key] = task
-        task.add_done_callback(lambda _: late.pop(self.key))
+        late[self._place] = task
+        task.add_done_callback(lambda _: late.pop(self._place))
 
     async def _delete_late(self) -> None:
         """Delete the key whenever it is there and nobody on this lease has it."""
@@ -266,13 +275,13 @@ class Turn:
                     await anyio.sleep(backoff.next_delay())
 
     async def _delete_if_nobodys(self) -> None:
-        seat = self._tenure.seat(self.key)
+        seat = self._tenure.seat(self._place)
         await seat.take()
         try:
             found = (await self._kv.get(self.key)).kv
             if found is not None:
                 deletion = self._deletion(found.create_revision)._request
-                await self._transport.unary(IDEMPOTENT_TXN, deletion)
+                await self._calls.unary(IDEMPOTENT_TXN, deletion)
         finally:
             seat.leave()
 
@@ -293,7 +302,7 @@ class Turn:
         self, if_: Compare, *, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
     ) -> TxnResponse:
         """Put the key if something holds, as soon as nobody else on this lease has it."""
-        seat = self._tenure.seat(self.key)
+        seat = self._tenure.seat(self._place)
         await seat.take()
         self._seat = seat
         await self._transport.wait_connected()

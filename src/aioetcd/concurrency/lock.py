@@ -7,6 +7,7 @@ import asyncio
 import anyio
 
 from aioetcd._checks import check_seconds
+from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
 from aioetcd.compare import Compare
 from aioetcd.concurrency._guard import OnLost
@@ -75,6 +76,7 @@ class Lock(Hold):
     def __init__(
         self,
         transport: Transport,
+        calls: Calls,
         kv: KV,
         leases: Leases,
         watcher: Watcher,
@@ -104,6 +106,7 @@ class Lock(Hold):
         self._name = encode_key(name)
         self._turn = Turn(
             transport,
+            calls,
             kv,
             watcher,
             tenure,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from time import monotonic
@@ -11,19 +10,17 @@ from aioetcd import _decode
 from aioetcd._checks import INT64_MAX, check_int, check_lease, check_lease_id
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
+from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import (
     LEASE_GRANT,
-    LEASE_KEEP_ALIVE,
     LEASE_LEASES,
     LEASE_REVOKE,
     LEASE_TIME_TO_LIVE,
 )
-from aioetcd._transport.streams import SharedStream
-from aioetcd._transport.transport import Transport
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError
 from aioetcd.lease._handle import KeepAlive
-from aioetcd.lease._state import LeaseRules
+from aioetcd.lease._streams import LeaseStreams
 from aioetcd.types.leases import (
     Lease,
     LeaseLike,
@@ -32,11 +29,8 @@ from aioetcd.types.leases import (
     LeaseRevokeResponse,
     LeaseTimeToLive,
 )
-from aioetcd.types.value import Value
 
-__all__ = ["KeepAlive", "Leases"]
-
-logger: logging.Logger = logging.getLogger("aioetcd.lease")
+__all__ = ["KeepAlive", "LeaseStreams", "Leases"]
 
 # etcd's own limit.
 MAX_TTL = 9_000_000_000
@@ -56,16 +50,6 @@ def _deadline(seconds: float | None) -> float | None:
 def _left(deadline: float | None) -> float | None:
     """Give the timeout for what is still to do; where none is left, it runs out at once."""
     return None if deadline is None else max(deadline - monotonic(), 1e-3)
-
-
-class LeaseStats(Value):
-    """What `Leases` are doing."""
-
-    __slots__ = ("kept", "reconnects", "soonest_expiry")
-
-    kept: int
-    reconnects: int
-    soonest_expiry: float | None
 
 
 class Leases(metaclass=NoPublicConstructor):
@@ -88,16 +72,9 @@ class Leases(metaclass=NoPublicConstructor):
         (await client.kv.get("/services/a")).value  # None
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._rules = LeaseRules()
-        self._streams = {
-            lane: SharedStream(
-                transport, LEASE_KEEP_ALIVE, lane, require_leader=True, logger=logger
-            )
-            for lane in self._rules.lanes
-        }
-        transport.on_close(self._rules.close)
+    def __init__(self, calls: Calls, streams: LeaseStreams) -> None:
+        self._calls = calls
+        self._streams = streams
 
     async def grant(
         self,
@@ -137,12 +114,12 @@ class Leases(metaclass=NoPublicConstructor):
             lease_id = new_lease_id()
         else:
             check_lease_id("lease_id", lease_id)
-        deadline = _deadline(self._transport.resolve_timeout(timeout))
+        deadline = _deadline(self._calls.resolve_timeout(timeout))
         # Before the request: the server's clock for it starts later.
         sent_at = monotonic()
         request = rpc_pb2.LeaseGrantRequest(TTL=ttl, ID=lease_id)
         try:
-            response = await self._transport.unary(LEASE_GRANT, request, timeout)
+            response = await self._calls.unary(LEASE_GRANT, request, timeout)
         except LeaseExistsError as error:
             if not error.maybe_applied:
                 raise
@@ -155,7 +132,7 @@ class Leases(metaclass=NoPublicConstructor):
             lease = Lease(found.header, lease_id, found.granted_ttl)
         else:
             lease = Lease(_decode.header(response.header), response.ID, response.TTL)
-        self._rules.granted(lease.id, lease.ttl, sent_at, monotonic())
+        self._streams.rules.granted(lease.id, lease.ttl, sent_at, monotonic())
         if monotonic() >= sent_at + lease.ttl:
             # The answer took longer than the lease lives: whether it still does, the server knows.
             try:
@@ -195,29 +172,24 @@ class Leases(metaclass=NoPublicConstructor):
         """
         lease_id = check_lease("lease", lease)
         request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
-        deadline = _deadline(self._transport.resolve_timeout(timeout))
+        deadline = _deadline(self._calls.resolve_timeout(timeout))
         try:
-            response = await self._transport.unary(LEASE_REVOKE, request, timeout)
+            response = await self._calls.unary(LEASE_REVOKE, request, timeout)
         except LeaseNotFoundError as error:
-            self._revoked(lease_id)
+            self._streams.revoked(lease_id)
             if not error.maybe_applied:
                 raise
             # An earlier try, whose answer was lost, has done it; this one changed nothing, so any
             # header will do.
             question = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id)
             try:
-                found = await self._transport.unary(LEASE_TIME_TO_LIVE, question, _left(deadline))
+                found = await self._calls.unary(LEASE_TIME_TO_LIVE, question, _left(deadline))
             except EtcdError as failure:
                 failure.maybe_applied = True
                 raise
             return LeaseRevokeResponse(_decode.header(found.header))
-        self._revoked(lease_id)
+        self._streams.revoked(lease_id)
         return LeaseRevokeResponse(_decode.header(response.header))
-
-    def _revoked(self, lease_id: int) -> None:
-        lane = self._rules.revoked(lease_id)
-        if lane is not None:
-            self._streams[lane].poke()
 
     async def time_to_live(
         self, lease: LeaseLike, *, keys: bool = False, timeout: float | Default | None = DEFAULT
@@ -244,7 +216,7 @@ class Leases(metaclass=NoPublicConstructor):
         """
         lease_id = check_lease("lease", lease)
         request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id, keys=keys)
-        response = await self._transport.unary(LEASE_TIME_TO_LIVE, request, timeout)
+        response = await self._calls.unary(LEASE_TIME_TO_LIVE, request, timeout)
         if response.TTL < 0:
             raise LeaseNotFoundError(f"lease {lease_id:x} is not known to the server")
         return LeaseTimeToLive(
@@ -272,7 +244,7 @@ class Leases(metaclass=NoPublicConstructor):
             lease.id in (await client.lease.leases()).ids  # True
         """
         request = rpc_pb2.LeaseLeasesRequest()
-        response = await self._transport.unary(LEASE_LEASES, request, timeout)
+        response = await self._calls.unary(LEASE_LEASES, request, timeout)
         return LeaseList(
             _decode.header(response.header),
             tuple(lease.ID for lease in response.leases),
@@ -303,19 +275,9 @@ class Leases(metaclass=NoPublicConstructor):
         """
         return create(
             KeepAlive,
-            self._transport,
             self._streams,
-            self._rules,
             check_lease("lease", lease),
-            timeout=self._transport.resolve_timeout(timeout),
-        )
-
-    def _stats(self) -> LeaseStats:
-        deadline = self._rules.soonest()
-        return LeaseStats(
-            kept=len(self._rules),
-            reconnects=sum(stream.reconnects for stream in self._streams.values()),
-            soonest_expiry=None if deadline is None else max(0.0, deadline - monotonic()),
+            timeout=self._calls.resolve_timeout(timeout),
         )
 
     def _keep(self, lease_id: int, on_lost: Callable[[EtcdError], None]) -> KeepAlive:
@@ -328,11 +290,9 @@ class Leases(metaclass=NoPublicConstructor):
         """
         return create(
             KeepAlive,
-            self._transport,
             self._streams,
-            self._rules,
             lease_id,
-            timeout=self._transport.timeout,
+            timeout=self._calls.resolve_timeout(DEFAULT),
             on_lost=on_lost,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from time import monotonic
 from types import TracebackType
@@ -15,19 +15,14 @@ from anyio.lowlevel import checkpoint
 
 from aioetcd import _decode
 from aioetcd._constructor import NoPublicConstructor
-from aioetcd._proto import rpc_pb2
-from aioetcd._transport.streams import SharedStream
-from aioetcd._transport.transport import Transport
 from aioetcd.errors import DeadlineExceededError, EtcdError
-from aioetcd.lease._state import Keeper, Lane, LeaseRules
+from aioetcd.lease._state import Keeper, Lane
+from aioetcd.lease._streams import LeaseStreams
 from aioetcd.types.leases import LeaseRenewal
 
 logger = logging.getLogger("aioetcd.lease")
 
 _HOW = "with client.lease.keep_alive()"
-
-_Request = rpc_pb2.LeaseKeepAliveRequest
-_Response = rpc_pb2.LeaseKeepAliveResponse
 
 
 class KeepAlive(metaclass=NoPublicConstructor):
@@ -55,17 +50,13 @@ class KeepAlive(metaclass=NoPublicConstructor):
 
     def __init__(
         self,
-        transport: Transport,
-        streams: Mapping[Lane, SharedStream[_Request, _Response]],
-        rules: LeaseRules,
+        streams: LeaseStreams,
         lease_id: int,
         *,
         timeout: float | None,
         on_lost: Callable[[EtcdError], None] | None = None,
     ) -> None:
-        self._transport = transport
         self._streams = streams
-        self._rules = rules
         self._timeout = timeout
         self._on_lost = on_lost
         self._news: anyio.Event | None = None
@@ -161,7 +152,7 @@ class KeepAlive(metaclass=NoPublicConstructor):
         """
         if self._keeper.error is not None:
             return 0.0
-        deadline = self._rules.deadline(self._keeper.lease_id)
+        deadline = self._streams.rules.deadline(self._keeper.lease_id)
         return None if deadline is None else max(0.0, deadline - monotonic())
 
     # For the library.
@@ -181,7 +172,7 @@ class KeepAlive(metaclass=NoPublicConstructor):
 
     def _check(self) -> None:
         """Look at the deadline now: the event loop may have been blocked beyond it."""
-        self._rules.expire(monotonic())
+        self._streams.rules.expire(monotonic())
 
     def _start(self) -> None:
         """Begin to renew now.
@@ -196,27 +187,27 @@ class KeepAlive(metaclass=NoPublicConstructor):
             raise self._keeper.error
         self._check_not_stopped()
         if self._loop is None:
-            self._transport.check_usable()
+            self._streams.transport.check_usable()
             self._loop = asyncio.get_running_loop()
-            self._lane = self._rules.add(self._keeper, monotonic())
-            self._streams[self._lane].poke()
+            self._lane = self._streams.rules.add(self._keeper, monotonic())
+            self._streams.poke(self._lane)
 
     def _stop(self) -> None:
         """Stop renewing at once; nothing is told any more. It may be called again."""
         self._stopped = True
         self._on_lost = None
         if self._lane is not None:
-            self._rules.remove(self._keeper, monotonic())
-            self._streams[self._lane].poke()
+            self._streams.rules.remove(self._keeper, monotonic())
+            self._streams.poke(self._lane)
 
     def _drop(self) -> None:
         """Stop renewing where nobody is left who could; perhaps in another thread."""
         if self._lane is not None and self._loop is not None and not self._keeper.ended:
             self._stopped = True
             self._on_lost = None
-            self._rules.dropped(self._keeper, monotonic())
+            self._streams.rules.dropped(self._keeper, monotonic())
             with suppress(RuntimeError):  # the loop is closed: nothing is renewed any more
-                self._loop.call_soon_threadsafe(self._streams[self._lane].poke)
+                self._loop.call_soon_threadsafe(self._streams.poke, self._lane)
 
     def _leave_loop(self) -> None:
         """Let go of it; the last one stops the renewing."""
@@ -254,7 +245,7 @@ class KeepAlive(metaclass=NoPublicConstructor):
                 raise StopAsyncIteration
             self._start()
             # Of a lease that is not ours the deadline is unknown until the first answer.
-            unknown = self._rules.deadline(keeper.lease_id) is None
+            unknown = self._streams.rules.deadline(keeper.lease_id) is None
             if self._news is None:
                 self._news = anyio.Event()
             with anyio.move_on_after(self._timeout if unknown else None) as scope:
@@ -264,7 +255,7 @@ class KeepAlive(metaclass=NoPublicConstructor):
                 raise self._no_answer()
 
     def _no_answer(self) -> EtcdError:
-        picker = self._transport.picker
+        picker = self._streams.transport.picker
         if picker.current is None:
             return picker.unreachable()
         return DeadlineExceededError(

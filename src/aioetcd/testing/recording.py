@@ -9,8 +9,8 @@ from typing import Any, Literal, cast
 from aioetcd import Batch, Client, EventType, KeyValue, _decode
 from aioetcd._constructor import create
 from aioetcd._proto import rpc_pb2
+from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import Method
-from aioetcd._transport.transport import Transport
 from aioetcd.config.timeouts import Default
 from aioetcd.keys import key_range
 from aioetcd.kv import KV
@@ -60,7 +60,7 @@ class RecordedClient:
     """
 
     def __init__(self, client: Client, recorder: Recorder, name: str = "client") -> None:
-        self.kv: KV = create(KV, cast("Transport", _Recorded(client._transport, recorder, name)))
+        self.kv: KV = create(KV, cast("Calls", _Recorded(client._transport, recorder, name)))
         self._client = client
         self._recorder = recorder
         self._name = name
@@ -110,10 +110,10 @@ class RecordedClient:
 
 
 class _Recorded:
-    """Stands before a transport, and writes down the calls that pass."""
+    """Stands before a client's calls, and writes down the calls that pass."""
 
-    def __init__(self, transport: Transport, recorder: Recorder, name: str) -> None:
-        self._transport = transport
+    def __init__(self, calls: Calls, recorder: Recorder, name: str) -> None:
+        self._calls = calls
         self._recorder = recorder
         self._name = name
 
@@ -122,9 +122,9 @@ class _Recorded:
     ) -> Any:
         request = _request(message)
         if request is None:
-            return await self._transport.unary(method, message, timeout)
+            return await self._calls.unary(method, message, timeout)
         with self._recorder.call(self._name, request) as call:
-            answer = await self._transport.unary(method, message, timeout)
+            answer = await self._calls.unary(method, message, timeout)
             call.ok(answer.header.revision, **_told(answer))
             return answer
 

@@ -5,32 +5,21 @@ from __future__ import annotations
 from aioetcd._checks import check_flag, check_int
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
-from aioetcd._transport.transport import Transport
+from aioetcd._transport.calls import Calls
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.keys import key_range
+from aioetcd.keys import key_range, range_below
 from aioetcd.types.store import EventType
-from aioetcd.types.value import Value
 from aioetcd.watch._handle import Watch
 from aioetcd.watch._state import WatchSpec
-from aioetcd.watch._stream import WatchStream
+from aioetcd.watch._stream import WatchStreams
 
-__all__ = ["Watch", "Watcher"]
+__all__ = ["Watch", "WatchStreams", "Watcher"]
 
 _FILTERS = {
     None: (),
     EventType.PUT: (rpc_pb2.WatchCreateRequest.NODELETE,),
     EventType.DELETE: (rpc_pb2.WatchCreateRequest.NOPUT,),
 }
-
-
-class WatchStats(Value):
-    """What a `Watcher` is doing."""
-
-    __slots__ = ("open", "paused", "reconnects")
-
-    open: int
-    paused: int
-    reconnects: int
 
 
 class Watcher(metaclass=NoPublicConstructor):
@@ -47,9 +36,9 @@ class Watcher(metaclass=NoPublicConstructor):
             event.kv.value  # b"1"
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._streams: dict[bool, WatchStream] = {}
+    def __init__(self, calls: Calls, streams: WatchStreams) -> None:
+        self._calls = calls
+        self._streams = streams
 
     def __call__(
         self,
@@ -100,7 +89,7 @@ class Watcher(metaclass=NoPublicConstructor):
                 event.kv.value, event.is_create  # (b"1", True)
                 break  # ends the watch
         """
-        start, end = key_range(key, prefix, range_end)
+        start, end = range_below(self._calls.prefix, *key_range(key, prefix, range_end))
         # protobuf would refuse them in the stream's task, for all.
         check_flag("prev_kv", prev_kv)
         check_flag("progress_notify", progress_notify)
@@ -109,26 +98,15 @@ class Watcher(metaclass=NoPublicConstructor):
         if only is not None and not isinstance(only, EventType):
             raise TypeError(f"only must be an EventType or None, not {type(only).__name__}")
         filters = _FILTERS[only]
-        spec = WatchSpec(start, end, prev_kv, progress_notify, fragment, filters)
+        spec = WatchSpec(
+            start, end, prev_kv, progress_notify, fragment, filters, prefix=self._calls.prefix
+        )
         if start_revision is not None:
             check_int("start_revision", start_revision, 1, none="from now on")
-        stream = self._streams.get(require_leader)
-        if stream is None:
-            stream = WatchStream(self._transport, require_leader=require_leader)
-            self._streams[require_leader] = stream
         return create(
             Watch,
-            stream,
+            self._streams.stream(require_leader=require_leader),
             spec,
             start_revision=start_revision,
-            timeout=self._transport.resolve_timeout(timeout),
-        )
-
-    def _stats(self) -> WatchStats:
-        streams = self._streams.values()
-        counts = [stream.rules.counts() for stream in streams]
-        return WatchStats(
-            open=sum(count for count, _ in counts),
-            paused=sum(paused for _, paused in counts),
-            reconnects=sum(stream.shared.reconnects for stream in streams),
+            timeout=self._calls.resolve_timeout(timeout),
         )

@@ -89,7 +89,7 @@ class Watch(metaclass=NoPublicConstructor):
 
     def __repr__(self) -> str:
         """Show the key and where it stands."""
-        return f"<Watch {self._state.spec.key!r} {self._state.phase.value}>"
+        return f"<Watch {self._state.spec.shown!r} {self._state.phase.value}>"
 
     def __del__(self) -> None:
         """Cancel a watch that nobody can use any more."""
@@ -246,7 +246,7 @@ class Watch(metaclass=NoPublicConstructor):
             again = f", start_revision={self.revision + 1}" if self.revision else ""
             raise RuntimeError(
                 "this watch was closed, or its loop or block was left: make a new one, "
-                f"client.watch({self._state.spec.key!r}, ...{again}), or stay in one block "
+                f"client.watch({self._state.spec.shown!r}, ...{again}), or stay in one block "
                 "(async with) to leave and enter loops"
             )
 

@@ -146,7 +146,7 @@ class WatchRules:
         state.floor = state.next_revision or 0
         self._watches.add(state)
         self._to_create[state] = None
-        if len(state.spec.key) + len(state.spec.range_end or b"") > _LARGE:
+        if len(state.spec.key) + len(state.spec.range_end) > _LARGE:
             # Alone as well because grpc.aio hides why the stream ended when a write fails with it.
             self._suspects.add(state)
 
@@ -160,7 +160,7 @@ class WatchRules:
         if not state.inbox:
             return None, False
         answer = state.inbox[0]
-        batch = answer.take(prev_kv=state.spec.prev_kv)
+        batch = answer.take(state.spec)
         state.inbox_events -= len(batch.events)
         if not answer.left:
             state.inbox.popleft()

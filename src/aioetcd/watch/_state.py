@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from aioetcd import _decode
 from aioetcd._proto import kv_pb2, rpc_pb2
@@ -30,38 +30,54 @@ _BATCH_EVENTS = 250
 
 
 class WatchSpec:
-    """What to watch."""
+    """What to watch.
 
-    __slots__ = ("filters", "fragment", "key", "prev_kv", "progress_notify", "range_end")
+    Attributes:
+        key: The key, or the first one of the range.
+        range_end: The first key after the range; ``b""`` for the key alone.
+        prev_kv: Whether events carry the key as it was before.
+        progress_notify: Whether the server sends bookmarks.
+        fragment: Whether it splits large answers.
+        filters: What it leaves out.
+        prefix: What users do not see of the keys.
+    """
+
+    __slots__ = ("filters", "fragment", "key", "prefix", "prev_kv", "progress_notify", "range_end")
 
     def __init__(
         self,
         key: bytes,
-        range_end: bytes | None = None,
+        range_end: bytes = b"",
         prev_kv: bool = False,
         progress_notify: bool = False,
         fragment: bool = False,
         filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = (),
+        prefix: bytes = b"",
     ) -> None:
         self.key: bytes = key
-        self.range_end: bytes | None = range_end
+        self.range_end: bytes = range_end
         self.prev_kv: bool = prev_kv
         self.progress_notify: bool = progress_notify
         self.fragment: bool = fragment
         self.filters: tuple[rpc_pb2.WatchCreateRequest.FilterType.ValueType, ...] = filters
+        self.prefix: bytes = prefix
+
+    @property
+    def shown(self) -> bytes:
+        """The key as the user knows it."""
+        return self.key[len(self.prefix) :]
 
     def to_message(self, watch_id: int, start_revision: int | None) -> rpc_pb2.WatchRequest:
         """Give the request that creates it."""
         create = rpc_pb2.WatchCreateRequest(
             key=self.key,
+            range_end=self.range_end,
             watch_id=watch_id,
             fragment=self.fragment,
             prev_kv=self.prev_kv,
             progress_notify=self.progress_notify,
             filters=self.filters,
         )
-        if self.range_end is not None:
-            create.range_end = self.range_end
         if start_revision is not None:
             create.start_revision = start_revision
         return rpc_pb2.WatchRequest(create_request=create)
@@ -100,8 +116,8 @@ class Answer:
         """How many of the events are to be taken."""
         return len(self.events) - self.taken
 
-    def take(self, *, prev_kv: bool) -> Batch:
-        """Copy the next batch out of the messages, where `prev_kv` says if they may have one."""
+    def take(self, spec: WatchSpec) -> Batch:
+        """Copy the next batch out of the messages."""
         start, end = self.taken, len(self.events)
         stop = min(start + _BATCH_EVENTS, end)
         if stop < end:
@@ -109,8 +125,18 @@ class Answer:
             while stop < end and self.events[stop].kv.mod_revision == last:
                 stop += 1
         self.taken = stop
-        events = _decode.events(self.events[start:stop], prev_kv=prev_kv)
+        taken = self.events[start:stop]
+        if spec.prefix:
+            _strip(taken, len(spec.prefix))
+        events = _decode.events(taken, prev_kv=spec.prev_kv)
         return Batch(events, self.revision if stop == end else events[-1].mod_revision)
+
+
+def _strip(events: Iterable[kv_pb2.Event], prefix: int) -> None:
+    for event in events:
+        event.kv.key = event.kv.key[prefix:]
+        if event.HasField("prev_kv"):
+            event.prev_kv.key = event.prev_kv.key[prefix:]
 
 
 class WatchState:

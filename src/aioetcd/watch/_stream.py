@@ -14,10 +14,47 @@ from aioetcd._transport.methods import RANGE, STATUS, WATCH
 from aioetcd._transport.streams import SharedStream
 from aioetcd._transport.transport import Transport
 from aioetcd.errors import ClientClosedError, EtcdError, UnsupportedByServerError
+from aioetcd.types.value import Value
 from aioetcd.watch._rules import WatchRules
 from aioetcd.watch._state import WatchState
 
 logger = logging.getLogger("aioetcd.watch")
+
+
+class WatchStats(Value):
+    """What the watches are doing."""
+
+    __slots__ = ("open", "paused", "reconnects")
+
+    open: int
+    paused: int
+    reconnects: int
+
+
+class WatchStreams:
+    """All watches of a client, on one stream, or two: one for those that need no leader."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._streams: dict[bool, WatchStream] = {}
+
+    def stream(self, *, require_leader: bool) -> WatchStream:
+        """Give the stream for a new watch."""
+        stream = self._streams.get(require_leader)
+        if stream is None:
+            stream = WatchStream(self._transport, require_leader=require_leader)
+            self._streams[require_leader] = stream
+        return stream
+
+    def stats(self) -> WatchStats:
+        """Tell what the watches are doing."""
+        streams = self._streams.values()
+        counts = [stream.rules.counts() for stream in streams]
+        return WatchStats(
+            open=sum(count for count, _ in counts),
+            paused=sum(paused for _, paused in counts),
+            reconnects=sum(stream.shared.reconnects for stream in streams),
+        )
 
 
 class WatchStream:

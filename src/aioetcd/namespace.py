@@ -1,0 +1,165 @@
+"""The services and the recipes of a client, on the keys below a prefix."""
+
+from __future__ import annotations
+
+from aioetcd._constructor import NoPublicConstructor, create
+from aioetcd._prefixed import Prefixed
+from aioetcd._transport.calls import Calls
+from aioetcd._transport.transport import Transport
+from aioetcd.concurrency import Lock, OnLost, Session
+from aioetcd.keys import encode
+from aioetcd.kv import KV
+from aioetcd.lease import Leases, LeaseStreams
+from aioetcd.watch import Watcher, WatchStreams
+
+__all__ = ["Namespace", "Shared"]
+
+
+class Shared:
+    """What a client and its namespaces have in common: connections, streams, background tasks.
+
+    Attributes:
+        transport: Makes the calls.
+        leases: The renewals.
+        watches: The users' watches.
+        turns: The recipes' watches, on a stream of their own: a large answer to one of the users'
+            delays no lock.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport: Transport = transport
+        self.leases: LeaseStreams = LeaseStreams(transport)
+        self.watches: WatchStreams = WatchStreams(transport)
+        self.turns: WatchStreams = WatchStreams(transport)
+
+
+class Namespace(metaclass=NoPublicConstructor):
+    """The store below a prefix; ``client.namespace(...)`` makes it. A `Client` is one without.
+
+    Keys go in and come out without the prefix: in txns and their comparisons, in events, and in
+    the names of locks. What is outside can neither be read, nor written, nor watched: a range
+    without end, or the prefix ``""``, means all keys of the namespace. A key that *is* the prefix
+    is outside. Leases belong to the whole cluster; of their keys, those inside are shown.
+
+    It costs nothing to have one: connections, streams and background tasks are the client's, with
+    which it ends.
+
+    Attributes:
+        kv: Reads and writes keys.
+        lease: Grants leases and keeps them alive.
+        watch: Call it to watch keys: ``namespace.watch("key")``.
+
+    Example:
+        tenant = client.namespace("/tenant-7/")
+        await tenant.kv.put("name", "Ada")
+        (await client.kv.get("/tenant-7/name")).value  # b"Ada"
+    """
+
+    def __init__(self, shared: Shared, calls: Calls) -> None:
+        self._shared = shared
+        self._calls = calls
+        self.kv: KV = create(KV, calls)
+        self.lease: Leases = create(Leases, calls, shared.leases)
+        self.watch: Watcher = create(Watcher, calls, shared.watches)
+
+    def __repr__(self) -> str:
+        """Show the prefix."""
+        return f"<Namespace {self._calls.prefix!r}>"
+
+    def namespace(self, prefix: str | bytes) -> Namespace:
+        """Give the same API on the keys below a prefix, which is itself below this one's.
+
+        Args:
+            prefix: What all keys begin with; end it with a separator, or it has the neighbour's
+                keys too, as ``"/tenant-7"`` those of ``"/tenant-77"``.
+
+        Raises:
+            ValueError: It is empty.
+            TypeError: It is neither str nor bytes.
+
+        Example:
+            jobs = client.namespace("/tenant-7/").namespace("jobs/")
+            await jobs.kv.put("1", "ready")
+            (await client.kv.get("/tenant-7/jobs/1")).value  # b"ready"
+        """
+        encoded = encode("prefix", prefix)
+        if not encoded:
+            raise ValueError("prefix must not be empty")
+        return create(Namespace, self._shared, Prefixed(self._calls, encoded))
+
+    def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
+        """Make a session: a lease that is kept alive for an ``async with``.
+
+        Nothing is sent before it is entered.
+
+        Args:
+            ttl: Seconds that the lease lives without being renewed, from 1 to 9 000 000 000; the
+                server may raise it, to 2 at the least by default.
+            on_lost: ``"cancel"`` cancels the body when the lease is lost, and the block raises
+                `LeaseLostError`; ``"ignore"`` leaves it to `Session.wait_lost`.
+
+        Raises:
+            ValueError: `ttl` is out of its limits, or `on_lost` neither of these.
+            TypeError: `ttl` is no int.
+
+        Example:
+            async with client.session(ttl=10) as session:
+                await client.kv.put("/services/a", "10.0.0.7:80", lease=session)
+            (await client.kv.get("/services/a")).value  # None
+        """
+        return create(Session, self._shared.transport, self.lease, ttl=ttl, on_lost=on_lost)
+
+    def lock(
+        self,
+        name: str | bytes,
+        *,
+        session: Session | None = None,
+        ttl: int | None = None,
+        value: str | bytes = b"",
+        blocking: bool = True,
+        timeout: float | None = None,
+        on_lost: OnLost = "cancel",
+    ) -> Lock:
+        """Make a lock on a name, for an ``async with``.
+
+        It costs a lease, kept alive, or a session's; a txn; a watch on its own key; and while it
+        waits, a watch on the key before it. `etcdctl lock` and the Go client's mutex respect it.
+        Nothing is sent before it is entered.
+
+        Args:
+            name: What to lock; not another lock's name followed by a slash and more.
+            session: Whose lease to use; any number of locks may. None gives it one of its own.
+            ttl: Seconds after which others may enter when this process is gone, from 1 to
+                9 000 000 000, 10 by default; with a `session`, that is its own.
+            value: What others see of the holder, for example in `LockNotAcquiredError.holder`.
+            blocking: Wait for one's turn; False fails at once instead.
+            timeout: Wait so many seconds at the most; None waits without limit.
+            on_lost: ``"cancel"`` cancels the body when the lock is lost, and the block raises
+                `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
+
+        Raises:
+            ValueError: An empty name, `ttl` out of its limits or with a `session`, `timeout` with
+                ``blocking=False``, a session of another client.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            async with client.lock("/locks/nightly", value="host-7") as lock:
+                mine = lock.is_owner()
+                saved = await client.kv.txn(compare=[mine], success=[Op.put("/result", "42")])
+                saved.succeeded  # True
+        """
+        return create(
+            Lock,
+            self._shared.transport,
+            self._calls,
+            self.kv,
+            self.lease,
+            create(Watcher, self._calls, self._shared.turns),
+            name,
+            session=session,
+            ttl=ttl,
+            value=value,
+            blocking=blocking,
+            timeout=timeout,
+            on_lost=on_lost,
+        )
