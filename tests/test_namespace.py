@@ -6,7 +6,6 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -295,10 +294,11 @@ async def test_a_lock_below(client: Client) -> None:
             pass
         mine = await below.kv.txn(compare=[lock.is_owner()], success=[Op.put("result", "42")])
         assert mine.succeeded
-    with pytest.raises(LockLostError):
-        async with below.lock("nightly") as lock:
-            await client.kv.delete(b"/t/u/" + lock.key)
-            await anyio.sleep_forever()
+    lock = below.lock("nightly")
+    await lock.acquire()
+    await client.kv.delete(b"/t/u/" + lock.key)
+    assert isinstance(await lock.wait_lost(), LockLostError)
+    await lock.release()
 
 
 async def test_one_session_in_two_namespaces(client: Client) -> None:
