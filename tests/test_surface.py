@@ -10,6 +10,7 @@ import builtins
 import collections.abc
 import enum
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -44,11 +45,21 @@ PROTOCOLS = {
 }
 
 PUBLIC = {
+    "Alarm": "member_id type",
+    "AlarmList": "alarms header",
+    "AlarmType": "CORRUPT NOSPACE",
+    "Auth": (
+        "add_role add_user change_password delete_role delete_user disable enable "
+        "grant_permission grant_role revoke_permission revoke_role role roles status user users"
+    ),
+    "AuthResponse": "header",
+    "AuthStatus": "enabled header revision",
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
+    "CampaignResponse": "header leader",
     "Client": (
-        "__aenter__ aclose from_env from_srv from_url set_credentials set_endpoints stats "
-        "sync_endpoints"
+        "__aenter__ aclose auth cluster from_env from_srv from_url maintenance ping remote "
+        "set_credentials set_endpoints stats sync_endpoints"
     ),
     "ClientOptions": (
         "auto_sync keepalive_time keepalive_timeout observers password timeout tls username"
@@ -56,21 +67,29 @@ PUBLIC = {
     "ClientStats": (
         "calls connections endpoint leases paused_watches reconnects retries soonest_expiry watches"
     ),
+    "Cluster": "add members promote remove update",
     "CompactResponse": "header",
     "CompactedError": "compact_revision",
     "Compare": "__bool__ create_revision exists lease missing mod_revision unchanged value version",
     "CompareTarget": "__gt__ __lt__",
     "DeadlineExceededError": "timeout",
     "Default": "DEFAULT",
+    "DeleteManyResponse": "deleted",
     "DeleteResponse": "deleted prev_kvs",
+    "DowngradeResponse": "header version",
     "EtcdError": "code details endpoint maybe_applied",
     "Event": "is_create is_modify kv mod_revision prev_kv type",
     "EventType": "DELETE PUT",
+    "GetManyResponse": "as_dict header kvs",
     "GetResponse": "as_dict count kv kvs more text value",
     "HasLease": "lease_id",
-    "KV": "compact delete get put txn",
+    "HashKVResponse": "compact_revision hash hash_revision header",
+    "HashResponse": "hash header",
+    "KV": "compact delete delete_many get get_many put put_many scan txn",
     "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
     "KeyValue": "create_revision key lease mod_revision text value version",
+    "LeaderKey": "key lease name revision",
+    "LeaderResponse": "header kv",
     "Lease": "header id ttl",
     "LeaseList": "header ids",
     "LeaseLostError": "lease_id reason",
@@ -83,6 +102,13 @@ PUBLIC = {
     ),
     "LockNotAcquiredError": "holder",
     "LockTimeoutError": "holder timeout",
+    "Maintenance": (
+        "alarms cancel_downgrade defragment disarm enable_downgrade hash hash_kv move_leader "
+        "snapshot snapshot_to status statuses validate_downgrade"
+    ),
+    "Member": "client_urls id is_learner is_started name peer_urls",
+    "MemberAddResponse": "header member members",
+    "MemberList": "header members",
     "Namespace": "kv lease lock namespace session watch",
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -90,15 +116,31 @@ PUBLIC = {
     "Observer": "call_ended metadata noticed",
     "Op": "delete get put txn",
     "OpResponse": "header",
+    "PartialWriteError": "failed",
+    "Permission": "key range_end type",
+    "PermissionType": "READ READWRITE WRITE",
+    "PutManyResponse": "revisions",
     "PutResponse": "prev_kv",
+    "Remote": "campaign leader lock observe proclaim resign unlock",
+    "RemoteLockResponse": "header key",
+    "RemoteResponse": "header",
     "Resolver": "resolve",
     "ResponseHeader": "cluster_id member_id raft_term revision",
+    "Role": "header name permissions",
+    "RoleList": "header names",
     "Session": "__aenter__ expires_in is_lost lease_id wait_lost",
+    "SnapshotChunk": "data remaining version",
     "SortOrder": "ASCEND DESCEND NONE",
     "SortTarget": "CREATE KEY MOD VALUE VERSION",
+    "Status": (
+        "db_size db_size_in_use db_size_quota downgrade_target errors header is_leader "
+        "is_learner leader raft_applied_index raft_index raft_term storage_version version"
+    ),
     "TLS": "ca cert key server_name",
     "TxnResponse": "__getitem__ responses succeeded",
     "UnsupportedByServerError": "needs server_version",
+    "User": "header name roles",
+    "UserList": "header names",
     "Watch": (
         "__aenter__ __aiter__ __anext__ aclose batches is_connected request_progress revision "
         "stale_for"
@@ -183,7 +225,7 @@ def names_in(annotation: str) -> set[str]:
 
 def is_of_python(name: str, cls: type) -> bool:
     """Whether a name in an annotation needs no import of ours."""
-    modules = (builtins, typing, collections.abc, types)
+    modules = (builtins, typing, collections.abc, types, os)
     variable = vars(sys.modules[cls.__module__]).get(name)
     return any(hasattr(module, name) for module in modules) or isinstance(variable, typing.TypeVar)
 
@@ -216,14 +258,18 @@ def test_every_public_name_is_documented() -> None:
 
 
 UNMADE = [
+    "Auth",
+    "Cluster",
     "Compare",
     "CompareTarget",
     "KV",
     "KeepAlive",
     "Leases",
     "Lock",
+    "Maintenance",
     "Namespace",
     "Op",
+    "Remote",
     "Session",
     "Watch",
     "Watcher",

@@ -11,28 +11,55 @@ import pytest
 import aioetcd
 from aioetcd import (
     TLS,
+    Alarm,
+    AlarmList,
+    AlarmType,
+    AuthResponse,
+    AuthStatus,
     Batch,
     CallReport,
+    CampaignResponse,
     ClientStats,
     CompactResponse,
+    DeleteManyResponse,
     DeleteResponse,
+    DowngradeResponse,
     Event,
     EventType,
+    GetManyResponse,
     GetResponse,
+    HashKVResponse,
+    HashResponse,
     KeyValue,
+    LeaderKey,
+    LeaderResponse,
     Lease,
     LeaseList,
     LeaseRenewal,
     LeaseRevokeResponse,
     LeaseTimeToLive,
+    Member,
+    MemberAddResponse,
+    MemberList,
     Notice,
     NoticeKind,
     OpResponse,
+    Permission,
+    PermissionType,
+    PutManyResponse,
     PutResponse,
+    RemoteLockResponse,
+    RemoteResponse,
     ResponseHeader,
+    Role,
+    RoleList,
+    SnapshotChunk,
     SortOrder,
     SortTarget,
+    Status,
     TxnResponse,
+    User,
+    UserList,
     _decode,
 )
 from aioetcd._proto import kv_pb2, rpc_pb2
@@ -46,6 +73,10 @@ KV_MESSAGE = kv_pb2.KeyValue(
     key=b"k", value=b"v\xff", create_revision=2, mod_revision=5, version=4, lease=2**63 - 1
 )
 KV = KeyValue(b"k", b"v\xff", 2, 5, 4, 2**63 - 1)
+MEMBER = Member(1, "a", ("http://a:2380",), ("http://a:2379",), False)
+ALARM = Alarm(1, AlarmType.NOSPACE)
+PERMISSION = Permission(PermissionType.READ, b"k", None)
+LEADER = LeaderKey(b"/e", b"/e/1", 7, 1)
 
 
 def put_event(*, create: int, mod: int, prev: kv_pb2.KeyValue | None = None) -> kv_pb2.Event:
@@ -183,6 +214,31 @@ def values() -> list[Any]:
         TLS("ca.pem", b"cert", b"key", "etcd"),
         CallReport("Range", "a:1", 0.1, 0, None),
         Notice(NoticeKind.RETRY, "a:1", "Range", None, None),
+        GetManyResponse(HEADER, (KV, None)),
+        PutManyResponse({b"k": 7}),
+        DeleteManyResponse((b"k",)),
+        MEMBER,
+        MemberList(HEADER, (MEMBER,)),
+        MemberAddResponse(HEADER, MEMBER, (MEMBER,)),
+        Status(HEADER, "3.6.0", 2, 1, 9, 5, 5, 3, (), False, "3.6.0", 8, None),
+        ALARM,
+        AlarmList(HEADER, (ALARM,)),
+        HashResponse(HEADER, 5),
+        HashKVResponse(HEADER, 5, 1, None),
+        DowngradeResponse(HEADER, "3.6.0"),
+        SnapshotChunk(b"data", 100, None),
+        AuthStatus(HEADER, True, 7),
+        AuthResponse(HEADER),
+        PERMISSION,
+        User(HEADER, "ada", ("reader",)),
+        UserList(HEADER, ("ada",)),
+        Role(HEADER, "reader", (PERMISSION,)),
+        RoleList(HEADER, ("reader",)),
+        RemoteLockResponse(HEADER, b"k"),
+        LEADER,
+        CampaignResponse(HEADER, LEADER),
+        LeaderResponse(HEADER, KV),
+        RemoteResponse(HEADER),
     ]
 
 

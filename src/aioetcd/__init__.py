@@ -2,7 +2,9 @@
 
 import logging
 
+from aioetcd.auth import Auth
 from aioetcd.client import Client
+from aioetcd.cluster import Cluster
 from aioetcd.compare import Compare, CompareTarget
 from aioetcd.concurrency import Lock, OnLost, Session
 from aioetcd.config.client import ClientOptions
@@ -39,8 +41,10 @@ from aioetcd.errors import (
     NoLeaderError,
     NoSpaceError,
     NotLeaderError,
+    PartialWriteError,
     PermissionDeniedError,
     RequestTooLargeError,
+    SnapshotError,
     TooManyOpsError,
     TooManyRequestsError,
     UnavailableError,
@@ -50,16 +54,32 @@ from aioetcd.errors import (
 from aioetcd.keys import prefix_end
 from aioetcd.kv import KV
 from aioetcd.lease import KeepAlive, Leases
+from aioetcd.maintenance import Maintenance
 from aioetcd.namespace import Namespace
 from aioetcd.observe import CallReport, Notice, NoticeKind, Observer
 from aioetcd.ops import AnyOp, Op, TxnResponse
+from aioetcd.remote import Remote
 from aioetcd.types.answers import (
     CompactResponse,
+    DeleteManyResponse,
     DeleteResponse,
+    GetManyResponse,
     GetResponse,
     OpResponse,
+    PutManyResponse,
     PutResponse,
 )
+from aioetcd.types.auth import (
+    AuthResponse,
+    AuthStatus,
+    Permission,
+    PermissionType,
+    Role,
+    RoleList,
+    User,
+    UserList,
+)
+from aioetcd.types.cluster import Member, MemberAddResponse, MemberLike, MemberList
 from aioetcd.types.leases import (
     HasLease,
     Lease,
@@ -68,6 +88,23 @@ from aioetcd.types.leases import (
     LeaseRenewal,
     LeaseRevokeResponse,
     LeaseTimeToLive,
+)
+from aioetcd.types.maintenance import (
+    Alarm,
+    AlarmList,
+    AlarmType,
+    DowngradeResponse,
+    HashKVResponse,
+    HashResponse,
+    SnapshotChunk,
+    Status,
+)
+from aioetcd.types.remote import (
+    CampaignResponse,
+    LeaderKey,
+    LeaderResponse,
+    RemoteLockResponse,
+    RemoteResponse,
 )
 from aioetcd.types.stats import ClientStats
 from aioetcd.types.store import (
@@ -91,16 +128,24 @@ __all__ = [
     "KV",
     "PEM",
     "TLS",
+    "Alarm",
+    "AlarmList",
+    "AlarmType",
     "AnyOp",
+    "Auth",
     "AuthError",
     "AuthNotEnabledError",
+    "AuthResponse",
+    "AuthStatus",
     "AuthenticationError",
     "Batch",
     "CallReport",
+    "CampaignResponse",
     "Client",
     "ClientClosedError",
     "ClientOptions",
     "ClientStats",
+    "Cluster",
     "ClusterMismatchError",
     "CompactResponse",
     "CompactedError",
@@ -109,18 +154,25 @@ __all__ = [
     "CorruptClusterError",
     "DeadlineExceededError",
     "Default",
+    "DeleteManyResponse",
     "DeleteResponse",
+    "DowngradeResponse",
     "DuplicateKeyError",
     "EtcdError",
     "Event",
     "EventType",
     "FutureRevisionError",
+    "GetManyResponse",
     "GetResponse",
     "HasLease",
+    "HashKVResponse",
+    "HashResponse",
     "InvalidRequestError",
     "KeepAlive",
     "KeyNotFoundError",
     "KeyValue",
+    "LeaderKey",
+    "LeaderResponse",
     "LearnerError",
     "Lease",
     "LeaseError",
@@ -139,7 +191,12 @@ __all__ = [
     "LockLostError",
     "LockNotAcquiredError",
     "LockTimeoutError",
+    "Maintenance",
+    "Member",
+    "MemberAddResponse",
     "MemberError",
+    "MemberLike",
+    "MemberList",
     "MemberNotFoundError",
     "Namespace",
     "NoEndpointError",
@@ -152,20 +209,34 @@ __all__ = [
     "OnLost",
     "Op",
     "OpResponse",
+    "PartialWriteError",
+    "Permission",
     "PermissionDeniedError",
+    "PermissionType",
+    "PutManyResponse",
     "PutResponse",
+    "Remote",
+    "RemoteLockResponse",
+    "RemoteResponse",
     "RequestTooLargeError",
     "Resolver",
     "ResponseHeader",
+    "Role",
+    "RoleList",
     "Session",
+    "SnapshotChunk",
+    "SnapshotError",
     "SortOrder",
     "SortTarget",
+    "Status",
     "TooManyOpsError",
     "TooManyRequestsError",
     "TxnResponse",
     "UnavailableError",
     "UnhealthyClusterError",
     "UnsupportedByServerError",
+    "User",
+    "UserList",
     "Watch",
     "Watcher",
     "__version__",

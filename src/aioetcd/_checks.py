@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from aioetcd.types.cluster import Member, MemberLike
 from aioetcd.types.leases import Lease, LeaseLike
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+UINT64_MAX = 2**64 - 1
 
 # Thirty years: gRPC takes a deadline beyond the year 2262 for one that has passed.
 _FOREVER = 1e9
@@ -73,6 +75,24 @@ def check_lease(name: str, lease: LeaseLike, *, none: str | None = None) -> int:
         kind = type(lease).__name__
         raise TypeError(f"{name} must be a lease: its id, or a Lease, Session or Lock, not {kind}")
     return check_lease_id(name, lease_id)
+
+
+def check_member(name: str, member: MemberLike) -> int:
+    """Give the id of a member, whatever names it.
+
+    Args:
+        name: The argument's, for errors.
+        member: The argument.
+
+    Raises:
+        TypeError: It names no member.
+        ValueError: It is an id that no member has.
+    """
+    if isinstance(member, Member):
+        return member.id
+    if type(member) is bool or not isinstance(member, int):
+        raise TypeError(f"{name} must be a member's id or a Member, not {type(member).__name__}")
+    return check_int(name, member, 1, UINT64_MAX)
 
 
 def check_flag(name: str, flag: bool) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd.types.answers import DeleteResponse, GetResponse, PutResponse
+from aioetcd.types.cluster import Member, MemberList
 from aioetcd.types.store import Event, EventType, KeyValue, ResponseHeader
 
 _new_tuple = tuple.__new__  # a named tuple's own __new__ costs twice as much
@@ -102,3 +104,27 @@ def delete_response(message: rpc_pb2.DeleteRangeResponse) -> DeleteResponse:
     """Copy the answer to a delete."""
     prev_kvs = tuple([key_value(kv) for kv in message.prev_kvs])
     return DeleteResponse(header(message.header), message.deleted, prev_kvs)
+
+
+def member(message: rpc_pb2.Member) -> Member:
+    """Copy a member."""
+    return Member(
+        message.ID,
+        message.name,
+        tuple(message.peerURLs),
+        tuple(message.clientURLs),
+        message.isLearner,
+    )
+
+
+class _HasMembers(Protocol):
+    @property
+    def header(self) -> rpc_pb2.ResponseHeader: ...
+
+    @property
+    def members(self) -> Iterable[rpc_pb2.Member]: ...
+
+
+def member_list(message: _HasMembers) -> MemberList:
+    """Copy an answer that is all members."""
+    return MemberList(header(message.header), tuple(member(each) for each in message.members))

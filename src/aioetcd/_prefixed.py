@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Generic
 
 from google.protobuf.message import Message
 
 from aioetcd._proto import kv_pb2, rpc_pb2
-from aioetcd._transport.calls import Calls
+from aioetcd._transport.calls import Answers, Calls
 from aioetcd._transport.methods import Method, Request, Response
+from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.keys import range_below
+
+
+class _TakenOff(Generic[Response]):
+    """Answers, without the prefix."""
+
+    def __init__(
+        self, answers: Answers[Response], take_off: Callable[[Response], Response]
+    ) -> None:
+        self._answers = answers
+        self._take_off = take_off
+        self.close = answers.close
+
+    def __aiter__(self) -> _TakenOff[Response]:
+        return self
+
+    async def __anext__(self) -> Response:
+        return self._take_off(await anext(self._answers))
 
 
 class Prefixed:
@@ -40,9 +58,11 @@ class Prefixed:
         method: Method[Request, Response],
         request: Request,
         timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
     ) -> Response:
         """Call a unary RPC."""
-        response = await self._calls.unary(method, self._put_on(request), timeout)
+        response = await self._calls.unary(method, self._put_on(request), timeout, at=at)
         return self._taken_off(response)
 
     async def last_unary(
@@ -51,6 +71,18 @@ class Prefixed:
         """Call one in order to tidy up."""
         response = await self._calls.last_unary(method, self._put_on(request), timeout)
         return self._taken_off(response)
+
+    def download(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
+    ) -> Answers[Response]:
+        """Begin a server stream."""
+        answers = self._calls.download(method, self._put_on(request), timeout, at=at)
+        return _TakenOff(answers, self._taken_off)
 
     def _put_on(self, request: Request) -> Request:
         put_on = _REQUESTS.get(type(request))
@@ -111,6 +143,7 @@ def _of_lease(message: rpc_pb2.LeaseTimeToLiveResponse, prefix: bytes) -> None:
 
 _RESPONSES: dict[type[Message], Callable[[Any, bytes], None]] = {
     rpc_pb2.RangeResponse: lambda message, prefix: _strip(message.kvs, prefix),
+    rpc_pb2.RangeStreamResponse: lambda message, prefix: _strip(message.range_response.kvs, prefix),
     rpc_pb2.PutResponse: lambda message, prefix: (
         _strip([message.prev_kv], prefix) if message.HasField("prev_kv") else None
     ),

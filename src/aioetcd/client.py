@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import Self, Unpack
 
-from aioetcd._constructor import PublicConstructor
+from aioetcd._constructor import PublicConstructor, create
 from aioetcd._transport.transport import Transport
+from aioetcd.auth import Auth
+from aioetcd.cluster import Cluster
 from aioetcd.config.client import ClientOptions, Config
 from aioetcd.config.endpoints import parse_endpoints
 from aioetcd.config.srv import Resolver
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.config.tls import TLS
 from aioetcd.config.user import User
+from aioetcd.errors import PermissionDeniedError
+from aioetcd.maintenance import Maintenance
 from aioetcd.namespace import Namespace, Shared
 from aioetcd.observe import Observer
+from aioetcd.remote import Remote
 from aioetcd.types.stats import ClientStats
 
 __all__ = ["Client"]
@@ -49,6 +56,10 @@ class Client(Namespace, metaclass=PublicConstructor):
         kv: Reads and writes keys.
         lease: Grants leases and keeps them alive.
         watch: Call it to watch keys: ``client.watch("key")``.
+        cluster: Lists and changes the cluster's members.
+        maintenance: Looks after the members' databases.
+        auth: Manages users, roles and permissions.
+        remote: Calls the locks and elections that etcd itself keeps.
 
     Raises:
         ValueError: An endpoint that cannot be parsed, a duration out of its limits, a file of
@@ -88,6 +99,10 @@ class Client(Namespace, metaclass=PublicConstructor):
             )
         )
         super().__init__(Shared(self._transport), self._transport)
+        self.cluster: Cluster = create(Cluster, self._transport)
+        self.maintenance: Maintenance = create(Maintenance, self._transport)
+        self.auth: Auth = create(Auth, self._transport)
+        self.remote: Remote = create(Remote, self._transport)
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -259,6 +274,30 @@ class Client(Namespace, metaclass=PublicConstructor):
         """Show the endpoints, and which one is in use."""
         endpoints = ",".join(m.endpoint.name for m in self._transport.picker.members)
         return f"<Client {endpoints} {self._transport.state}>"
+
+    async def ping(self, *, timeout: float | Default | None = DEFAULT) -> float:
+        """See that a member answers, and has a quorum (RPC ``Range``, of a key that nobody has).
+
+        It is for probes of readiness. A user without any permission may do it.
+
+        Args:
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
+
+        Returns:
+            How long it took, in seconds.
+
+        Raises:
+            EtcdError: There is none, by cause.
+
+        Example:
+            await client.ping(timeout=2) < 2  # True
+        """
+        began = monotonic()
+        # A member asks its quorum before it asks who wants to know.
+        with suppress(PermissionDeniedError):
+            await self.kv.get(b"\0", count_only=True, timeout=timeout)
+        return monotonic() - began
 
     def stats(self) -> ClientStats:
         """Tell what the client is doing, without asking anybody.

@@ -204,6 +204,22 @@ class FutureRevisionError(EtcdError):
     """The revision asked for has not happened yet."""
 
 
+class PartialWriteError(EtcdError):
+    """Of many keys that were to be written, some were not, or nobody knows.
+
+    Attributes:
+        failed: By key, why; each error has its own `maybe_applied`. All other keys are written.
+    """
+
+    failed: Mapping[bytes, EtcdError]
+
+    def __init__(
+        self, message: str, *, failed: Mapping[bytes, EtcdError], **facts: Unpack[_Facts]
+    ) -> None:
+        super().__init__(message, **facts)
+        self.failed = failed
+
+
 class LeaseError(EtcdError):
     """About a lease."""
 
@@ -302,6 +318,10 @@ class NotLeaderError(MemberError):
 
 class UnhealthyClusterError(MemberError):
     """Too few members are healthy to change the membership safely."""
+
+
+class SnapshotError(EtcdError):
+    """A snapshot came damaged, or not to its end."""
 
 
 class LockError(EtcdError):

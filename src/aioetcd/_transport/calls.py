@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aioetcd._transport.methods import Method, Request, Response
+from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
+
+Response_co = TypeVar("Response_co", covariant=True)
+
+
+class Answers(Protocol[Response_co]):
+    """The answers of a server stream."""
+
+    def __aiter__(self) -> Answers[Response_co]:
+        """Iterate over them."""
+        ...
+
+    async def __anext__(self) -> Response_co:
+        """Give the next one."""
+        ...
+
+    def close(self) -> None:
+        """End it, wherever it is."""
+        ...
 
 
 class Calls(Protocol):
@@ -25,6 +44,8 @@ class Calls(Protocol):
         method: Method[Request, Response],
         request: Request,
         timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
     ) -> Response:
         """Call a unary RPC; see `Transport.unary`."""
         ...
@@ -33,4 +54,15 @@ class Calls(Protocol):
         self, method: Method[Request, Response], request: Request, timeout: float
     ) -> Response:
         """Call one in order to tidy up; see `Transport.last_unary`."""
+        ...
+
+    def download(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
+    ) -> Answers[Response]:
+        """Begin a server stream; see `Transport.download`."""
         ...

@@ -74,6 +74,13 @@ class Connection:
         )
         return self.calls.stream(lambda: begin(metadata=metadata))
 
+    def download(self, method: Method[Any, Any], request: Any, metadata: Metadata) -> Any:
+        """Begin a server stream. Its answers are bytes, as those of `bidi`."""
+        begin: Callable[..., Any] = self._open().unary_stream(
+            method.path, request_serializer=method.request.SerializeToString
+        )
+        return self.calls.stream(lambda: begin(request, metadata=metadata))
+
     def _open(self) -> grpc.aio.Channel:
         if self._is_closed:
             raise LeftError

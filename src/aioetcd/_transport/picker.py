@@ -80,7 +80,7 @@ class Picker:
         self._connections: dict[Member, Connection] = {}
         # Those that are not left: to which member, and in which of its epochs.
         self._at: dict[Connection, tuple[Member, int]] = {}
-        # Those that are, until the last call on them is over.
+        # Those that are, and those apart, until the last call on them is over.
         self._retiring: set[Connection] = set()
         # What ends when it is known how those in doubt are.
         self._doubts: dict[Connection, asyncio.Event] = {}
@@ -143,6 +143,19 @@ class Picker:
         """Give a connection to another member, for one call; None where there is no other."""
         other = self.members.other(self._at[connection][0]) if connection in self._at else None
         return None if other is None else self._connection_to(other)
+
+    def apart(self, endpoint: Endpoint) -> Connection:
+        """Connect to a member that is meant, whichever is used else; `release` it."""
+        connection = self._credentials.connect(endpoint)
+        self._retiring.add(connection)
+        return connection
+
+    def release(self, connection: Connection) -> None:
+        """Close it, when the last call on it is over."""
+        if not self._closed:
+            _ = self._supervisor.spawn(
+                partial(self._retire, connection), f"aioetcd end of {connection.endpoint.name}"
+            )
 
     def failed(self, connection: Connection, blame: Blame, error: EtcdError) -> None:
         """A call on a connection has failed: what that means for those to come."""
@@ -340,10 +353,7 @@ class Picker:
         member.looking_since = None
         connection.leave()
         self._retiring.add(connection)
-        if not self._closed:
-            _ = self._supervisor.spawn(
-                partial(self._retire, connection), f"aioetcd end of {connection.endpoint.name}"
-            )
+        self.release(connection)
 
     async def _retire(self, connection: Connection) -> None:
         await connection.calls.wait_idle()

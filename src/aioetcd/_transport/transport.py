@@ -18,6 +18,7 @@ from aioetcd._proto import rpc_pb2
 from aioetcd._transport import _fork
 from aioetcd._transport.connection import Connection
 from aioetcd._transport.credentials import Credentials
+from aioetcd._transport.download import Download
 from aioetcd._transport.ending import Ending
 from aioetcd._transport.methods import AUTHENTICATE, MEMBER_LIST, Method, Request, Response
 from aioetcd._transport.monitor import Monitor, WatchedCall
@@ -27,6 +28,7 @@ from aioetcd._transport.sync import EndpointSync
 from aioetcd._transport.token import Tokens
 from aioetcd._transport.unary import Unary
 from aioetcd.config.client import Config
+from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.config.user import User
 from aioetcd.errors import ClientClosedError, EtcdError
@@ -180,6 +182,7 @@ class Transport:
         timeout: float | Default | None = DEFAULT,
         *,
         connection: Connection | None = None,
+        at: Endpoint | None = None,
     ) -> Response:
         """Call a unary RPC.
 
@@ -192,17 +195,47 @@ class Transport:
             request: Its request message.
             timeout: The deadline in seconds for all of this together.
             connection: Ask this connection only, without retries.
+            at: Ask this member only, without retries; it need not be among the endpoints.
 
         Raises:
             EtcdError: By cause; see `aioetcd.errors`.
         """
         loop = self.check_usable()
+        if at is not None:
+            apart = self.picker.apart(at)
+            try:
+                return await self.unary(method, request, timeout, connection=apart)
+            finally:
+                self.picker.release(apart)
         seconds = self.resolve_timeout(timeout)
         self.monitor.calls += 1
         if not self.monitor.is_watched:
             return await self.calls.call(loop, method, request, seconds, connection)
         with WatchedCall(self.monitor, method.name) as watched:
             return await self.calls.call(loop, method, request, seconds, connection, watched)
+
+    def download(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
+    ) -> Download[Request, Response]:
+        """Begin a server stream.
+
+        Args:
+            method: The RPC.
+            request: Its request message.
+            timeout: Seconds that the next answer may take; None is no limit.
+            at: Ask this member only.
+
+        Raises:
+            ClientClosedError: The client was closed.
+        """
+        self.check_usable()
+        self.monitor.calls += 1
+        return Download(self, method, request, timeout=self.resolve_timeout(timeout), at=at)
 
     async def _authenticate(self, user: User) -> str:
         request = rpc_pb2.AuthenticateRequest(name=user.name, password=user.password)

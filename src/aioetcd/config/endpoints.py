@@ -109,6 +109,16 @@ def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:
     return parsed
 
 
+def parse_endpoint(endpoint: str | None) -> Endpoint | None:
+    """Read the one that is meant, where one is.
+
+    Raises:
+        ValueError: It cannot be parsed.
+        TypeError: Not a str.
+    """
+    return None if endpoint is None else Endpoint.parse(endpoint)
+
+
 def advertised(members: Iterable[rpc_pb2.Member], *, only_tls: bool) -> tuple[Endpoint, ...]:
     """Give where the members of a cluster say that clients may go; perhaps nowhere.
 

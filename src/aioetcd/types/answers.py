@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aioetcd.types.store import KeyValue, ResponseHeader
 from aioetcd.types.value import Value
 
@@ -93,6 +95,54 @@ class DeleteResponse(OpResponse):
 
     deleted: int
     prev_kvs: tuple[KeyValue, ...]
+
+
+class GetManyResponse(Value):
+    """The answer to a read of many keys, all at one revision.
+
+    Attributes:
+        header: Its ``revision`` is that one.
+        kvs: For each key that was asked for, in that order, what was found; None for nothing.
+    """
+
+    __slots__ = ("header", "kvs")
+
+    header: ResponseHeader
+    kvs: tuple[KeyValue | None, ...]
+
+    def as_dict(self) -> dict[bytes, bytes]:
+        """Give the values of those found by their keys, in the order asked for.
+
+        Example:
+            await kv.put("/config/a", "1")
+            found = await kv.get_many(["/config/a", "/config/b"])
+            found.as_dict()  # {b"/config/a": b"1"}
+        """
+        return {kv.key: kv.value for kv in self.kvs if kv is not None}
+
+
+class PutManyResponse(Value):
+    """The answer to a put of many keys.
+
+    Attributes:
+        revisions: By key, the revision that wrote it.
+    """
+
+    __slots__ = ("revisions",)
+
+    revisions: Mapping[bytes, int]
+
+
+class DeleteManyResponse(Value):
+    """The answer to a deletion of many keys.
+
+    Attributes:
+        deleted: Those that were there, in the order asked for.
+    """
+
+    __slots__ = ("deleted",)
+
+    deleted: tuple[bytes, ...]
 
 
 class CompactResponse(Value):

@@ -12,7 +12,7 @@ class Lease(Value):
     """A lease that was granted.
 
     Attributes:
-        header: The state of the store.
+        header: The state of the store; where an answer was lost and the call repeated, a later one.
         id: The lease's id.
         ttl: Seconds to live as the server granted them, which may be more than were asked for.
     """
@@ -78,7 +78,8 @@ class LeaseRevokeResponse(Value):
     """The answer to a revocation.
 
     Attributes:
-        header: Its ``revision`` is the one that deleted the lease's keys, if there were any.
+        header: Its ``revision`` is the one that deleted the lease's keys, if there were any; where
+            an answer was lost and the call repeated, that of a later answer.
     """
 
     __slots__ = ("header",)
