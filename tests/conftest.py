@@ -16,6 +16,8 @@ from tests.servers import SERVER
 
 if TYPE_CHECKING:
     from aioetcd import Client
+    from aioetcd._transport.calls import Calls
+    from aioetcd.namespace import Shared
 
 pytest_plugins = ("tests.tiers", "tests.leftovers")
 
@@ -28,12 +30,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("AIOETCD_TEST_LOOP") == "uvloop",
         help="run the tests on uvloop (also: AIOETCD_TEST_LOOP=uvloop)",
     )
+    parser.addoption(
+        "--namespaced",
+        action="store_true",
+        help="have each client of the tests see the keys below a prefix alone",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Use the event loop that was asked for."""
     if config.getoption("--uvloop"):
         config.pluginmanager.register(_Uvloop(), "uvloop")
+    if config.getoption("--namespaced"):
+        _see_a_prefix_alone()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a client below a prefix cannot see."""
+    if config.getoption("--namespaced"):
+        for item in items:
+            if (outside := item.get_closest_marker("outside")) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"outside: {outside.args[0]}"))
+
+
+def _see_a_prefix_alone() -> None:
+    from aioetcd import Client, Namespace
+    from aioetcd._prefixed import Prefixed
+
+    init = Namespace.__init__
+
+    def below(self: Namespace, shared: Shared, calls: Calls) -> None:
+        init(self, shared, Prefixed(calls, b"/ns\xff") if isinstance(self, Client) else calls)
+
+    Namespace.__init__ = below  # type: ignore[method-assign]
 
 
 class _Uvloop:

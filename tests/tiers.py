@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the tiers known to ``--strict-markers``."""
     for tier in TIERS:
         config.addinivalue_line("markers", f"{tier}: a tier of the suite, see tests/tiers.py")
+    config.addinivalue_line("markers", "outside(reason): somebody writes who knows no prefix")
 
 
 def pytest_xdist_auto_num_workers() -> int:

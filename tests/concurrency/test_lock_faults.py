@@ -290,6 +290,7 @@ async def etcdctl_lock(server: EtcdServer) -> AsyncIterator[Etcdctl]:
 
 
 @on_either_lease
+@pytest.mark.outside("etcdctl")
 async def test_etcdctl_waits_for_us(client: Client, server: EtcdServer, shared: bool) -> None:
     """`etcdctl lock` waits while we hold the lock, and has it when we leave."""
     async with etcdctl_lock(server) as etcdctl, locks_of(client, shared) as make:
@@ -306,6 +307,7 @@ async def test_etcdctl_waits_for_us(client: Client, server: EtcdServer, shared: 
 
 
 @on_either_lease
+@pytest.mark.outside("etcdctl")
 async def test_we_wait_for_etcdctl(client: Client, server: EtcdServer, shared: bool) -> None:
     """While `etcdctl lock` holds it we see who has it, wait, and have it when it ends."""
     acquired = anyio.Event()

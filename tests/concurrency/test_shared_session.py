@@ -287,7 +287,7 @@ async def test_an_acquisition_that_nobody_answered(server: EtcdServer) -> None:
 
         await until(is_deleted)
         # It might arrive once more, as long as there is the lease.
-        await until(lambda: list(session._tenure.late) == [lock.key])
+        await until(lambda: list(session._tenure.late) == [lock._turn._place])
         assert not session.is_lost
         await faulty.client.lease.revoke(session.lease_id)
         await until(lambda: session._tenure.late == {})

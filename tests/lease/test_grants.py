@@ -90,12 +90,12 @@ def break_before_asking(faulty: Faulty) -> None:
     transport = faulty.client._transport
     unary = transport.unary
 
-    async def asking(method: Any, *args: Any) -> Any:
+    async def asking(method: Any, *args: Any, **options: Any) -> Any:
         if method is LEASE_TIME_TO_LIVE:
             faulty.proxy.blackhole(client_to_server=False)
-        return await unary(method, *args)
+        return await unary(method, *args, **options)
 
-    transport.unary = asking  # type: ignore[method-assign, assignment]
+    transport.unary = asking  # type: ignore[method-assign]
 
 
 @pytest.mark.fault("L11")

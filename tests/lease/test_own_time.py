@@ -190,6 +190,7 @@ class PausedClient:
         self.said += map(json.loads, lines)
 
 
+@pytest.mark.outside("a program of its own")
 @pytest.mark.fault("L5")
 async def test_l5_paused_client_process(faulty: Faulty) -> None:
     """A process that was stopped for longer than its lease lives knows it before it acts again."""

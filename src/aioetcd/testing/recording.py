@@ -60,7 +60,7 @@ class RecordedClient:
     """
 
     def __init__(self, client: Client, recorder: Recorder, name: str = "client") -> None:
-        self.kv: KV = create(KV, cast("Calls", _Recorded(client._transport, recorder, name)))
+        self.kv: KV = create(KV, cast("Calls", _Recorded(client._calls, recorder, name)))
         self._client = client
         self._recorder = recorder
         self._name = name

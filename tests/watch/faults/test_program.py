@@ -28,6 +28,7 @@ from tests.watch.following import (
 
 
 @pytest.mark.alone("P1: blocks the event loop")
+@pytest.mark.outside("HTTP")
 async def test_p1_a_blocked_loop(direct: Client, server: EtcdServer) -> None:
     """A program that blocks its event loop for long loses neither the watch nor an event."""
     told: list[int] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
 
 from aioetcd import _decode
 from aioetcd._checks import check_flag, check_int
@@ -17,13 +19,27 @@ from aioetcd._transport.methods import (
     RANGE,
     READ_ONLY_TXN,
     TXN,
+    Method,
 )
 from aioetcd.compare import Compare
 from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.errors import EtcdError, PartialWriteError
+from aioetcd.keys import encode_key
+from aioetcd.kv._many import batches, in_few_tasks
+from aioetcd.kv._scan import Scan
 from aioetcd.ops import AnyOp, Op, TxnResponse
-from aioetcd.types.answers import CompactResponse, DeleteResponse, GetResponse, PutResponse
+from aioetcd.types.answers import (
+    CompactResponse,
+    DeleteManyResponse,
+    DeleteResponse,
+    GetManyResponse,
+    GetResponse,
+    OpResponse,
+    PutManyResponse,
+    PutResponse,
+)
 from aioetcd.types.leases import LeaseLike
-from aioetcd.types.store import SortOrder, SortTarget
+from aioetcd.types.store import KeyValue, SortOrder, SortTarget
 
 __all__ = ["KV"]
 
@@ -50,6 +66,7 @@ class KV(metaclass=NoPublicConstructor):
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self._lacking: set[Method[Any, Any]] = set()
 
     async def get(
         self,
@@ -250,6 +267,207 @@ class KV(metaclass=NoPublicConstructor):
         method = READ_ONLY_TXN if op._is_read else IDEMPOTENT_TXN if idempotent else TXN
         return op._response(await self._calls.unary(method, op._request, timeout))
 
+    async def scan(
+        self,
+        key: str | bytes,
+        *,
+        prefix: bool = False,
+        range_end: str | bytes | None = None,
+        limit: int | None = None,
+        page_size: int | None = None,
+        revision: int | None = None,
+        keys_only: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+        timeout: float | Default | None = DEFAULT,
+    ) -> AsyncGenerator[KeyValue, None]:
+        r"""Read any number of keys, in order and at one revision, in bounded memory.
+
+        The first keys are read as `get` reads them; a server from 3.7 on sends the others by
+        itself (RPC ``RangeStream``), an older one is asked for page after page (RPC ``Range``),
+        each of about a megabyte. Where a connection breaks, it goes on behind the last key. A loop
+        that may be left early is best put into `contextlib.aclosing`.
+
+        Args:
+            key: The key, the prefix, or the first key of the range.
+            prefix: Read all keys that begin with `key`; with ``""`` all keys.
+            range_end: The first key after the range; ``"\0"`` means no end.
+            limit: Give so many keys at the most, from 1 on; None is no limit.
+            page_size: Ask for so many keys at a time, from 1 on, with any server.
+            revision: Read the store as it was at this revision, from 1 on; None reads it as it is
+                when the first keys are read.
+            keys_only: Leave out the values.
+            progress: Called after each answer with the keys that have come, and those in all.
+            timeout: Seconds that each answer may take, waiting for a connection and retries
+                included; None is none.
+
+        Raises:
+            ValueError: An argument is out of its limits, or excludes another one.
+            TypeError: An argument is of the wrong type.
+            CompactedError: The revision is no longer in the history: also in the middle, when
+                somebody compacts.
+            FutureRevisionError: `revision` has not happened yet.
+            EtcdError: By cause.
+
+        Example:
+            for number in range(30):
+                await kv.put(f"/jobs/{number:03}", "ready")
+            async for job in kv.scan("/jobs/", prefix=True):
+                job.text  # "ready"
+        """
+        request = Op.get(
+            key, prefix=prefix, range_end=range_end, revision=revision, keys_only=keys_only
+        )._request
+        scan = Scan(
+            self._calls,
+            self._lacking,
+            request,
+            page_size=None if page_size is None else check_int("page_size", page_size, 1),
+            limit=None if limit is None else check_int("limit", limit, 1, none="no limit"),
+            progress=progress,
+            timeout=self._calls.resolve_timeout(timeout),
+        )
+        async with aclosing(scan.read()) as kvs:
+            async for kv in kvs:
+                yield kv
+
+    async def get_many(
+        self, keys: Iterable[str | bytes], *, timeout: float | Default | None = DEFAULT
+    ) -> GetManyResponse:
+        """Read many keys at one revision (RPC ``Txn``), 128 in a round trip.
+
+        Args:
+            keys: The keys; one that is there twice is read twice.
+            timeout: The deadline in seconds of each txn, waiting for a connection and retries
+                included; None is none.
+
+        Raises:
+            ValueError: An empty key, or none at all.
+            TypeError: A key that is neither str nor bytes; `keys` is a single one.
+            CompactedError: The history was compacted between two of the txns.
+            TooManyOpsError: The server takes less than 128 operations in a txn.
+            EtcdError: By cause.
+
+        Example:
+            await kv.put_many({"/config/a": "1", "/config/b": "2"})
+            found = await kv.get_many(["/config/b", "/config/c"])
+            [kv and kv.text for kv in found.kvs]  # ["2", None]
+        """
+        encoded = _encoded(keys)
+        first, *others = batches(encoded, len)
+        answer = await self._read(first, None, timeout)
+        revision = answer.header.revision
+        outcomes = await in_few_tasks(others, lambda batch: self._read(batch, revision, timeout))
+        found = [each.kv for each in _reads(answer)]
+        for outcome in outcomes:
+            if isinstance(outcome, EtcdError):
+                raise outcome
+            found += [each.kv for each in _reads(outcome)]
+        return GetManyResponse(answer.header, tuple(found))
+
+    async def _read(
+        self, keys: list[bytes], revision: int | None, timeout: float | Default | None
+    ) -> TxnResponse:
+        return await self.txn(
+            success=[Op.get(key, revision=revision) for key in keys], timeout=timeout
+        )
+
+    async def put_many(
+        self,
+        items: Mapping[str, str | bytes] | Mapping[bytes, str | bytes],
+        *,
+        lease: LeaseLike | None = None,
+        timeout: float | Default | None = DEFAULT,
+    ) -> PutManyResponse:
+        """Write many keys (RPC ``Txn``), up to 128 in a round trip and some txns at a time.
+
+        It is not one write: others may see some keys and not yet others. Nothing is sent twice.
+
+        Args:
+            items: The values by their keys.
+            lease: The lease to attach all of them to: its id, or a `Lease`, `Session` or `Lock`.
+            timeout: The deadline in seconds of each txn, waiting for a connection and retries
+                included; None is none.
+
+        Raises:
+            ValueError: An empty key, one that is there twice (as str and as bytes), no key at all,
+                or an id that no lease has.
+            TypeError: An argument is of the wrong type.
+            PartialWriteError: Some are not written, or nobody knows: its `failed` tells, by key.
+
+        Example:
+            put = await kv.put_many({"/config/a": "1", "/config/b": "2"})
+            [*put.revisions]  # [b"/config/a", b"/config/b"]
+        """
+        if not isinstance(items, Mapping):
+            raise TypeError(f"items must be a mapping, not {type(items).__name__}")
+        encoded = _encoded(items, unique=True)
+        puts = {
+            key: Op.put(key, value, lease=lease)
+            for key, value in zip(encoded, items.values(), strict=True)
+        }
+        answers = await self._write(puts, timeout)
+        return PutManyResponse({key: revision for key, (revision, _) in answers.items()})
+
+    async def delete_many(
+        self, keys: Iterable[str | bytes], *, timeout: float | Default | None = DEFAULT
+    ) -> DeleteManyResponse:
+        """Delete many keys (RPC ``Txn``), up to 128 in a round trip and some txns at a time.
+
+        It is not one write: others may see some keys gone and not yet others. Nothing is sent
+        twice.
+
+        Args:
+            keys: The keys.
+            timeout: The deadline in seconds of each txn, waiting for a connection and retries
+                included; None is none.
+
+        Raises:
+            ValueError: An empty key, one that is there twice, or none at all.
+            TypeError: A key that is neither str nor bytes; `keys` is a single one.
+            PartialWriteError: Some are not deleted, or nobody knows: its `failed` tells, by key.
+
+        Example:
+            await kv.put_many({"/jobs/1": "done", "/jobs/2": "done"})
+            (await kv.delete_many(["/jobs/1", "/jobs/3"])).deleted  # (b"/jobs/1",)
+        """
+        answers = await self._write(
+            {key: Op.delete(key) for key in _encoded(keys, unique=True)}, timeout
+        )
+        return DeleteManyResponse(
+            tuple(
+                key
+                for key, (_, answer) in answers.items()
+                if isinstance(answer, DeleteResponse) and answer.deleted
+            )
+        )
+
+    async def _write(
+        self, writes: Mapping[bytes, AnyOp], timeout: float | Default | None
+    ) -> dict[bytes, tuple[int, OpResponse]]:
+        """Make writes, each of its own key; give the revisions and the answers."""
+        pieces = [*batches(writes, lambda key: writes[key]._request.ByteSize())]
+        outcomes = await in_few_tasks(
+            pieces, lambda keys: self.txn(success=[writes[key] for key in keys], timeout=timeout)
+        )
+        answers: dict[bytes, tuple[int, OpResponse]] = {}
+        failed: dict[bytes, EtcdError] = {}
+        for keys, outcome in zip(pieces, outcomes, strict=True):
+            if isinstance(outcome, EtcdError):
+                failed |= dict.fromkeys(keys, outcome)
+            else:
+                revision = outcome.header.revision
+                answers |= {
+                    key: (revision, each) for key, each in zip(keys, outcome.responses, strict=True)
+                }
+        if failed:
+            error = next(iter(failed.values()))
+            raise PartialWriteError(
+                f"{len(failed)} of {len(writes)} keys were not written, or nobody knows: {error}",
+                failed=failed,
+                maybe_applied=bool(answers) or any(e.maybe_applied for e in failed.values()),
+            ) from error
+        return answers
+
     async def compact(
         self,
         revision: int,
@@ -282,3 +500,20 @@ class KV(metaclass=NoPublicConstructor):
         )
         response = await self._calls.unary(COMPACT, request, timeout)
         return CompactResponse(_decode.header(response.header))
+
+
+def _encoded(keys: Iterable[str | bytes], *, unique: bool = False) -> list[bytes]:
+    """Give keys as bytes, if there is any, and where it matters each of them once."""
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise TypeError(f"keys must be an iterable of keys, not {type(keys).__name__}")
+    encoded = [encode_key(key) for key in keys]
+    if not encoded:
+        raise ValueError("keys must name at least one key")
+    if unique and len(set(encoded)) != len(encoded):
+        twice = next(key for key in encoded if encoded.count(key) > 1)
+        raise ValueError(f"keys must be different, and {twice!r} is there twice")
+    return encoded
+
+
+def _reads(answer: TxnResponse) -> list[GetResponse]:
+    return [each for each in answer.responses if isinstance(each, GetResponse)]

@@ -1,0 +1,58 @@
+"""Many keys in few round trips: as many in a txn as the server's defaults allow."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import anyio
+
+from aioetcd.errors import EtcdError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+# The server's defaults allow 128 operations and 1.5 MiB.
+TXN_OPS = 128
+_TXN_BYTES = 2**20
+# So many txns are under way at a time.
+_AT_A_TIME = 8
+
+
+def batches(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Cut items into pieces, each of which a txn takes; what is too large alone is one alone."""
+    batch: list[_T] = []
+    size = 0
+    for item in items:
+        added = size_of(item)
+        if batch and (len(batch) == TXN_OPS or size + added > _TXN_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += added
+    if batch:
+        yield batch
+
+
+async def in_few_tasks(
+    pieces: Sequence[_T], do: Callable[[_T], Awaitable[_R]]
+) -> list[_R | EtcdError]:
+    """Do something with each piece, some at a time; give what became of it, in order.
+
+    Whatever is no `EtcdError` ends all of it, as does being cancelled.
+    """
+    outcomes: list[_R | EtcdError] = []
+    outcomes.extend(EtcdError("not tried") for _ in pieces)
+    left = iter(enumerate(pieces))
+
+    async def work() -> None:
+        for index, piece in left:
+            try:
+                outcomes[index] = await do(piece)
+            except EtcdError as error:
+                outcomes[index] = error
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(_AT_A_TIME, len(pieces))):
+            group.start_soon(work)
+    return outcomes
