@@ -27,7 +27,9 @@ class Cluster(metaclass=NoPublicConstructor):
     """Lists and changes the members of the cluster; it is ``client.cluster``.
 
     With authentication on, the changes are for users with the role ``root``. They are never sent
-    twice; where an answer is lost, `members` tells whether the change was made.
+    twice; where an answer is lost, `members` tells whether the change was made. Of two changes right
+    after one another etcd may drop the second, which then has no answer: call `members` in between,
+    which waits until the first is done with.
 
     Any call may raise, beside the errors that it names, `NoEndpointError` (nobody could be reached
     in time), `UnavailableError` (the connection or the member broke), `DeadlineExceededError` and
@@ -103,6 +105,7 @@ class Cluster(metaclass=NoPublicConstructor):
         Example:
             added = await client.cluster.add("http://127.0.0.1:11", learner=True)
             added.member.is_learner, added.member.is_started  # (True, False)
+            await client.cluster.members()
             await client.cluster.remove(added.member)
         """
         request = rpc_pb2.MemberAddRequest(
@@ -138,6 +141,7 @@ class Cluster(metaclass=NoPublicConstructor):
                 await client.cluster.promote(added.member)
             except LearnerError as error:  # it does not even run
                 error.maybe_applied  # False
+            await client.cluster.members()
             await client.cluster.remove(added.member)
         """
         request = rpc_pb2.MemberPromoteRequest(ID=check_member("member", member))
@@ -196,6 +200,7 @@ class Cluster(metaclass=NoPublicConstructor):
 
         Example:
             added = await client.cluster.add("http://127.0.0.1:14", learner=True)
+            await client.cluster.members()
             left = await client.cluster.remove(added.member)
             added.member.id in [member.id for member in left.members]  # False
         """
