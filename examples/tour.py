@@ -15,6 +15,8 @@ import secrets
 import sys
 from collections import Counter
 from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import anyio
 from anyio.abc import TaskStatus
@@ -33,6 +35,7 @@ from aioetcd import (
     PutResponse,
     SortOrder,
     SortTarget,
+    Status,
     Watch,
 )
 from aioetcd.testing import EtcdNotFoundError, EtcdServer
@@ -152,6 +155,41 @@ async def show_delete(client: Client, prefix: str) -> None:
     if again.deleted != 0:
         raise UnexpectedError(f"deleted {again}")
     say(f"once more: {again.deleted} deleted")
+
+
+# ------------------------------------------------------------------------- Many keys, Namespace
+
+
+async def show_many(client: Client, prefix: str) -> None:
+    heading("Many keys")
+    keys = prefix + "many/"
+    put = await client.kv.put_many({f"{keys}{number:04}": str(number) for number in range(1000)})
+    say(f"put {len(put.revisions)} keys in {len(set(put.revisions.values()))} round trips")
+
+    read = 0
+    async for kv in client.kv.scan(keys, prefix=True):
+        if kv.text != str(read):
+            raise UnexpectedError(f"key number {read} is {kv}")
+        read += 1
+    say(f"scanned {read} keys, at one revision")
+
+    found = await client.kv.get_many([keys + "0007", keys + "none"])
+    values = [kv and kv.value for kv in found.kvs]
+    if read != 1000 or values != [b"7", None]:
+        raise UnexpectedError(f"scanned {read} keys, got {values}")
+    say(f"got two of them: {values}")
+
+
+async def show_namespace(client: Client, prefix: str) -> None:
+    heading("Namespace")
+    below = client.namespace(prefix + "tenant/")
+    await below.kv.put("name", "Ada")
+    inside = (await below.kv.get("", prefix=True)).as_dict()
+    outside = (await client.kv.get(prefix + "tenant/", prefix=True)).as_dict()
+    if inside != {b"name": b"Ada"} or [*outside] != [f"{prefix}tenant/name".encode()]:
+        raise UnexpectedError(f"inside {inside}, outside {outside}")
+    say(f"inside: {inside}")
+    say(f"outside: {outside}")
 
 
 # --------------------------------------------------------------------------------------- Lease
@@ -344,6 +382,25 @@ async def show_lock(endpoints: list[str], prefix: str) -> None:
         await two.lease.revoke(first.lease_id)
 
 
+# ------------------------------------------------------------------------------------- Cluster
+
+
+async def show_cluster(client: Client) -> None:
+    heading("Cluster")
+    say(f"a quorum answered within {await client.ping() * 1000:.1f} ms")
+    for member in (await client.cluster.members()).members:
+        say(f"member {member.id:x}: {member.name}, {', '.join(member.client_urls)}")
+    for endpoint, status in (await client.maintenance.statuses()).items():
+        if not isinstance(status, Status):
+            raise UnexpectedError(f"{endpoint} does not tell how it is: {status}")
+        leads = "leads" if status.is_leader else "follows"
+        say(f"{endpoint}: etcd {status.version}, {status.db_size} bytes, {leads}")
+
+    with TemporaryDirectory() as folder:
+        size = await client.maintenance.snapshot_to(Path(folder, "etcd.db"))
+    say(f"a snapshot has {size} bytes, whole and verified")
+
+
 # ---------------------------------------------------------------------------------------------
 
 
@@ -361,10 +418,13 @@ async def tour(endpoints: list[str] | None) -> None:
                 await show_put(client, prefix)
                 await show_get(client, prefix)
                 await show_delete(client, prefix)
+                await show_many(client, prefix)
+                await show_namespace(client, prefix)
                 await show_lease(client, prefix)
                 await show_watch(client, prefix)
                 await show_transaction(client, prefix)
                 await show_lock(endpoints, prefix)
+                await show_cluster(client)
             finally:
                 with anyio.move_on_after(5, shield=True):
                     await client.kv.delete(prefix, prefix=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import aclosing
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -22,7 +23,8 @@ from aioetcd import (
 )
 from aioetcd._transport.methods import RANGE_STREAM
 from aioetcd.kv._many import batches
-from aioetcd.testing import EtcdServer, FaultProxy
+from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
+from tests.waiting import lateness
 
 
 async def fill(client: Client, count: int, size: int = 10) -> list[bytes]:
@@ -296,3 +298,27 @@ def test_batches(rng: random.Random) -> None:
         for batch in cut:
             assert 1 <= len(batch) <= 128
             assert len(batch) == 1 or sum(batch) <= 2**20
+
+
+@pytest.mark.fault("a member is paused")
+@pytest.mark.parametrize("page_size", [None, 50])
+async def test_scan_leaves_a_member_that_hangs(page_size: int | None) -> None:
+    """It goes on at another one, without waiting for its own time to be over."""
+    async with EtcdCluster(3) as cluster, Client(cluster.endpoints) as client:
+        keys = await fill(client, 300, 10_000)
+        found: list[bytes] = []
+        async with (
+            lateness() as late,
+            aclosing(client.kv.scan("/k/", prefix=True, page_size=page_size, timeout=30)) as scan,
+        ):
+            async for kv in scan:
+                found.append(kv.key)
+                if len(found) == 20:
+                    endpoint = client.stats().endpoint
+                    assert endpoint is not None
+                    paused = cluster.members[cluster.endpoints.index(endpoint)]
+                    await paused.pause()
+                    began = monotonic()
+        assert found == keys
+        assert monotonic() - began < 10 + late.seconds
+        await paused.resume()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import aclosing
 
 import anyio
 import pytest
@@ -73,6 +74,23 @@ async def test_one_report_a_call(server: EtcdServer) -> None:
     assert (second.method, second.error) == ("LeaseRevoke", caught.value)
     assert third.method == "Put"
     assert witness.asked == ["Range", "LeaseRevoke", "Put"]
+
+
+async def test_a_download_is_one_call(server: EtcdServer) -> None:
+    """However many answers it has; one that is left early has ended, too."""
+    witness = Witness()
+    async with Client(server.endpoint, observers=[witness]) as client:
+        async for _ in client.maintenance.snapshot():
+            pass
+        await until(lambda: len(witness.calls) == 1)
+        (call,) = witness.calls
+        assert (call.method, call.endpoint, call.error) == ("Snapshot", server.endpoint, None)
+        async with aclosing(client.maintenance.snapshot(server.endpoint)) as chunks:
+            await anext(chunks)
+        await until(lambda: len(witness.calls) == 2)
+        _ = await client.maintenance.status(server.endpoint)
+    assert [call.method for call in witness.calls] == ["Snapshot", "Snapshot", "Status"]
+    assert witness.asked == ["Snapshot", "Snapshot", "Status"]
 
 
 async def test_a_cancelled_call_is_reported(proxy: FaultProxy) -> None:

@@ -14,13 +14,20 @@ from aioetcd.testing import EtcdServer
 
 TOUR = Path(__file__).parent.parent / "examples" / "tour.py"
 
-SECTIONS = ["Connect", "Put", "Get", "Delete", "Lease", "Watch", "Transaction", "Lock"]
+SECTIONS = [
+    *("Connect", "Put", "Get", "Delete", "Many keys", "Namespace", "Lease", "Watch"),
+    *("Transaction", "Lock", "Cluster"),
+]
 
 SEEN = [
     "NoEndpointError: ",
     "before: b'one', version 1",
     "the 3 changed last: [b'vier', b'trois', b'due'], of 4, more: True",
     "3 deleted, they were [b'due', b'trois', b'vier']",
+    "put 1000 keys in 8 round trips",
+    "scanned 1000 keys, at one revision",
+    "got two of them: [b'7', None]",
+    "inside: {b'name': b'Ada'}",
     "renewed: 2 s from now",
     "and so the loop ends",
     "modify: 1, delete: 10, create: 9",
@@ -29,6 +36,7 @@ SEEN = [
     "first: body cancelled, LockLostError: ",
     "a write that needs the first's lock: False",
     "a write that needs the third's lock: True",
+    " bytes, whole and verified",
 ]
 
 

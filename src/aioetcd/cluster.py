@@ -27,9 +27,9 @@ class Cluster(metaclass=NoPublicConstructor):
     """Lists and changes the members of the cluster; it is ``client.cluster``.
 
     With authentication on, the changes are for users with the role ``root``. They are never sent
-    twice; where an answer is lost, `members` tells whether the change was made. Of two changes right
-    after one another etcd may drop the second, which then has no answer: call `members` in between,
-    which waits until the first is done with.
+    twice; where an answer is lost, `members` tells whether the change was made. Of two changes
+    right after one another etcd may drop the second, which then has no answer: call `members` in
+    between, which waits until the first is done with.
 
     Any call may raise, beside the errors that it names, `NoEndpointError` (nobody could be reached
     in time), `UnavailableError` (the connection or the member broke), `DeadlineExceededError` and

@@ -52,7 +52,7 @@ async def heal_when_it_has_run_out(faulty: Faulty) -> None:
 
 async def test_l11_grant_answered_too_late(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grant whose answer came after the lease had run out is an error: no session is entered."""
-    monkeypatch.setattr(unary_module, "_PATIENCE", 60)  # nobody looks what the member is doing
+    monkeypatch.setattr(unary_module, "PATIENCE", 60)  # nobody looks what the member is doing
     faulty.proxy.hold_after(0)
     entered = False
 

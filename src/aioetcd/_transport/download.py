@@ -16,7 +16,9 @@ from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.call import Failure, no_message
 from aioetcd._transport.connection import Connection
 from aioetcd._transport.methods import Method, Request, Response
+from aioetcd._transport.monitor import WatchedCall
 from aioetcd._transport.token import REFUSALS
+from aioetcd._transport.unary import PATIENCE
 from aioetcd._verdicts.raised import error_from_status
 from aioetcd._verdicts.table import Blame, Verdict, verdict_for
 from aioetcd.config.endpoints import Endpoint
@@ -112,12 +114,17 @@ class Download(Generic[Request, Response]):
         )
 
     async def _run(self) -> None:
+        monitor = self._transport.monitor
         try:
-            await self._read_all()
+            if not monitor.is_watched:
+                await self._read_all()
+                return
+            with WatchedCall(monitor, self._method.name) as watched:
+                await self._read_all(watched)
         except EtcdError as error:
             self._error = error
 
-    async def _read_all(self) -> None:
+    async def _read_all(self, watched: WatchedCall | None = None) -> None:
         transport, refusals, backoff = self._transport, 0, Backoff(0.025, 1.0)
         while True:
             deadline = None if self._timeout is None else self._began + self._timeout
@@ -126,6 +133,8 @@ class Download(Generic[Request, Response]):
                 await transport.calls.sign_in(deadline)
                 continue  # the connection may be another one by now
             self._asked = connection
+            if watched is not None:
+                watched.endpoint = connection.endpoint.name
             generation = transport.tokens.generation
             failure, has_begun = await self._read(connection)
             if failure is None:
@@ -142,7 +151,11 @@ class Download(Generic[Request, Response]):
             if has_begun or not (is_stale or is_passing):
                 raise error
             self._failure = error
-            await anyio.sleep(backoff.next_delay())
+            delay = backoff.next_delay()
+            transport.monitor.retried(self._method.name, connection.endpoint.name, delay, error)
+            if watched is not None:
+                watched.retries += 1
+            await anyio.sleep(delay)
 
     async def _read(self, connection: Connection) -> tuple[Failure | None, bool]:
         """Read to the end; give why it ended, where it was not done, and whether anything came."""
@@ -158,7 +171,7 @@ class Download(Generic[Request, Response]):
             connection.on_leave(leave)
         try:
             with on_call:
-                while (answer := await self._next(call)) is not grpc.aio.EOF:
+                while (answer := await self._next(call, connection)) is not grpc.aio.EOF:
                     has_begun = True
                     self._inbox.append(self._method.response.FromString(answer))
                     self._news.set()
@@ -175,13 +188,24 @@ class Download(Generic[Request, Response]):
             connection.stay(leave)
             connection.calls.drop(call)
 
-    @staticmethod
-    async def _next(call: Any) -> Any:
+    async def _next(self, call: Any, connection: Connection) -> Any:
+        """Read the next answer. A member that is waited for is looked at, as for a unary call."""
+        asked_at = monotonic()
+        wait = [asked_at + min(PATIENCE, (self._timeout or 0.0) / 5), asked_at]
+        picker = self._transport.picker
+        if self._timeout is not None:
+            connection.waiting[id(wait)] = wait
+            if not picker.is_watching:
+                picker.watch(asyncio.get_running_loop())
         try:
-            return await call.read()
+            answer = await call.read()
         except asyncio.CancelledError:
             await checkpoint_if_cancelled()  # grpc.aio's has not the mark by which anyio knows it
             raise
+        finally:
+            connection.waiting.pop(id(wait), None)
+        connection.heard_at = asked_at
+        return answer
 
     def _judge(self, connection: Connection, failure: Failure) -> tuple[Verdict, EtcdError]:
         code, details = failure.code, failure.details

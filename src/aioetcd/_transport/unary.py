@@ -37,7 +37,7 @@ from aioetcd.errors import (
 )
 
 # When a call has waited so long, or a fifth of its time, its member is looked at.
-_PATIENCE = 1.0
+PATIENCE = 1.0
 # A deadline that gRPC says has passed has passed here too, give or take its timer.
 _TIMER = 0.01
 
@@ -95,7 +95,7 @@ class Unary:
         fixed = connection is not None
         effect = method.effect
         backoff: Backoff | None = None
-        patience = _PATIENCE if seconds is None else min(_PATIENCE, seconds / 5)
+        patience = PATIENCE if seconds is None else min(PATIENCE, seconds / 5)
         # Whether an attempt before this one may have been applied.
         uncertain = False
         refusals = 0

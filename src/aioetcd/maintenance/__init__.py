@@ -371,15 +371,15 @@ class Maintenance(metaclass=NoPublicConstructor):
                 None is none.
 
         Raises:
-            MemberError: It is not being downgraded.
+            MemberError: It is not being downgraded. (Servers from 3.6 on do nothing then.)
             UnsupportedByServerError: The server is older than 3.5.
             EtcdError: By cause; see its `maybe_applied`.
 
         Example:
-            try:
+            from contextlib import suppress
+
+            with suppress(MemberError):
                 await client.maintenance.cancel_downgrade()
-            except MemberError as error:
-                error.maybe_applied  # False
         """
         return await self._downgrade(rpc_pb2.DowngradeRequest.CANCEL, "", timeout)
 
