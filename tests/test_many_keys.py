@@ -146,6 +146,17 @@ async def test_scan_goes_on_where_it_was_cut(
         assert is_cut.is_set()
 
 
+@pytest.mark.parametrize("cut", range(960_000, 1_060_000, 20_000))
+async def test_scan_is_cut_at_its_limit(server: EtcdServer, client: Client, cut: int) -> None:
+    """It gives no more keys than were asked for, wherever the connection breaks."""
+    keys = await fill(client, 200, 10_000)
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as through:
+        await through.ping()
+        proxy.cut_after(cut)
+        found = await scanned(through, "/k/", prefix=True, limit=100)
+        assert [kv.key for kv in found] == keys[:100]
+
+
 @pytest.mark.parametrize("page_size", [None, 50])
 async def test_scan_has_a_deadline(
     server: EtcdServer, client: Client, page_size: int | None
@@ -219,6 +230,33 @@ async def test_get_many_has_one_revision(client: Client) -> None:
             assert first.value == last.value
             assert len(got.kvs) == 1000
         stop = True
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), ("5", TypeError)])
+async def test_a_timeout_that_is_none(client: Client, timeout: Any, error: Any) -> None:
+    """It is the same error as of a single call."""
+    many = [f"/m/{number}" for number in range(300)]
+    for call in (
+        lambda: client.kv.get_many(many, timeout=timeout),
+        lambda: client.kv.put_many(dict.fromkeys(many, "v"), timeout=timeout),
+        lambda: client.kv.delete_many(many, timeout=timeout),
+    ):
+        with pytest.raises(error, match=r"^timeout must"):
+            await call()
+
+
+async def test_what_is_hopeless_is_not_tried(client: Client) -> None:
+    """After a failure that all others would have, what is left is named, and not sent."""
+    items = {f"/m/{number}": "v" for number in range(128 * 30)}
+    lease = await client.lease.grant(60)
+    await client.lease.revoke(lease)
+    calls = client.stats().calls
+    with pytest.raises(PartialWriteError) as caught:
+        await client.kv.put_many(items, lease=lease)
+    assert client.stats().calls - calls <= 16
+    assert len(caught.value.failed) == len(items)
+    assert caught.value.maybe_applied is False
+    assert sum("not tried" in str(error) for error in caught.value.failed.values()) > 1000
 
 
 async def test_with_a_lease(client: Client) -> None:

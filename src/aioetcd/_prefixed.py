@@ -85,9 +85,9 @@ class Prefixed:
         return _TakenOff(answers, self._taken_off)
 
     def _put_on(self, request: Request) -> Request:
-        put_on = _REQUESTS.get(type(request))
-        if put_on is None:
+        if type(request) in _WITHOUT_KEYS:
             return request
+        put_on = _REQUESTS[type(request)]
         below = type(request)()
         below.CopyFrom(request)  # an operation may be used again
         put_on(below, self._prefix)
@@ -121,6 +121,15 @@ _REQUESTS: dict[type[Message], Callable[[Any, bytes], None]] = {
     rpc_pb2.PutRequest: _put,
     rpc_pb2.DeleteRangeRequest: _range,
     rpc_pb2.TxnRequest: _txn,
+}
+
+
+_WITHOUT_KEYS = {
+    rpc_pb2.CompactionRequest,
+    rpc_pb2.LeaseGrantRequest,
+    rpc_pb2.LeaseRevokeRequest,
+    rpc_pb2.LeaseTimeToLiveRequest,
+    rpc_pb2.LeaseLeasesRequest,
 }
 
 

@@ -39,7 +39,8 @@ class Namespace(metaclass=NoPublicConstructor):
     Keys go in and come out without the prefix: in txns and their comparisons, in events, and in
     the names of locks. What is outside can neither be read, nor written, nor watched: a range
     without end, or the prefix ``""``, means all keys of the namespace. A key that *is* the prefix
-    is outside. Leases belong to the whole cluster; of their keys, those inside are shown.
+    is outside. Leases belong to the whole cluster: of their keys those inside are shown, and who
+    revokes one deletes all of them. So does the history: `KV.compact` forgets everybody's.
 
     It costs nothing to have one: connections, streams and background tasks are the client's, with
     which it ends.

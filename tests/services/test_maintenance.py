@@ -10,6 +10,7 @@ from aioetcd import (
     Alarm,
     AlarmType,
     Client,
+    ClusterMismatchError,
     CompactedError,
     FutureRevisionError,
     InvalidRequestError,
@@ -62,6 +63,16 @@ async def test_statuses_of_all() -> None:
             outside = await narrow.maintenance.status(cluster.direct_endpoints[2])
             assert outside.header.member_id != (await narrow.kv.get("k")).header.member_id
             assert [*narrow.stats().connections] == [cluster.endpoints[1]]
+
+
+async def test_another_cluster_decides_nothing(server: EtcdServer, own_server: EtcdServer) -> None:
+    """Whoever asks a member of one first finds the own cluster all the same."""
+    async with Client(server.endpoint) as client:
+        other = await client.maintenance.status(own_server.endpoint)
+        got = await client.kv.get("k")
+        assert got.header.cluster_id != other.header.cluster_id
+        with pytest.raises(ClusterMismatchError):
+            await client.maintenance.status(own_server.endpoint)
 
 
 async def test_a_full_member() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import subprocess
 from contextlib import aclosing
@@ -15,7 +16,7 @@ import anyio
 import pytest
 
 from aioetcd import Client, EtcdError, SnapshotError
-from aioetcd.maintenance._snapshot import Digest
+from aioetcd.maintenance._snapshot import Digest, SnapshotFile
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.waiting import until
 
@@ -177,6 +178,16 @@ async def test_no_place_for_it(client: Client, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         await client.maintenance.snapshot_to(tmp_path / "folder")
     assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+async def test_a_file_that_cannot_be_closed(tmp_path: Path) -> None:
+    """As on a full disk, where to close it is to write: nothing is left either."""
+    file = SnapshotFile(tmp_path / "etcd.db")
+    await file.write(b"data")
+    file._file.write(b"data")
+    os.close(file._file.fileno())
+    file.discard()
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_is_not_whole(rng: random.Random) -> None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.call import Failure, no_message
 from aioetcd._transport.connection import Connection
-from aioetcd._transport.methods import Method, Request, Response
+from aioetcd._transport.methods import SNAPSHOT, Method, Request, Response
 from aioetcd._transport.monitor import WatchedCall
 from aioetcd._transport.token import REFUSALS
 from aioetcd._transport.unary import PATIENCE
@@ -132,7 +132,7 @@ class Download(Generic[Request, Response]):
             if transport.tokens.is_missing:
                 await transport.calls.sign_in(deadline)
                 continue  # the connection may be another one by now
-            self._asked = connection
+            self._asked, self._failure = connection, None
             if watched is not None:
                 watched.endpoint = connection.endpoint.name
             generation = transport.tokens.generation
@@ -161,8 +161,10 @@ class Download(Generic[Request, Response]):
         """Read to the end; give why it ended, where it was not done, and whether anything came."""
         transport = self._transport
         added = transport.monitor.metadata(self._method.name)
+        # A snapshot is of what the member has, leader or not; all else had better be the cluster's.
+        needs = () if self._method is SNAPSHOT else (("hasleader", "true"),)
         call = connection.download(
-            self._method, self._request, (*transport.tokens.metadata, *added)
+            self._method, self._request, (*transport.tokens.metadata, *needs, *added)
         )
         has_begun = False
         on_call = anyio.CancelScope()
@@ -193,7 +195,7 @@ class Download(Generic[Request, Response]):
         asked_at = monotonic()
         wait = [asked_at + min(PATIENCE, (self._timeout or 0.0) / 5), asked_at]
         picker = self._transport.picker
-        if self._timeout is not None:
+        if self._timeout is not None and not self._method.waits:
             connection.waiting[id(wait)] = wait
             if not picker.is_watching:
                 picker.watch(asyncio.get_running_loop())

@@ -185,11 +185,11 @@ class Members:
                 self._lose(now)
         self.choose(now)
 
-    def is_ours(self, cluster_id: int) -> bool:
-        """Whether an answer is of this cluster; the first one decides which that is."""
-        if cluster_id and not self.cluster_id:
+    def is_ours(self, cluster_id: int, *, decides: bool = True) -> bool:
+        """Whether an answer is of this cluster, which the first that may decides."""
+        if cluster_id and not self.cluster_id and decides:
             self.cluster_id = cluster_id
-        return cluster_id in (0, self.cluster_id)
+        return not cluster_id or self.cluster_id in (0, cluster_id)
 
     def _move(self, cluster_id: int) -> None:
         """All of them answer for another cluster by now: it has taken the place of the old one."""

@@ -46,9 +46,10 @@ class Method(Generic[Request, Response]):
         response: What comes back.
         effect: What it may do; of a stream, what its opening does.
         since: The first version of etcd that has it; None where that is older than 3.4.
+        waits: Whether it may be long without an answer because there is nothing to tell.
     """
 
-    __slots__ = ("effect", "name", "path", "request", "response", "since")
+    __slots__ = ("effect", "name", "path", "request", "response", "since", "waits")
 
     def __init__(
         self,
@@ -58,6 +59,8 @@ class Method(Generic[Request, Response]):
         response: type[Response],
         effect: Effect,
         since: str | None = None,
+        *,
+        waits: bool = False,
     ) -> None:
         self.name: str = name
         self.path: str = path
@@ -65,10 +68,19 @@ class Method(Generic[Request, Response]):
         self.response: type[Response] = response
         self.effect: Effect = effect
         self.since: str | None = since
+        self.waits: bool = waits
 
     def doing(self, effect: Effect) -> Method[Request, Response]:
         """Give the same RPC for requests of which more is known, as of a txn that only reads."""
-        return Method(self.name, self.path, self.request, self.response, effect, self.since)
+        return Method(
+            self.name,
+            self.path,
+            self.request,
+            self.response,
+            effect,
+            self.since,
+            waits=self.waits,
+        )
 
 
 def _row(
@@ -78,6 +90,7 @@ def _row(
     *,
     file: FileDescriptor = rpc_pb2.DESCRIPTOR,
     since: str | None = None,
+    waits: bool = False,
 ) -> Any:
     method = file.services_by_name[service].methods_by_name[name]
     # Our messages live in packages of our own; the services keep etcd's names.
@@ -91,6 +104,7 @@ def _row(
         GetMessageClass(method.output_type),
         effect,
         since,
+        waits=waits,
     )
 
 
@@ -221,14 +235,14 @@ ROLE_REVOKE_PERMISSION: Method[
 ] = _row("Auth", "RoleRevokePermission", Effect.WRITE)
 
 LOCK: Method[lock_pb2.LockRequest, lock_pb2.LockResponse] = _row(
-    "Lock", "Lock", Effect.WRITE, file=lock_pb2.DESCRIPTOR
+    "Lock", "Lock", Effect.WRITE, file=lock_pb2.DESCRIPTOR, waits=True
 )
 UNLOCK: Method[lock_pb2.UnlockRequest, lock_pb2.UnlockResponse] = _row(
     "Lock", "Unlock", Effect.WRITE, file=lock_pb2.DESCRIPTOR
 )
 
 CAMPAIGN: Method[election_pb2.CampaignRequest, election_pb2.CampaignResponse] = _row(
-    "Election", "Campaign", Effect.WRITE, file=election_pb2.DESCRIPTOR
+    "Election", "Campaign", Effect.WRITE, file=election_pb2.DESCRIPTOR, waits=True
 )
 PROCLAIM: Method[election_pb2.ProclaimRequest, election_pb2.ProclaimResponse] = _row(
     "Election", "Proclaim", Effect.WRITE, file=election_pb2.DESCRIPTOR
@@ -237,7 +251,7 @@ LEADER: Method[election_pb2.LeaderRequest, election_pb2.LeaderResponse] = _row(
     "Election", "Leader", Effect.READ, file=election_pb2.DESCRIPTOR
 )
 OBSERVE: Method[election_pb2.LeaderRequest, election_pb2.LeaderResponse] = _row(
-    "Election", "Observe", Effect.READ, file=election_pb2.DESCRIPTOR
+    "Election", "Observe", Effect.READ, file=election_pb2.DESCRIPTOR, waits=True
 )
 RESIGN: Method[election_pb2.ResignRequest, election_pb2.ResignResponse] = _row(
     "Election", "Resign", Effect.WRITE, file=election_pb2.DESCRIPTOR

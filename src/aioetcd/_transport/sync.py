@@ -46,13 +46,16 @@ class EndpointSync:
             EtcdError: It did not name them.
         """
         before = self._endpoints()
-        members = await self._ask(timeout)
-        # Whoever has spoken TLS is not to send its password in plaintext because a member says so.
-        only_tls = any(self._is_secure(endpoint) for endpoint in before)
-        endpoints = advertised(members, only_tls=only_tls)
+        endpoints = self.named_by(await self._ask(timeout))
         # Meanwhile the user may have said where to go, who knows better.
         if endpoints and self._endpoints() == before:
             self._picker.replace(endpoints)
+
+    def named_by(self, members: Iterable[rpc_pb2.Member]) -> tuple[Endpoint, ...]:
+        """Give the endpoints that members name, and that this client may speak to."""
+        # Whoever has spoken TLS is not to send its password in plaintext because a member says so.
+        only_tls = any(self._is_secure(endpoint) for endpoint in self._endpoints())
+        return advertised(members, only_tls=only_tls)
 
     async def forever(self, seconds: float) -> None:
         """Do that again and again."""

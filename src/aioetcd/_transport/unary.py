@@ -12,6 +12,7 @@ What holds at any moment of a call:
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -96,6 +97,8 @@ class Unary:
         effect = method.effect
         backoff: Backoff | None = None
         patience = PATIENCE if seconds is None else min(PATIENCE, seconds / 5)
+        if method.waits:
+            patience = inf  # its silence says nothing of the member
         # Whether an attempt before this one may have been applied.
         uncertain = False
         refusals = 0
@@ -151,7 +154,7 @@ class Unary:
                 raise closed from closed.__cause__
             else:
                 connection.heard_at = sent_at
-                if self._picker.members.is_ours(_cluster_id(response)):
+                if self._picker.members.is_ours(_cluster_id(response), decides=not fixed):
                     return response
                 failure = self._of_another_cluster(method, connection, response)
                 if effect.is_write or fixed:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,7 +24,14 @@ from aioetcd._transport.methods import (
 )
 from aioetcd.compare import Compare
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.errors import EtcdError, PartialWriteError
+from aioetcd.errors import (
+    AuthError,
+    ClientClosedError,
+    EtcdError,
+    LeaseNotFoundError,
+    NoEndpointError,
+    PartialWriteError,
+)
 from aioetcd.keys import encode_key
 from aioetcd.kv._many import batches, in_few_tasks
 from aioetcd.kv._scan import Scan
@@ -42,6 +50,9 @@ from aioetcd.types.leases import LeaseLike
 from aioetcd.types.store import KeyValue, SortOrder, SortTarget
 
 __all__ = ["KV"]
+
+# What one write of many is told of these, all that are left would be told as well.
+_HOPELESS = (AuthError, ClientClosedError, LeaseNotFoundError, NoEndpointError)
 
 
 class KV(metaclass=NoPublicConstructor):
@@ -353,19 +364,21 @@ class KV(metaclass=NoPublicConstructor):
             [kv and kv.text for kv in found.kvs]  # ["2", None]
         """
         encoded = _encoded(keys)
+        seconds = self._calls.resolve_timeout(timeout)
         first, *others = batches(encoded, len)
-        answer = await self._read(first, None, timeout)
+        answer = await self._read(first, None, seconds)
         revision = answer.header.revision
-        outcomes = await in_few_tasks(others, lambda batch: self._read(batch, revision, timeout))
-        found = [each.kv for each in _reads(answer)]
+        outcomes = await in_few_tasks(
+            others, lambda batch: self._read(batch, revision, seconds), goes_on=lambda _: False
+        )
         for outcome in outcomes:
             if isinstance(outcome, EtcdError):
                 raise outcome
-            found += [each.kv for each in _reads(outcome)]
-        return GetManyResponse(answer.header, tuple(found))
+        answers = [answer, *(each for each in outcomes if isinstance(each, TxnResponse))]
+        return GetManyResponse(answer.header, tuple(each.kv for each in _reads(answers)))
 
     async def _read(
-        self, keys: list[bytes], revision: int | None, timeout: float | Default | None
+        self, keys: list[bytes], revision: int | None, timeout: float | None
     ) -> TxnResponse:
         return await self.txn(
             success=[Op.get(key, revision=revision) for key in keys], timeout=timeout
@@ -445,27 +458,30 @@ class KV(metaclass=NoPublicConstructor):
         self, writes: Mapping[bytes, AnyOp], timeout: float | Default | None
     ) -> dict[bytes, tuple[int, OpResponse]]:
         """Make writes, each of its own key; give the revisions and the answers."""
+        seconds = self._calls.resolve_timeout(timeout)
         pieces = [*batches(writes, lambda key: writes[key]._request.ByteSize())]
         outcomes = await in_few_tasks(
-            pieces, lambda keys: self.txn(success=[writes[key] for key in keys], timeout=timeout)
+            pieces,
+            lambda keys: self.txn(success=[writes[key] for key in keys], timeout=seconds),
+            goes_on=lambda error: not isinstance(error, _HOPELESS),
         )
         answers: dict[bytes, tuple[int, OpResponse]] = {}
         failed: dict[bytes, EtcdError] = {}
+        why = next((each for each in outcomes if isinstance(each, EtcdError)), None)
         for keys, outcome in zip(pieces, outcomes, strict=True):
-            if isinstance(outcome, EtcdError):
-                failed |= dict.fromkeys(keys, outcome)
-            else:
+            if isinstance(outcome, TxnResponse):
                 revision = outcome.header.revision
                 answers |= {
                     key: (revision, each) for key, each in zip(keys, outcome.responses, strict=True)
                 }
+            else:
+                failed |= dict.fromkeys(keys, outcome or EtcdError(f"it was not tried: {why}"))
         if failed:
-            error = next(iter(failed.values()))
             raise PartialWriteError(
-                f"{len(failed)} of {len(writes)} keys were not written, or nobody knows: {error}",
+                f"{len(failed)} of {len(writes)} keys were not written, or nobody knows: {why}",
                 failed=failed,
                 maybe_applied=bool(answers) or any(e.maybe_applied for e in failed.values()),
-            ) from error
+            ) from why
         return answers
 
     async def compact(
@@ -510,10 +526,13 @@ def _encoded(keys: Iterable[str | bytes], *, unique: bool = False) -> list[bytes
     if not encoded:
         raise ValueError("keys must name at least one key")
     if unique and len(set(encoded)) != len(encoded):
-        twice = next(key for key in encoded if encoded.count(key) > 1)
+        ((twice, _),) = Counter(encoded).most_common(1)
         raise ValueError(f"keys must be different, and {twice!r} is there twice")
     return encoded
 
 
-def _reads(answer: TxnResponse) -> list[GetResponse]:
-    return [each for each in answer.responses if isinstance(each, GetResponse)]
+def _reads(answers: Iterable[TxnResponse]) -> Iterator[GetResponse]:
+    for answer in answers:
+        for each in answer.responses:
+            if isinstance(each, GetResponse):
+                yield each

@@ -35,22 +35,33 @@ def batches(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[
 
 
 async def in_few_tasks(
-    pieces: Sequence[_T], do: Callable[[_T], Awaitable[_R]]
-) -> list[_R | EtcdError]:
+    pieces: Sequence[_T],
+    do: Callable[[_T], Awaitable[_R]],
+    *,
+    goes_on: Callable[[EtcdError], bool],
+) -> list[_R | EtcdError | None]:
     """Do something with each piece, some at a time; give what became of it, in order.
 
-    Whatever is no `EtcdError` ends all of it, as does being cancelled.
+    Args:
+        pieces: They.
+        do: Does it; it fails with an `EtcdError`.
+        goes_on: Whether the pieces are worth trying that are left after an error; else they are
+            None in the end.
     """
-    outcomes: list[_R | EtcdError] = []
-    outcomes.extend(EtcdError("not tried") for _ in pieces)
+    outcomes: list[_R | EtcdError | None] = [None] * len(pieces)
     left = iter(enumerate(pieces))
+    is_hopeless = False
 
     async def work() -> None:
+        nonlocal is_hopeless
         for index, piece in left:
             try:
                 outcomes[index] = await do(piece)
             except EtcdError as error:
                 outcomes[index] = error
+                is_hopeless = is_hopeless or not goes_on(error)
+            if is_hopeless:
+                return
 
     async with anyio.create_task_group() as group:
         for _ in range(min(_AT_A_TIME, len(pieces))):

@@ -64,14 +64,17 @@ class Scan:
             for kv in self._taken(page.kvs):
                 yield kv
             while self._has_more and self._page_size is None and self._can_stream:
-                before = self._given
+                before, is_whole = self._given, False
                 self._request.limit = 0 if self._limit is None else self._limit - self._given
                 parts = self._calls.download(RANGE_STREAM, self._request, self._timeout)
                 try:
                     async for part in parts:
                         for kv in self._taken(part.range_response.kvs):
                             yield kv
-                    self._has_more = False
+                        is_whole = part.range_response.HasField("header")  # the last one's mark
+                    if not is_whole and self._given == before:
+                        raise UnavailableError("RangeStream: the server ended the stream early")
+                    self._has_more = not is_whole
                 except UnsupportedByServerError:
                     self._lacking.add(RANGE_STREAM)
                 except UnavailableError:
@@ -79,6 +82,8 @@ class Scan:
                         raise
                 finally:
                     parts.close()
+                if self._given == self._limit:
+                    self._has_more = False
             if not self._has_more:
                 return
             page = await self._page(self._page_size or self._fitting(page))

@@ -294,16 +294,18 @@ class Maintenance(metaclass=NoPublicConstructor):
             else:
                 return
 
-    async def _leader(self, timeout: float | None) -> Endpoint:
-        """Find where clients reach the leader."""
+    async def _leader(self, timeout: float | None) -> Endpoint | None:
+        """Find where clients reach the leader; None where it is the member in use."""
         status = await self.status(timeout=timeout)
         if status.leader is None:
             raise NoLeaderError("the cluster has no leader")
+        if status.is_leader:
+            return None
         request = rpc_pb2.MemberListRequest()
         response = await self._calls.unary(MEMBER_LIST, request, timeout)
-        for member in response.members:
-            if status.leader == member.ID and member.clientURLs:
-                return Endpoint.parse(member.clientURLs[0])
+        leaders = [member for member in response.members if status.leader == member.ID]
+        for endpoint in self._calls.endpoint_sync.named_by(leaders):
+            return endpoint
         raise MemberNotFoundError(
             f"the leader {status.leader:x} does not say where clients reach it"
         )
@@ -483,8 +485,10 @@ class Maintenance(metaclass=NoPublicConstructor):
                     progress(done, done + chunk.remaining)
             await file.finish()
         finally:
-            file.discard()
-            await chunks.aclose()
+            try:
+                file.discard()
+            finally:
+                await chunks.aclose()
         return done
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import anyio.to_thread
@@ -83,5 +84,6 @@ class SnapshotFile:
 
     def discard(self) -> None:
         """Leave nothing behind; after `finish` there is nothing to leave."""
-        self._file.close()
+        with suppress(OSError):  # it writes what it has, and fails again where that did before
+            self._file.close()
         Path(self._part).unlink(missing_ok=True)

@@ -116,6 +116,9 @@ class _Recorded:
         self._calls = calls
         self._recorder = recorder
         self._name = name
+        self.prefix = calls.prefix
+        self.resolve_timeout = calls.resolve_timeout
+        self.download = calls.download
 
     async def unary(
         self, method: Method[Any, Any], message: Any, timeout: float | Default | None

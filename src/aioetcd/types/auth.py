@@ -82,7 +82,7 @@ class Role(Value):
     Attributes:
         header: The state of the store.
         name: The name.
-        permissions: What it allows. The role ``root`` allows everything, and lists nothing.
+        permissions: What it allows; the role ``root`` everything.
     """
 
     __slots__ = ("header", "name", "permissions")
