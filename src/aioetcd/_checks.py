@@ -95,6 +95,20 @@ def check_member(name: str, member: MemberLike) -> int:
     return check_int(name, member, 1, UINT64_MAX)
 
 
+def check_text(name: str, text: str) -> str:
+    """Give a text back if it is one, and not empty.
+
+    Raises:
+        TypeError: It is not a str.
+        ValueError: It is empty.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, not {type(text).__name__}")
+    if not text:
+        raise ValueError(f"{name} must not be empty")
+    return text
+
+
 def check_flag(name: str, flag: bool) -> bool:
     """Give a flag back if it is one.
 

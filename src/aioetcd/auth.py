@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aioetcd import _decode
+from aioetcd._checks import check_text
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._proto import auth_pb2, rpc_pb2
 from aioetcd._transport.calls import Calls
@@ -149,11 +150,11 @@ class Auth(metaclass=NoPublicConstructor):
             "ada" in (await client.auth.users()).names  # True
             await client.auth.delete_user("ada")
         """
-        request = rpc_pb2.AuthUserAddRequest(name=_named("name", name))
+        request = rpc_pb2.AuthUserAddRequest(name=check_text("name", name))
         if password is None:
             request.options.no_password = True
         else:
-            request.password = _named("password", password)
+            request.password = check_text("password", password)
         response = await self._calls.unary(USER_ADD, request, timeout)
         return AuthResponse(_decode.header(response.header))
 
@@ -177,7 +178,7 @@ class Auth(metaclass=NoPublicConstructor):
             await client.auth.add_user("ada", "secret")
             await client.auth.delete_user("ada")
         """
-        request = rpc_pb2.AuthUserDeleteRequest(name=_named("name", name))
+        request = rpc_pb2.AuthUserDeleteRequest(name=check_text("name", name))
         response = await self._calls.unary(USER_DELETE, request, timeout)
         return AuthResponse(_decode.header(response.header))
 
@@ -204,7 +205,7 @@ class Auth(metaclass=NoPublicConstructor):
             await client.auth.delete_user("ada")
         """
         request = rpc_pb2.AuthUserChangePasswordRequest(
-            name=_named("name", name), password=_named("password", password)
+            name=check_text("name", name), password=check_text("password", password)
         )
         response = await self._calls.unary(USER_CHANGE_PASSWORD, request, timeout)
         return AuthResponse(_decode.header(response.header))
@@ -235,7 +236,7 @@ class Auth(metaclass=NoPublicConstructor):
             await client.auth.delete_role("reader")
         """
         request = rpc_pb2.AuthUserGrantRoleRequest(
-            user=_named("user", user), role=_named("role", role)
+            user=check_text("user", user), role=check_text("role", role)
         )
         response = await self._calls.unary(USER_GRANT_ROLE, request, timeout)
         return AuthResponse(_decode.header(response.header))
@@ -267,7 +268,7 @@ class Auth(metaclass=NoPublicConstructor):
             await client.auth.delete_role("reader")
         """
         request = rpc_pb2.AuthUserRevokeRoleRequest(
-            name=_named("user", user), role=_named("role", role)
+            name=check_text("user", user), role=check_text("role", role)
         )
         response = await self._calls.unary(USER_REVOKE_ROLE, request, timeout)
         return AuthResponse(_decode.header(response.header))
@@ -291,7 +292,7 @@ class Auth(metaclass=NoPublicConstructor):
             (await client.auth.user("ada")).roles  # ()
             await client.auth.delete_user("ada")
         """
-        request = rpc_pb2.AuthUserGetRequest(name=_named("name", name))
+        request = rpc_pb2.AuthUserGetRequest(name=check_text("name", name))
         response = await self._calls.unary(USER_GET, request, timeout)
         return User(_decode.header(response.header), name, tuple(response.roles))
 
@@ -334,7 +335,7 @@ class Auth(metaclass=NoPublicConstructor):
             (await client.auth.role("reader")).permissions  # ()
             await client.auth.delete_role("reader")
         """
-        request = rpc_pb2.AuthRoleAddRequest(name=_named("name", name))
+        request = rpc_pb2.AuthRoleAddRequest(name=check_text("name", name))
         response = await self._calls.unary(ROLE_ADD, request, timeout)
         return AuthResponse(_decode.header(response.header))
 
@@ -358,7 +359,7 @@ class Auth(metaclass=NoPublicConstructor):
             await client.auth.add_role("reader")
             await client.auth.delete_role("reader")
         """
-        request = rpc_pb2.AuthRoleDeleteRequest(role=_named("name", name))
+        request = rpc_pb2.AuthRoleDeleteRequest(role=check_text("name", name))
         response = await self._calls.unary(ROLE_DELETE, request, timeout)
         return AuthResponse(_decode.header(response.header))
 
@@ -383,7 +384,7 @@ class Auth(metaclass=NoPublicConstructor):
             permission.key, permission.range_end  # (b"/config/a", None)
             await client.auth.delete_role("reader")
         """
-        request = rpc_pb2.AuthRoleGetRequest(role=_named("name", name))
+        request = rpc_pb2.AuthRoleGetRequest(role=check_text("name", name))
         response = await self._calls.unary(ROLE_GET, request, timeout)
         permissions = tuple(
             Permission(PermissionType(each.permType), each.key, each.range_end or None)
@@ -454,7 +455,7 @@ class Auth(metaclass=NoPublicConstructor):
             key=start,
             range_end=end,
         )
-        request = rpc_pb2.AuthRoleGrantPermissionRequest(name=_named("role", role), perm=perm)
+        request = rpc_pb2.AuthRoleGrantPermissionRequest(name=check_text("role", role), perm=perm)
         response = await self._calls.unary(ROLE_GRANT_PERMISSION, request, timeout)
         return AuthResponse(_decode.header(response.header))
 
@@ -494,16 +495,7 @@ class Auth(metaclass=NoPublicConstructor):
         """
         start, end = key_range(key, prefix, range_end)
         request = rpc_pb2.AuthRoleRevokePermissionRequest(
-            role=_named("role", role), key=start, range_end=end
+            role=check_text("role", role), key=start, range_end=end
         )
         response = await self._calls.unary(ROLE_REVOKE_PERMISSION, request, timeout)
         return AuthResponse(_decode.header(response.header))
-
-
-def _named(argument: str, text: str) -> str:
-    """Give a name, or a password, if it is one."""
-    if not isinstance(text, str):
-        raise TypeError(f"{argument} must be a str, not {type(text).__name__}")
-    if not text:
-        raise ValueError(f"{argument} must not be empty")
-    return text

@@ -27,11 +27,11 @@ def encode(name: str, data: str | bytes) -> bytes:
     raise TypeError(f"{name} must be str or bytes, not {type(data).__name__}")
 
 
-def encode_key(key: str | bytes) -> bytes:
-    """Give a key as bytes; etcd has no empty key."""
-    encoded = encode("key", key)
+def encode_key(key: str | bytes, name: str = "key") -> bytes:
+    """Give a key, or what keys are made with, as bytes; etcd has no empty key."""
+    encoded = encode(name, key)
     if not encoded:
-        raise ValueError("key must not be empty")
+        raise ValueError(f"{name} must not be empty")
     return encoded
 
 

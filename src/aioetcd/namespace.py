@@ -7,7 +7,7 @@ from aioetcd._prefixed import Prefixed
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import Lock, OnLost, Session
-from aioetcd.keys import encode
+from aioetcd.keys import encode_key
 from aioetcd.kv import KV
 from aioetcd.lease import Leases, LeaseStreams
 from aioetcd.watch import Watcher, WatchStreams
@@ -83,10 +83,7 @@ class Namespace(metaclass=NoPublicConstructor):
             await jobs.kv.put("1", "ready")
             (await client.kv.get("/tenant-7/jobs/1")).value  # b"ready"
         """
-        encoded = encode("prefix", prefix)
-        if not encoded:
-            raise ValueError("prefix must not be empty")
-        return create(Namespace, self._shared, Prefixed(self._calls, encoded))
+        return create(Namespace, self._shared, Prefixed(self._calls, encode_key(prefix, "prefix")))
 
     def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
         """Make a session: a lease that is kept alive for an ``async with``.

@@ -87,7 +87,9 @@ class Remote(metaclass=NoPublicConstructor):
                 held, write = Compare.exists(lock.key), Op.put("/result", "42")
                 (await client.kv.txn(compare=[held], success=[write])).succeeded  # True
         """
-        request = lock_pb2.LockRequest(name=_named(name), lease=check_lease("lease", lease))
+        request = lock_pb2.LockRequest(
+            name=encode_key(name, "name"), lease=check_lease("lease", lease)
+        )
         response = await self._calls.unary(LOCK, request, timeout)
         return RemoteLockResponse(_decode.header(response.header), response.key)
 
@@ -146,7 +148,9 @@ class Remote(metaclass=NoPublicConstructor):
                 await client.remote.resign(won.leader)
         """
         request = election_pb2.CampaignRequest(
-            name=_named(name), lease=check_lease("lease", lease), value=encode("value", value)
+            name=encode_key(name, "name"),
+            lease=check_lease("lease", lease),
+            value=encode("value", value),
         )
         response = await self._calls.unary(CAMPAIGN, request, timeout)
         leader = response.leader
@@ -207,7 +211,7 @@ class Remote(metaclass=NoPublicConstructor):
                 await client.remote.campaign("/leader", session, "host-7")
                 (await client.remote.leader("/leader")).kv.value  # b"host-7"
         """
-        request = election_pb2.LeaderRequest(name=_named(name))
+        request = election_pb2.LeaderRequest(name=encode_key(name, "name"))
         return _led(await self._calls.unary(LEADER, request, timeout))
 
     async def observe(
@@ -235,7 +239,7 @@ class Remote(metaclass=NoPublicConstructor):
                     leader.kv.value  # b"host-7"
                     break
         """
-        request = election_pb2.LeaderRequest(name=_named(name))
+        request = election_pb2.LeaderRequest(name=encode_key(name, "name"))
         answers = self._calls.download(OBSERVE, request, timeout)
         try:
             async for answer in answers:
@@ -265,13 +269,6 @@ class Remote(metaclass=NoPublicConstructor):
         request = election_pb2.ResignRequest(leader=_leader_key(leader))
         response = await self._calls.unary(RESIGN, request, timeout)
         return RemoteResponse(_decode.header(response.header))
-
-
-def _named(name: str | bytes) -> bytes:
-    encoded = encode("name", name)
-    if not encoded:
-        raise ValueError("name must not be empty")
-    return encoded
 
 
 def _leader_key(leader: LeaderKey) -> election_pb2.LeaderKey:

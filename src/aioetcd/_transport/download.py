@@ -19,8 +19,7 @@ from aioetcd._transport.methods import SNAPSHOT, Method, Request, Response
 from aioetcd._transport.monitor import WatchedCall
 from aioetcd._transport.token import REFUSALS
 from aioetcd._transport.unary import PATIENCE
-from aioetcd._verdicts.raised import error_from_status
-from aioetcd._verdicts.table import Blame, Verdict, verdict_for
+from aioetcd._verdicts.table import Blame
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.errors import DeadlineExceededError, EtcdError
 
@@ -139,7 +138,7 @@ class Download(Generic[Request, Response]):
             failure, has_begun = await self._read(connection)
             if failure is None:
                 return
-            verdict, error = self._judge(connection, failure)
+            verdict, error = transport.calls.judge(self._method, self._request, connection, failure)
             transport.picker.failed(connection, verdict.blame, error)
             is_stale = (
                 verdict.blame is Blame.TOKEN
@@ -208,20 +207,3 @@ class Download(Generic[Request, Response]):
             connection.waiting.pop(id(wait), None)
         connection.heard_at = asked_at
         return answer
-
-    def _judge(self, connection: Connection, failure: Failure) -> tuple[Verdict, EtcdError]:
-        code, details = failure.code, failure.details
-        verdict = verdict_for(code, details)
-        error = error_from_status(
-            verdict,
-            code=code,
-            details=details,
-            what=self._method.name,
-            is_write=self._method.effect.is_write,
-            endpoint=connection.endpoint.name,
-            request=self._request,
-            known=self._transport.picker.known(connection),
-            since=self._method.since,
-        )
-        error.__cause__ = failure.__cause__
-        return verdict, error

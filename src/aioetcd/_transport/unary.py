@@ -165,7 +165,7 @@ class Unary:
                 del waiting[id(wait)]
             left = None if deadline is None else deadline - monotonic()
             timed_out = left is not None and left <= _TIMER and status.is_deadline
-            verdict, failure = self._judge(
+            verdict, failure = self.judge(
                 method, request, connection, status, timeout=seconds if timed_out else None
             )
             uncertain = failure.maybe_applied = uncertain or failure.maybe_applied
@@ -198,14 +198,14 @@ class Unary:
             if self._ending.reason is not None:
                 raise self._ending.error(maybe_applied=uncertain)
 
-    def _judge(
+    def judge(
         self,
         method: Method[Any, Any],
         request: Any,
         connection: Connection,
         status: Failure,
         *,
-        timeout: float | None,
+        timeout: float | None = None,
     ) -> tuple[Verdict, EtcdError]:
         """Give what a failed attempt means, and the error that says so."""
         code, details = status.code, status.details

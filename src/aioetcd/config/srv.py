@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable
 from typing import Any, NamedTuple, Protocol
 
+from aioetcd._checks import check_text
 from aioetcd.errors import NoEndpointError
 
 
@@ -75,14 +76,9 @@ async def discover(
         ValueError: One of them is empty.
         NoEndpointError: There are none.
     """
-    given: dict[str, Any] = {"domain": domain}
+    check_text("domain", domain)
     if service_name is not None:
-        given["service_name"] = service_name
-    for name, text in given.items():
-        if not isinstance(text, str):
-            raise TypeError(f"{name} must be a str, not {type(text).__name__}")
-        if not text:
-            raise ValueError(f"{name} must not be empty")
+        check_text("service_name", service_name)
     try:
         from dns.asyncresolver import Resolver as System
         from dns.exception import DNSException
