@@ -700,6 +700,20 @@ def test_a_keeper_can_ask_for_an_answer_of_its_own() -> None:
     assert (first.ttls, once.ttls) == ([9, 9], [9])
 
 
+def test_an_answer_on_its_way_does_not_put_off_what_a_new_keeper_asks_for() -> None:
+    """It sets another pace, and that begins with the renewal that is due at once."""
+    scene = Scene()
+    scene.granted(1, 9)
+    scene.keep(1, 0.0)
+    assert scene.sent(0.0) == [1]
+    once = scene.keep(1, 0.5, not_before=0.5)
+    received(scene.lane, answer(1, 60), 0.5)
+    assert once.ttls == []
+    assert scene.sent(0.5) == [1]
+    received(scene.lane, answer(1, 60), 0.6)
+    assert once.ttls == [60]
+
+
 @pytest.mark.parametrize(
     "ask",
     [

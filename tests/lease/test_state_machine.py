@@ -130,10 +130,9 @@ class Machine(RuleBasedStateMachine):
         self._keep(lease_id, self.now if fresh else 0.0)
 
     def _keep(self, lease_id: int, not_before: float) -> None:
-        if lease_id not in self._lease_ids():
-            self.fresh.add(lease_id)
-            if self.deadlines.get(lease_id, 0.0) <= self.now:
-                self._forget(lease_id)
+        self.fresh.add(lease_id)
+        if lease_id not in self._lease_ids() and self.deadlines.get(lease_id, 0.0) <= self.now:
+            self._forget(lease_id)
         kept = Kept(lease_id, not_before)
         lane = self.leases.add(kept.keeper, self.now)
         assert lease_id not in self._lease_ids() or self.lanes[lease_id] is lane

@@ -153,6 +153,7 @@ class LeaseRules:
             if deadline is not None:
                 self.expire_at(deadline, kept)
         kept.keepers.append(keeper)
+        kept.last_sent = None  # no answer to an earlier renewal puts this one off
         kept.lane.renew_at(kept, now)
         return kept.lane
 
