@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Puts etcd and etcdctl into .etcd/VERSION/, and prints the path of etcd. Returns at once when they
-# are there. Builds them from their Go modules; 3.4.23, which cannot be built so, is Debian's.
+# Puts etcd, etcdctl and etcdutl (whose work in 3.4 etcdctl does) into .etcd/VERSION/, and prints the
+# path of etcd. Returns at once when they are there. Builds them from their Go modules; 3.4.23, which
+# cannot be built so, is Debian's.
 #
 #   scripts/get_etcd.sh 3.6.16
 set -euo pipefail
@@ -16,7 +17,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=$root/.etcd/$version
 
 is_there() {
-    [[ -x $target/etcd && -x $target/etcdctl ]]
+    [[ -x $target/etcd && -x $target/etcdctl && ($version == 3.4.* || -x $target/etcdutl) ]]
 }
 
 # Into $work/programs, like the next one.
@@ -45,8 +46,9 @@ GO
     export CGO_ENABLED=0 GOWORK=off
     go mod init programs
     # All of etcd's modules: a pre-release's server may ask for an older `api`, which has the version.
-    go get "go.etcd.io/etcd/"{api,client/pkg,client,pkg,server,etcdctl}"/v3@v$version"
-    go build -mod=mod -buildvcs=false -trimpath -ldflags='-s -w' -o "$work/programs/" ./...
+    go get "go.etcd.io/etcd/"{api,client/pkg,client,pkg,server,etcdctl,etcdutl}"/v3@v$version"
+    go build -mod=mod -buildvcs=false -trimpath -ldflags='-s -w' -o "$work/programs/" \
+        ./... go.etcd.io/etcd/etcdutl/v3
 }
 
 unpack_debians() {

@@ -49,6 +49,7 @@ checks() {
     step ruff format --check
     step mypy
     step lint-imports
+    NO_MKDOCS_2_WARNING=1 step mkdocs build --strict --quiet
 }
 
 # The tests of some tiers: `side_by_side EXPRESSION [ARGUMENTS...]`.

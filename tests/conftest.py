@@ -35,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="have each client of the tests see the keys below a prefix alone",
     )
+    parser.addoption(
+        "--write-tables",
+        action="store_true",
+        help="write what the tests see of this etcd into the documentation's tables (without -n)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from aioetcd import (
     Client,
     EtcdError,
     PermissionDeniedError,
+    PermissionType,
     Watch,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
@@ -33,21 +33,17 @@ async def with_auth(*args: str) -> AsyncIterator[EtcdServer]:
     """Run an etcd whose authentication is on; beside root there is "app", who may use a to b."""
     arguments = ["--bcrypt-cost=4", *args]
     async with EtcdServer(quick=True, args=arguments, auth=("root", PASSWORD)) as server:
-        await allow_app(server)
+        async with client_of(server.endpoint) as root:
+            await allow_app(root)
         yield server
 
 
-async def allow_app(server: EtcdServer) -> None:
+async def allow_app(root: Client) -> None:
     """Have a user "app", who may use the keys a to b."""
-    await server.gateway("auth/user/add", {"name": "app", "password": PASSWORD})
-    await server.gateway("auth/role/add", {"name": "app"})
-    await server.gateway("auth/user/grant", {"user": "app", "role": "app"})
-    permission = {"permType": "READWRITE", "key": _b64("a"), "range_end": _b64("c")}
-    await server.gateway("auth/role/grant", {"name": "app", "perm": permission})
-
-
-def _b64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+    await root.auth.add_user("app", PASSWORD)
+    await root.auth.add_role("app")
+    await root.auth.grant_role("app", "app")
+    await root.auth.grant_permission("app", PermissionType.READWRITE, "a", range_end="c")
 
 
 async def authenticated(server: EtcdServer) -> float:
@@ -143,7 +139,7 @@ async def test_a2_the_users_change_and_tokens_are_signed(tmp_path: Path) -> None
     async with with_auth(auth) as server, client_of(server.endpoint) as client:
         await every_kind(client, 1)
         for number in (1, 2):
-            await server.gateway("auth/user/add", {"name": f"new{number}", "password": "pw"})
+            await client.auth.add_user(f"new{number}", "pw")
             before, retries = await authenticated(server), client.stats().retries
             with anyio.fail_after(5):
                 await every_kind(client, 8)
@@ -155,7 +151,7 @@ async def test_a2_the_users_change() -> None:
     """A token that etcd remembers is as good afterwards."""
     async with with_auth() as server, client_of(server.endpoint) as client:
         await every_kind(client, 1)
-        await server.gateway("auth/user/add", {"name": "new", "password": "pw"})
+        await client.auth.add_user("new", "pw")
         before = await authenticated(server)
         await every_kind(client, 8)
         assert await authenticated(server) <= before + 1
@@ -164,12 +160,16 @@ async def test_a2_the_users_change() -> None:
 @pytest.mark.parametrize("how", ["changed", "deleted"])
 async def test_a3_the_password_does_not_hold_any_more(how: str) -> None:
     """The calls fail with the reason, and the server is not asked again and again."""
-    async with with_auth() as server, client_of(server.endpoint, "app") as client:
+    async with (
+        with_auth() as server,
+        client_of(server.endpoint) as root,
+        client_of(server.endpoint, "app") as client,
+    ):
         await client.kv.put("a", "v")
         if how == "changed":
-            await server.gateway("auth/user/changepw", {"name": "app", "password": "new"})
+            await root.auth.change_password("app", "new")
         else:
-            await server.gateway("auth/user/delete", {"name": "app"})
+            await root.auth.delete_user("app")
         for _ in range(2):
             before = await authenticated(server)
             with anyio.fail_after(3), pytest.raises(AuthenticationError) as caught:
@@ -207,12 +207,12 @@ async def test_a4_authentication_is_turned_on_and_off() -> None:
     """Who has a password goes on; who has none is told, and goes on when it is off again."""
     async with with_auth() as server:
         endpoint = server.endpoint
-        await server.gateway("auth/disable")
         async with client_of(endpoint) as client, Client(endpoint, timeout=5) as stranger:
+            await client.auth.disable()
             await client.kv.put("a", "0")
             await stranger.kv.put("b", "0")
             async with client.watch("a") as watch:
-                await server.gateway("auth/enable")
+                await client.auth.enable()
                 await client.kv.put("a", "on")
                 assert await next_value(watch) == b"on"
                 async with client.watch("b") as another:
@@ -224,7 +224,7 @@ async def test_a4_authentication_is_turned_on_and_off() -> None:
                 with anyio.fail_after(3), pytest.raises(EtcdError):
                     async with stranger.watch("b"):
                         pass
-                await server.gateway("auth/disable")
+                await client.auth.disable()
                 await every_kind(client, 2)
                 await client.kv.put("a", "off")
                 values = [await next_value(watch)]
@@ -245,9 +245,7 @@ async def test_a5_a_permission_is_taken_from_a_watch() -> None:
     ):
         await writer.kv.put("a", "1")
         assert await next_value(watch) == b"1"
-        await server.gateway(
-            "auth/role/revoke", {"role": "app", "key": _b64("a"), "range_end": _b64("c")}
-        )
+        await writer.auth.revoke_permission("app", "a", range_end="c")
         await writer.kv.put("a", "2")
         assert await next_value(watch) == b"2"
         before = await authenticated(server)
@@ -360,7 +358,10 @@ async def test_the_name_of_a_certificate() -> None:
     async with EtcdServer(
         tls="mutual", quick=True, auth=("root", PASSWORD), args=["--bcrypt-cost=4"]
     ) as server:
-        await allow_app(server)
+        async with Client(
+            server.endpoint, tls=server.tls, username="root", password=PASSWORD
+        ) as root:
+            await allow_app(root)
         assert server.tls is not None
         assert server._authority is not None
         signed = server._authority._signer.issue_cert("app@aioetcd.test", common_name="app")

@@ -18,7 +18,7 @@ import pytest
 
 import aioetcd
 from aioetcd.types.value import Value
-from tests.test_readme import DEFAULT_ENDPOINT, Checks, Example
+from tests.test_documentation import DEFAULT_ENDPOINT, Checks, Example
 
 if TYPE_CHECKING:
     from aioetcd import Client

@@ -1,7 +1,7 @@
 """What users write passes their type checkers, and what would go wrong does not.
 
 All that users would check stands in one folder and is checked by one run of each checker: the
-examples of the README, of `help()` and of ``examples/``, the right usages of
+examples of the README and the documentation, of `help()` and of ``examples/``, the right usages of
 ``data/typing/accepted.py``, and the wrong ones of ``data/typing/refused.py``, whose lines name the
 errors expected.
 """
@@ -23,7 +23,7 @@ import pytest
 
 import aioetcd
 from tests.test_docstrings import EXAMPLES, EXPORTED
-from tests.test_readme import ROOT, Example, examples
+from tests.test_documentation import ROOT, Example, examples
 
 DATA = Path(__file__).parent / "data" / "typing"
 REFUSED = DATA / "refused.py"
@@ -99,8 +99,8 @@ def in_function(*parameters: str, names: set[str]) -> str:
     return f"{imports}\nasync def example({', '.join(parameters)}) -> None:\n"
 
 
-def of_readme(example: Example) -> str:
-    """Give an example of the README as a file."""
+def of_page(example: Example) -> str:
+    """Give an example of a page as a file."""
     return written_out(example, in_function("client: Client", names={"Client"}))
 
 
@@ -146,7 +146,8 @@ def folder(tmp_path: Path) -> Path:
     """All that is to be checked."""
     for kind in ("body", "program", "service", "pytest"):
         for example in examples(kind):
-            (tmp_path / f"README_{example}.py").write_text(of_readme(example))
+            name = re.sub(r"\W", "_", f"page {example}")
+            (tmp_path / f"{name}.py").write_text(of_page(example))
     for name, example in EXAMPLES.items():
         (tmp_path / f"help_{name.replace('.', '_')}.py").write_text(of_help(example))
     for file in FILES:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from aioetcd.types.cluster import Member, MemberLike
 from aioetcd.types.leases import Lease, LeaseLike
+
+_F = TypeVar("_F")
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 UINT64_MAX = 2**64 - 1
@@ -118,6 +122,21 @@ def check_flag(name: str, flag: bool) -> bool:
     if type(flag) is not bool:
         raise TypeError(f"{name} must be a bool, not {type(flag).__name__}")
     return flag
+
+
+def check_callable(name: str, function: _F) -> _F:
+    """Give `function` back if it may be called, or is None.
+
+    Args:
+        name: The argument's, for errors.
+        function: The argument.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} must be a function, not {type(function).__name__}")
+    return function
 
 
 def check_seconds(name: str, seconds: float | None) -> float | None:

@@ -33,8 +33,12 @@ async def test_status(own_server: EtcdServer) -> None:
         assert status.version == own_server.version
         assert status.is_leader
         assert (status.leader, status.is_learner) == (status.header.member_id, False)
-        metrics = await own_server.metrics()
-        assert status.db_size == metrics["etcd_mvcc_db_total_size_in_bytes"]
+
+        async def has_the_size_of_the_metrics() -> bool:  # the server commits, and grows, meanwhile
+            size = (await client.maintenance.status()).db_size
+            return size == (await own_server.metrics())["etcd_mvcc_db_total_size_in_bytes"]
+
+        await until(has_the_size_of_the_metrics)
         assert 0 < status.db_size_in_use <= status.db_size
         assert status.raft_applied_index == status.raft_index > 0
         assert status.raft_term == status.header.raft_term

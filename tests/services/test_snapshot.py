@@ -7,15 +7,18 @@ import hashlib
 import os
 import random
 import subprocess
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import anyio
+import grpc.aio
 import pytest
 
-from aioetcd import Client, EtcdError, SnapshotError
+from aioetcd import Client, ClientClosedError, EtcdError, SnapshotError
+from aioetcd._proto import rpc_pb2
 from aioetcd.maintenance._snapshot import Digest, SnapshotFile
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.waiting import until
@@ -187,6 +190,105 @@ async def test_cancelled_at_random(
         whole += done
     assert whole < 40
     await client.kv.put("k", "v")
+
+
+async def test_of_the_member_that_is_named(
+    server: EtcdServer, own_server: EtcdServer, tmp_path: Path
+) -> None:
+    """It comes from there, and what is in use stays in use."""
+    async with Client(own_server.endpoint) as client, FaultProxy(server.endpoint) as proxy:
+        await client.ping()
+        await client.maintenance.snapshot_to(tmp_path / "etcd.db", proxy.endpoint)
+        assert proxy.bytes_from_server > (tmp_path / "etcd.db").stat().st_size
+        assert client.stats().endpoint == own_server.endpoint
+        await proxy.wait_until(lambda proxy: proxy.connections_open == 0)
+
+
+async def test_what_is_told_of_it_fails(client: Client, tmp_path: Path) -> None:
+    """The function's error is the call's, and nothing is left; what is no function is refused."""
+    with pytest.raises(ZeroDivisionError):
+        await client.maintenance.snapshot_to(
+            tmp_path / "etcd.db", progress=lambda done, total: done // 0
+        )
+    wrong: Any = "no function"
+    with pytest.raises(TypeError, match=r"^progress must be a function, not str"):
+        await client.maintenance.snapshot_to(tmp_path / "etcd.db", progress=wrong)
+    assert [*tmp_path.iterdir()] == []
+    await client.kv.put("k", "v")
+
+
+async def test_the_client_is_closed_meanwhile(
+    server: EtcdServer, client: Client, tmp_path: Path
+) -> None:
+    """It ends as everything does, and leaves no file."""
+    await fill(client)
+    async with Client(server.endpoint) as other:
+        chunks = other.maintenance.snapshot()
+        await anext(chunks)
+        await other.aclose()
+        with pytest.raises(ClientClosedError):
+            [chunk async for chunk in chunks]
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as other:
+        await other.ping()
+        holds = proxy.hold_after(1_000_000)
+
+        async def close() -> None:
+            await holds.wait()
+            await other.aclose()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(close)
+            with pytest.raises(ClientClosedError):
+                await other.maintenance.snapshot_to(tmp_path / "etcd.db")
+    assert [*tmp_path.iterdir()] == []
+
+
+@asynccontextmanager
+async def liar(blobs: list[bytes]) -> AsyncIterator[str]:
+    """A member that sends these bytes as its snapshot; gives its endpoint."""
+
+    class Lying(grpc.GenericRpcHandler):
+        def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+            if call.method != "/etcdserverpb.Maintenance/Snapshot":
+                return None
+            return grpc.unary_stream_rpc_method_handler(lie)
+
+    async def lie(request: bytes, context: object) -> AsyncIterator[bytes]:
+        for number, blob in enumerate(blobs, start=1):
+            remaining = sum(map(len, blobs[number:]))
+            message = rpc_pb2.SnapshotResponse(blob=blob, remaining_bytes=remaining)
+            yield message.SerializeToString()
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([Lying()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+async def test_one_that_is_not_what_it_says(
+    client: Client, tmp_path: Path, rng: random.Random
+) -> None:
+    """Damaged on its way, or with an end that is none: it is told, and not kept."""
+    pages = [rng.randbytes(4096) for _ in range(3)]
+    digest = hashlib.sha256(b"".join(pages)).digest()
+    damaged = bytes([pages[1][0] ^ 1, *pages[1][1:]])
+    path = tmp_path / "etcd.db"
+    for blobs, text in (
+        ([pages[0], damaged, pages[2], digest], "damaged"),
+        ([*pages[:2], digest], "damaged"),
+        (pages, "early"),
+        ([], "early"),
+    ):
+        async with liar(blobs) as endpoint:
+            with pytest.raises(SnapshotError, match=text):
+                await client.maintenance.snapshot_to(path, endpoint)
+            assert [*tmp_path.iterdir()] == []
+    async with liar([*pages, digest]) as endpoint:
+        assert await client.maintenance.snapshot_to(path, endpoint) == path.stat().st_size
 
 
 async def test_no_place_for_it(client: Client, tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ class Download(Generic[Request, Response]):
             self._room.set()
             return self._inbox.popleft()
         if not self._task.done():
+            self._error = self._too_late()
             self.close()
-            raise self._too_late()
         if self._error is not None:
             raise self._error
         if self._task.cancelled():
@@ -119,7 +119,12 @@ class Download(Generic[Request, Response]):
                 await self._read_all()
                 return
             with WatchedCall(monitor, self._method.name) as watched:
-                await self._read_all(watched)
+                try:
+                    await self._read_all(watched)
+                except asyncio.CancelledError:
+                    if self._error is None:
+                        raise
+                    raise self._error from None  # it was too late, and is told as that
         except EtcdError as error:
             self._error = error
 

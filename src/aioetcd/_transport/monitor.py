@@ -46,7 +46,7 @@ class Monitor:
         observers: The user's.
 
     Attributes:
-        calls: Unary calls made, retries not counted.
+        calls: Calls made, retries not counted.
         retries: How often one of them was sent again.
         is_watched: Whether there are observers: without, a call makes no report.
     """

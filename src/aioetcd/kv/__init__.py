@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from aioetcd import _decode
-from aioetcd._checks import check_flag, check_int
+from aioetcd._checks import check_callable, check_flag, check_int
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.calls import Calls
@@ -58,8 +58,9 @@ _HOPELESS = (AuthError, ClientClosedError, LeaseNotFoundError, NoEndpointError)
 class KV(metaclass=NoPublicConstructor):
     """Reads and writes keys; it is ``client.kv``, which any number of tasks may use.
 
-    Each call is one RPC. Keys and values are str (sent as UTF-8) or bytes, and come back as bytes.
-    A request may have 1.5 MiB (the server's ``--max-request-bytes``), an answer any size.
+    Each call is one RPC, but for `scan` and those of many keys. Keys and values are str (sent as
+    UTF-8) or bytes, and come back as bytes. A request may have 1.5 MiB (the server's
+    ``--max-request-bytes``), an answer any size.
 
     Reads are repeated until their deadline when a connection breaks. A write is repeated only
     when it surely was not applied; otherwise it raises, with ``maybe_applied`` set on the error.
@@ -334,7 +335,7 @@ class KV(metaclass=NoPublicConstructor):
             request,
             page_size=None if page_size is None else check_int("page_size", page_size, 1),
             limit=None if limit is None else check_int("limit", limit, 1, none="no limit"),
-            progress=progress,
+            progress=check_callable("progress", progress),
             timeout=self._calls.resolve_timeout(timeout),
         )
         async with aclosing(scan.read()) as kvs:
@@ -413,7 +414,7 @@ class KV(metaclass=NoPublicConstructor):
         """
         if not isinstance(items, Mapping):
             raise TypeError(f"items must be a mapping, not {type(items).__name__}")
-        encoded = _encoded(items, unique=True)
+        encoded = _encoded(items, "items", unique=True)
         puts = {
             key: Op.put(key, value, lease=lease)
             for key, value in zip(encoded, items.values(), strict=True)
@@ -518,16 +519,18 @@ class KV(metaclass=NoPublicConstructor):
         return CompactResponse(_decode.header(response.header))
 
 
-def _encoded(keys: Iterable[str | bytes], *, unique: bool = False) -> list[bytes]:
+def _encoded(
+    keys: Iterable[str | bytes], name: str = "keys", *, unique: bool = False
+) -> list[bytes]:
     """Give keys as bytes, if there is any, and where it matters each of them once."""
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-        raise TypeError(f"keys must be an iterable of keys, not {type(keys).__name__}")
+        raise TypeError(f"{name} must be an iterable of keys, not {type(keys).__name__}")
     encoded = [encode_key(key) for key in keys]
     if not encoded:
-        raise ValueError("keys must name at least one key")
+        raise ValueError(f"{name} must name at least one key")
     if unique and len(set(encoded)) != len(encoded):
         ((twice, _),) = Counter(encoded).most_common(1)
-        raise ValueError(f"keys must be different, and {twice!r} is there twice")
+        raise ValueError(f"{name} must have different keys, and {twice!r} is there twice")
     return encoded
 
 

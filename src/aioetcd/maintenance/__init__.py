@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from aioetcd import _decode
-from aioetcd._checks import check_int, check_member
+from aioetcd._checks import check_callable, check_int, check_member, check_text
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.backoff import Backoff
@@ -321,6 +321,7 @@ class Maintenance(metaclass=NoPublicConstructor):
                 None is none.
 
         Raises:
+            ValueError: An empty version.
             TypeError: No str.
             InvalidRequestError: It is no version that the cluster can go to.
             MemberError: It is being downgraded already.
@@ -334,7 +335,7 @@ class Maintenance(metaclass=NoPublicConstructor):
                 error.maybe_applied  # False
         """
         action = rpc_pb2.DowngradeRequest.VALIDATE
-        return await self._downgrade(action, version, timeout)
+        return await self._downgrade(action, check_text("version", version), timeout)
 
     async def enable_downgrade(
         self, version: str, *, timeout: float | Default | None = DEFAULT
@@ -349,6 +350,7 @@ class Maintenance(metaclass=NoPublicConstructor):
                 None is none.
 
         Raises:
+            ValueError: An empty version.
             TypeError: No str.
             InvalidRequestError: It is no version that the cluster can go to.
             MemberError: It is being downgraded already.
@@ -361,7 +363,8 @@ class Maintenance(metaclass=NoPublicConstructor):
             except InvalidRequestError as error:
                 error.maybe_applied  # False
         """
-        return await self._downgrade(rpc_pb2.DowngradeRequest.ENABLE, version, timeout)
+        action = rpc_pb2.DowngradeRequest.ENABLE
+        return await self._downgrade(action, check_text("version", version), timeout)
 
     async def cancel_downgrade(
         self, *, timeout: float | Default | None = DEFAULT
@@ -388,8 +391,6 @@ class Maintenance(metaclass=NoPublicConstructor):
     async def _downgrade(
         self, action: Any, version: str, timeout: float | Default | None
     ) -> DowngradeResponse:
-        if not isinstance(version, str):
-            raise TypeError(f"version must be a str, not {type(version).__name__}")
         only_asks = action == rpc_pb2.DowngradeRequest.VALIDATE
         response = await self._calls.unary(
             _VALIDATE_DOWNGRADE if only_asks else DOWNGRADE,
@@ -474,6 +475,7 @@ class Maintenance(metaclass=NoPublicConstructor):
         """
         from aioetcd.maintenance._snapshot import SnapshotFile  # it imports much
 
+        check_callable("progress", progress)
         chunks = self.snapshot(endpoint, timeout=timeout)
         file = SnapshotFile(path)
         done = 0
@@ -514,5 +516,12 @@ def _status(message: rpc_pb2.StatusResponse) -> Status:
 def _alarms(message: rpc_pb2.AlarmResponse) -> AlarmList:
     return AlarmList(
         _decode.header(message.header),
-        tuple(Alarm(each.memberID, AlarmType(each.alarm)) for each in message.alarms),
+        tuple(Alarm(each.memberID, _alarm_type(each.alarm)) for each in message.alarms),
     )
+
+
+def _alarm_type(number: int) -> AlarmType | int:
+    try:
+        return AlarmType(number)
+    except ValueError:  # of a server that is newer than this
+        return number

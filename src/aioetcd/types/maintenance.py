@@ -86,13 +86,13 @@ class Alarm(Value):
 
     Attributes:
         member_id: The member that raised it.
-        type: What for.
+        type: What for; an int for what this version of aioetcd does not know.
     """
 
     __slots__ = ("member_id", "type")
 
     member_id: int
-    type: AlarmType
+    type: AlarmType | int
 
 
 class AlarmList(Value):

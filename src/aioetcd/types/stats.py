@@ -14,7 +14,7 @@ class ClientStats(Value):
         connections: gRPC's state of the connection to each endpoint: ``"READY"``, ``"IDLE"``,
             ``"CONNECTING"``, ``"TRANSIENT_FAILURE"``, or ``"UNUSED"`` where none was tried.
         endpoint: The endpoint in use, or None while one is searched.
-        calls: Unary calls made, however often each was sent.
+        calls: Calls made, however often each was sent; watches and renewals are none.
         retries: How often one of them was sent again.
         reconnects: How often a stream of watches or leases was lost, and then opened again.
         watches: Watches that have not ended.

@@ -1,4 +1,4 @@
-"""Every Python example of the README runs, and gives what it says.
+"""Every Python example of the README and of the documentation runs, and gives what it says.
 
 Four kinds of examples are told apart: a whole program has ``asyncio.run(``, one that runs until
 SIGTERM names that, a pytest file has ``def test_``, and all others are the body of an async
@@ -17,33 +17,38 @@ import sys
 import tokenize
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aioetcd
+import aioetcd.testing
 from aioetcd import Client
 from aioetcd.testing import EtcdServer
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-TEXT = README.read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-# Where the README's programs expect an etcd.
+# Where the examples expect an etcd.
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A fenced block; `line` is the number of the README's line before its first."""
+    """A fenced block of a page; `line` is the number of the page's line before its first."""
 
     line: int
     source: str
+    page: Path = Path()
 
     def __str__(self) -> str:
-        return f"line{self.line}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def at(self, endpoint: str) -> Example:
+        """Give the example with the server's endpoint in place of the default one."""
+        return replace(self, source=self.source.replace(DEFAULT_ENDPOINT, endpoint))
 
     @property
     def kind(self) -> str:
@@ -63,8 +68,13 @@ class Example:
 
 
 def examples(kind: str) -> list[Example]:
-    blocks = re.finditer(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
-    found = (Example(TEXT.count("\n", 0, match.start(1)), match[1]) for match in blocks)
+    found = [
+        Example(text.count("\n", 0, match.start(1)), match[1], page)
+        for page in PAGES
+        for text in [page.read_text("utf-8")]
+        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        if not match[1].startswith("--8<--")  # a whole file, see test_examples
+    ]
     return [example for example in found if example.kind == kind]
 
 
@@ -85,26 +95,27 @@ class Checks(ast.NodeTransformer):
 def compile_body(
     example: Example, check: Callable[[int, object], None]
 ) -> Callable[[Client], Awaitable[None]]:
-    """Make an async function of an example, with the README's line numbers."""
+    """Make an async function of an example, with the page's line numbers."""
     module = ast.parse("async def example(client): ...")
     (function,) = module.body
     assert isinstance(function, ast.AsyncFunctionDef)
     function.body = Checks(set(example.claims)).visit(ast.parse(example.source)).body
     ast.increment_lineno(ast.fix_missing_locations(module), example.line)
     namespace: dict[str, Any] = {"check": check}
-    exec(compile(module, README, "exec"), namespace)
+    exec(compile(module, example.page, "exec"), namespace)
     body: Callable[[Client], Awaitable[None]] = namespace["example"]
     return body
 
 
 @pytest.mark.parametrize("example", examples("body"), ids=str)
-async def test_example(example: Example, client: Client) -> None:
+async def test_example(example: Example, server: EtcdServer, client: Client) -> None:
     """An example runs where `client` is open, and each result that it states is what it gives."""
+    example = example.at(server.endpoint)
     claims = example.claims
     checked = set()
 
     def check(line: int, result: object) -> None:
-        assert result == claims[line], f"README.md:{example.line + line}"
+        assert result == claims[line], f"{example.page}:{example.line + line}"
         checked.add(line)
 
     await compile_body(example, check)(client)
@@ -116,7 +127,7 @@ async def test_example(example: Example, client: Client) -> None:
 def test_program(example: Example, server: EtcdServer, tmp_path: Path) -> None:
     """A program prints the results that it states, and nothing else."""
     program = tmp_path / "program.py"
-    program.write_text(example.source.replace(DEFAULT_ENDPOINT, server.endpoint))
+    program.write_text(example.at(server.endpoint).source)
     done = subprocess.run(
         [sys.executable, "-W", "error", program],
         stdin=subprocess.DEVNULL,
@@ -136,7 +147,7 @@ async def test_service(
 ) -> None:
     """A service that is told to end does so in order, and says so."""
     program = tmp_path / "program.py"
-    program.write_text(example.source.replace(DEFAULT_ENDPOINT, server.endpoint))
+    program.write_text(example.at(server.endpoint).source)
     first, *rest = [f"{result}\n" for result in example.claims.values()]
     with subprocess.Popen(
         [sys.executable, "-u", "-W", "error", program],
@@ -167,22 +178,38 @@ def test_pytest_file(example: Example, pytester: pytest.Pytester) -> None:
 
 def test_kinds() -> None:
     """There are examples of each kind, so that none of the tests above runs on nothing."""
-    assert len(examples("body")) >= 6
-    assert len(examples("program")) == 3
+    assert len(examples("body")) >= 30
+    assert len(examples("program")) == 4
     assert len(examples("service")) == 1
-    assert len(examples("pytest")) == 2
+    assert len(examples("pytest")) == 3
 
 
-def test_errors() -> None:
-    """Every error that the README names is there."""
-    names = set(re.findall(r"\b\w+Error\b", TEXT))
-    assert len(names) > 10
-    known = {*dir(aioetcd), *dir(builtins), "CancelledError"}  # the last is asyncio's
-    assert names - known == set()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_errors(page: Path) -> None:
+    """Every error that a page names is there."""
+    names = set(re.findall(r"\b\w+Error\b", page.read_text("utf-8")))
+    known = {*dir(aioetcd), *dir(aioetcd.testing), *dir(builtins)}
+    assert names - known == {"CancelledError"} & names  # asyncio's
 
 
 def test_links() -> None:
     """Every file that the README links to, and every script that it names, is there."""
-    paths = re.findall(r"\]\(([\w./]+)\)", TEXT) + re.findall(r"^scripts/\S+", TEXT, re.MULTILINE)
+    text = PAGES[0].read_text("utf-8")
+    paths = re.findall(r"\]\(([\w./]+)\)", text) + re.findall(r"^scripts/\S+", text, re.MULTILINE)
     assert len(paths) >= 6
     assert [path for path in paths if not (ROOT / path).is_file()] == []
+
+
+def test_everything_public_is_in_the_reference() -> None:
+    """Each name that aioetcd exports has its place there, and only one."""
+    reference = "".join(page.read_text("utf-8") for page in PAGES if "reference" in page.parts)
+    names = re.findall(r"^::: aioetcd\.(\w+)$", reference, re.MULTILINE)
+    assert sorted(names) == sorted(set(aioetcd.__all__) - {"__version__"})
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """No page of the documentation is without a way to it."""
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]]
+    pages = [page for page in pages if not page.startswith("tables/")]
+    assert sorted(re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE)) == sorted(pages)

@@ -1,0 +1,160 @@
+"""Registration and discovery: who serves, and where.
+
+    python examples/discovery.py                       for itself: on an etcd of its own, see below
+    python examples/discovery.py register NAME ADDRESS until it is told to end
+    python examples/discovery.py watch                 prints who comes and goes
+
+An instance that ends in order, by SIGTERM or Ctrl-C, is gone from the list at once; one that is
+killed, or whose machine is, after the time to live of its lease. One that was cut off for longer
+than that registers again. The demonstration starts three, ends one by SIGTERM, kills one, revokes
+the third's lease, and watches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+from aioetcd import (
+    Client,
+    CompactedError,
+    DeadlineExceededError,
+    EtcdError,
+    EventType,
+    LeaseLostError,
+    NoEndpointError,
+    UnavailableError,
+)
+from aioetcd.testing import EtcdNotFoundError, EtcdServer
+
+PREFIX = "/services/demo/"
+TTL = 3  # seconds for which one that was killed is still in the list
+
+
+def say(text: str) -> None:
+    print(f"{text}\n", end="", flush=True)  # in one piece: several processes write here
+
+
+async def register(client: Client, name: str, address: str) -> None:
+    """Be in the list until cancelled."""
+    while True:
+        try:
+            async with client.session(ttl=TTL) as session:
+                await client.kv.put(f"{PREFIX}{name}", address, lease=session)
+                say(f"{name} is registered")
+                await asyncio.Event().wait()
+        except (LeaseLostError, NoEndpointError, UnavailableError, DeadlineExceededError) as error:
+            # etcd was out of reach for the whole time to live, or somebody has revoked the lease:
+            # the others have seen this instance go. It comes back as soon as it can.
+            say(f"{name} registers again: {error}")
+            await asyncio.sleep(0.5)
+
+
+async def instances(client: Client) -> AsyncIterator[dict[str, str]]:
+    """Give who is there, by name, and again after each change."""
+    while True:
+        got = await client.kv.get(PREFIX, prefix=True)
+        there = {name_of(kv.key): kv.text for kv in got.kvs}
+        yield dict(there)
+        start = got.header.revision + 1
+        try:
+            async with client.watch(PREFIX, prefix=True, start_revision=start) as watch:
+                async for batch in watch.batches():
+                    for event in batch.events:
+                        if event.type is EventType.DELETE:
+                            there.pop(name_of(event.kv.key), None)
+                        else:
+                            there[name_of(event.kv.key)] = event.kv.text
+                    yield dict(there)
+        except CompactedError:
+            pass  # it was away for longer than the history is kept: read all again
+
+
+def name_of(key: bytes) -> str:
+    return key.decode().removeprefix(PREFIX)
+
+
+async def serve(endpoints: list[str], name: str, address: str) -> None:
+    task = asyncio.current_task()
+    assert task is not None  # a coroutine always runs in one
+    # Ctrl-C cancels it already; SIGTERM, by which containers end, does not by itself.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async with Client(endpoints) as client:
+        try:
+            await register(client, name, address)
+        except asyncio.CancelledError:
+            say(f"{name} ends")  # its session has revoked the lease
+
+
+async def watch(endpoints: list[str]) -> None:
+    async with Client(endpoints) as client:
+        async for there in instances(client):
+            say(str(there))
+
+
+async def demonstrate() -> None:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(EtcdServer())
+        client = await stack.enter_async_context(Client(server.endpoint))
+        processes: dict[str, subprocess.Popen[bytes]] = {}
+        for number, name in enumerate(["ended", "killed", "revoked"], start=1):
+            command = [sys.executable, __file__, "--endpoints", server.endpoint]
+            process = subprocess.Popen([*command, "register", name, f"10.0.0.{number}:80"])
+            processes[name] = process
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        last: set[str] = set()
+        step = 0
+        async for there in instances(client):
+            say(f"there: {', '.join(sorted(there)) or 'nobody'}")
+            if step == 0 and len(there) == 3:
+                processes["ended"].terminate()
+                step = 1
+            elif step == 1 and "ended" not in there:
+                processes["killed"].kill()
+                step = 2
+            elif step == 2 and "killed" not in there:
+                got = await client.kv.get(f"{PREFIX}revoked")
+                if got.kv is not None and got.kv.lease is not None:
+                    await client.lease.revoke(got.kv.lease)
+                step = 3
+            elif step == 3 and "revoked" in there and "revoked" not in last:
+                return  # it is back
+            last = set(there)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Register an instance, or watch who is there.")
+    parser.add_argument(
+        "--endpoints",
+        metavar="HOST:PORT[,HOST:PORT...]",
+        type=lambda text: text.split(","),
+        default=["127.0.0.1:2379"],
+    )
+    commands = parser.add_subparsers(dest="command")
+    registering = commands.add_parser("register", help="be in the list until told to end")
+    registering.add_argument("name", metavar="NAME")
+    registering.add_argument("address", metavar="ADDRESS")
+    commands.add_parser("watch", help="print who comes and goes")
+    arguments = parser.parse_args()
+    if arguments.command == "register":
+        running = serve(arguments.endpoints, arguments.name, arguments.address)
+    elif arguments.command == "watch":
+        running = watch(arguments.endpoints)
+    else:
+        running = demonstrate()
+    try:
+        asyncio.run(running)
+    except (EtcdNotFoundError, EtcdError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
