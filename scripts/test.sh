@@ -4,8 +4,9 @@
 #   scripts/test.sh                 the checks, and the whole suite on the packaged etcd with coverage
 #   scripts/test.sh --quick         the checks, and what is quick: no long faults, nothing that must
 #                                   run alone, no packaging, no coverage
-#   scripts/test.sh --servers       what a server's version could change on each newer etcd, and the
-#                                   long faults on one of them; needs go, to build them
+#   scripts/test.sh --servers       what a server's version could change on each newer etcd, the long
+#                                   faults on one of them, and on the last one what namespaces have
+#                                   below a prefix; needs go, to build them
 #   scripts/test.sh ARGUMENTS...    only `pytest ARGUMENTS...`
 #
 # AIOETCD_TEST_ETCD names another etcd to take in place of the packaged 3.5.1.
@@ -13,6 +14,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 newer=(3.5.35 3.6.16 3.7.3)
+# What a namespace has as well, and is tested by unchanged.
+below=(tests/test_kv.py tests/test_kv_faults.py tests/test_many_keys.py tests/watch tests/lease
+    tests/concurrency)
 ran=()
 left_out=()
 
@@ -107,6 +111,9 @@ case ${1:-} in
             ran+=("contract on etcd $version")
         fi
     done
+    version=$(version_of "$AIOETCD_TEST_ETCD")
+    side_by_side contract --namespaced "${below[@]}" "${@:2}"
+    ran+=("contract of what namespaces have, below a prefix, on etcd $version")
     ;;
 *)
     exec python -m pytest "$@"

@@ -39,7 +39,7 @@ class Seen(Observer):
     def call_ended(self, call: CallReport) -> None:
         """Note a call."""
         if isinstance(call.error, UnsupportedByServerError):
-            self.outcomes[call.method] = f"from {call.error.needs} on"
+            self.outcomes[call.method] = f"from {call.error.needs}"
         else:
             self.outcomes[call.method] = WORKS
 
