@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from time import monotonic
 from typing import Any
 
@@ -11,20 +13,24 @@ import anyio
 import pytest
 
 from aioetcd import (
+    CallReport,
     Client,
+    ClientClosedError,
     CompactedError,
     DeadlineExceededError,
     FutureRevisionError,
     KeyValue,
     LeaseNotFoundError,
+    Observer,
     Op,
     PartialWriteError,
+    PutManyResponse,
     RequestTooLargeError,
 )
 from aioetcd._transport.methods import RANGE_STREAM
 from aioetcd.kv._many import batches
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
-from tests.waiting import lateness
+from tests.waiting import lateness, until
 
 
 async def fill(client: Client, count: int, size: int = 10) -> list[bytes]:
@@ -183,6 +189,55 @@ async def test_scan_is_left(client: Client, server: EtcdServer) -> None:
     assert len(await scanned(client, "/k/", prefix=True)) == 3000
 
 
+@pytest.mark.parametrize("page_size", [None, 20])
+async def test_scan_of_a_client_that_closes(
+    server: EtcdServer, client: Client, page_size: int | None
+) -> None:
+    """It ends as everything does, wherever it stands."""
+    await fill(client, 3000, 1000)
+    async with Client(server.endpoint) as other:
+        scan = other.kv.scan("/k/", prefix=True, page_size=page_size)
+        await anext(scan)
+        await other.aclose()
+        with pytest.raises(ClientClosedError):
+            await scan_rest(scan)
+
+
+async def test_scan_whose_progress_fails(client: Client) -> None:
+    """Its error is the scan's; what is no function is refused."""
+    await fill(client, 100)
+    with pytest.raises(ZeroDivisionError):
+        await scanned(client, "/k/", prefix=True, progress=lambda given, total: given // 0)
+    with pytest.raises(TypeError, match=r"^progress must be a function, not int"):
+        await scanned(client, "/k/", prefix=True, progress=7)
+
+
+async def test_scan_two_namespaces_below(client: Client) -> None:
+    """Each takes its own part of a key."""
+    await fill(client, 300)
+    below = client.namespace("/k").namespace("/000").kv
+    for page_size in (None, 20):
+        keys = [kv.key async for kv in below.scan("", prefix=True, page_size=page_size)]
+        assert keys == [f"{number:03}".encode() for number in range(300)]
+
+
+@pytest.mark.parametrize("page_size", [None, 20])
+async def test_scan_outlives_its_token(page_size: int | None) -> None:
+    """A member that has forgotten it, as all do that are restarted, is given another one."""
+    auth = ("root", "secret")
+    async with (
+        EtcdServer(quick=True, args=["--bcrypt-cost=4"], auth=auth) as server,
+        Client(server.endpoint, username=auth[0], password=auth[1]) as client,
+    ):
+        keys = await fill(client, 3000, 1000)
+        found = []
+        async for kv in client.kv.scan("/k/", prefix=True, page_size=page_size):
+            found.append(kv.key)
+            if len(found) == 20:
+                await server.restart()
+        assert found == keys
+
+
 @pytest.mark.parametrize("option", ["limit", "page_size", "revision"])
 @pytest.mark.parametrize("wrong", [0, -1, "1", True])
 async def test_wrong_numbers(client: Client, option: str, wrong: Any) -> None:
@@ -230,6 +285,76 @@ async def test_get_many_has_one_revision(client: Client) -> None:
             assert first.value == last.value
             assert len(got.kvs) == 1000
         stop = True
+
+
+async def test_get_many_that_is_compacted_meanwhile(server: EtcdServer, client: Client) -> None:
+    """There is no answer of two revisions: it is an error."""
+    keys = await fill(client, 300)
+    first = anyio.Event()
+
+    class First(Observer):
+        def call_ended(self, call: CallReport) -> None:
+            if call.method == "Txn" and not first.is_set():
+                proxy.hang()
+                first.set()
+
+    async def compact() -> None:
+        await first.wait()
+        await client.kv.compact((await client.kv.put("k", "v")).header.revision)
+        await proxy.heal()
+
+    async with (
+        FaultProxy(server.endpoint) as proxy,
+        Client(proxy.endpoint, observers=[First()]) as through,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(compact)
+        with pytest.raises(CompactedError):
+            await through.kv.get_many(keys)
+
+
+@asynccontextmanager
+async def writing_without_answers(
+    server: EtcdServer, client: Client, items: dict[str, bytes]
+) -> AsyncIterator[tuple[Client, asyncio.Task[PutManyResponse]]]:
+    """Write many keys, the first of which are written, through a proxy that keeps the answers."""
+
+    async def some_are_written() -> bool:
+        return bool((await client.kv.get("/m/", prefix=True, limit=1)).kvs)
+
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as through:
+        await through.ping()
+        proxy.blackhole(client_to_server=False)
+        writing = asyncio.ensure_future(through.kv.put_many(items))
+        await until(some_are_written)
+        yield through, writing
+
+
+async def test_put_many_is_cancelled(server: EtcdServer, client: Client) -> None:
+    """At once, whatever is under way; of the rest nothing is sent."""
+    items = {f"/m/{number:04}": b"v" for number in range(128 * 20)}
+    async with writing_without_answers(server, client, items) as (_, writing):
+        writing.cancel()
+        with anyio.fail_after(1), pytest.raises(asyncio.CancelledError):
+            await writing
+    written = (await client.kv.get("/m/", prefix=True)).count
+    assert written % 128 == 0
+    assert written <= 8 * 128
+
+
+async def test_put_many_of_a_client_that_closes(server: EtcdServer, client: Client) -> None:
+    """Each key has its error, and those under way may have been written."""
+    items = {f"/m/{number:04}": b"v" for number in range(128 * 20)}
+    async with writing_without_answers(server, client, items) as (through, writing):
+        await through.aclose()
+        with anyio.fail_after(1), pytest.raises(PartialWriteError) as caught:
+            await writing
+    error = caught.value
+    assert error.maybe_applied is True
+    assert isinstance(error.__cause__, ClientClosedError)
+    assert len(error.failed) == len(items)
+    written = {kv.key for kv in (await client.kv.get("/m/", prefix=True)).kvs}
+    assert written <= {key for key, each in error.failed.items() if each.maybe_applied}
 
 
 @pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), ("5", TypeError)])

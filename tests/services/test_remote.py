@@ -10,6 +10,7 @@ import pytest
 
 from aioetcd import (
     Client,
+    ClientClosedError,
     DeadlineExceededError,
     EtcdError,
     LeaderKey,
@@ -17,6 +18,7 @@ from aioetcd import (
     LockNotAcquiredError,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.waiting import until
 
 
 async def test_a_lock(client: Client) -> None:
@@ -81,6 +83,21 @@ async def test_a_cut_ends_observing(server: EtcdServer, client: Client) -> None:
                     await anext(leaders)
             async with aclosing(through.remote.observe("/e")) as leaders:
                 assert (await anext(leaders)).kv.value == b"one"
+
+
+async def test_a_client_that_closes_ends_observing(server: EtcdServer) -> None:
+    """Also while there is nobody to be seen."""
+    async with Client(server.endpoint) as client:
+        leaders = client.remote.observe("/e", timeout=None)
+        async with anyio.create_task_group() as group:
+
+            async def close() -> None:
+                await until(lambda: client.stats().calls > 0)
+                await client.aclose()
+
+            group.start_soon(close)
+            with pytest.raises(ClientClosedError):
+                await anext(leaders)
 
 
 async def test_a_lease_that_is_none(client: Client) -> None:
