@@ -1,8 +1,9 @@
-"""How fast a scan is, and what it holds: beside a bare stub that pages and parses, in turns.
+"""How fast a scan is, and what it holds: beside a bare stub and beside Go's client, in turns.
 
     python benchmarks/scan.py [--keys 200000] [--rounds 5]
 
-The keys change while they are read.
+The stub and Go's client read by pages of 1000 (Go's where there is a ``go`` to build it with). The
+keys change while they are read.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import argparse
 import gc
 import platform
 import resource
+import shutil
+import subprocess
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -54,6 +58,22 @@ async def scan(client: Client, count: int, page_size: int | None = None) -> None
     assert read == count
 
 
+async def go(program: str, endpoint: str, count: int) -> float:
+    """Read the same with Go's client; gives the seconds that it took without starting."""
+    done = await anyio.run_process([program, "scan", endpoint, "/k/", str(PAGE)])
+    read, seconds = done.stdout.split()
+    assert int(read) == count
+    return float(seconds)
+
+
+def go_program() -> str | None:
+    """Build the program of Go's; None where that cannot be."""
+    if shutil.which("go") is None:
+        return None
+    script = Path(__file__).parent.parent / "scripts" / "get_go_client.sh"
+    return subprocess.run([script], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
 def resident() -> int:
     """Give the bytes of memory that this process has."""
     with open("/proc/self/statm") as statm:
@@ -69,11 +89,13 @@ async def main(keys: int, rounds: int) -> None:
         options = channel_options(keepalive_time=10.0, keepalive_timeout=5.0)
         async with grpc.aio.insecure_channel(server.endpoint, options=options) as channel:
             stub = rpc_pb2_grpc.KVStub(channel)
-            ways: dict[str, Callable[[], Awaitable[None]]] = {
+            ways: dict[str, Callable[[], Awaitable[float | None]]] = {
                 "bare stub, pages of 1000": partial(bare, stub, keys),
                 "scan": partial(scan, client, keys),
                 "scan, pages of 1000": partial(scan, client, keys, PAGE),
             }
+            if (program := go_program()) is not None:
+                ways["Go's client, pages of 1000"] = partial(go, program, server.endpoint, keys)
             stop = False
 
             async def change() -> None:
@@ -101,9 +123,9 @@ async def main(keys: int, rounds: int) -> None:
 
                         group.start_soon(look)
                         began = perf_counter()
-                        await read()
+                        seconds = await read()
                         if number >= 0:  # the one before warms up
-                            took[name].append(perf_counter() - began)
+                            took[name].append(seconds or perf_counter() - began)
                             grew[name] = max(grew[name], highest - before)
                         is_done.set()
                 stop = True
@@ -111,12 +133,11 @@ async def main(keys: int, rounds: int) -> None:
         f"Python {platform.python_version()}, etcd {server.version}, {keys} keys, {rounds} rounds"
     )
     first = median(took["bare stub, pages of 1000"])
-    for name, seconds in took.items():
-        rate = keys / median(seconds)
-        ratio = first / median(seconds)
-        print(
-            f"{name:26}{rate:10.0f} keys/s {ratio:6.2f} x bare {grew[name] / 2**20:8.1f} MiB more"
-        )
+    for name, times in took.items():
+        rate = keys / median(times)
+        ratio = first / median(times)
+        more = "" if name.startswith("Go") else f"{grew[name] / 2**20:9.1f} MiB more"
+        print(f"{name:27}{rate:10.0f} keys/s {ratio:6.2f} x bare{more}")
 
 
 if __name__ == "__main__":
