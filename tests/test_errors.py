@@ -34,6 +34,7 @@ OWN_FACTS: dict[type[e.EtcdError], dict[str, object]] = {
     e.LeaseExpiredError: {"lease_id": 7},
     e.LockNotAcquiredError: {"holder": HOLDER},
     e.LockTimeoutError: {"timeout": 0.5, "holder": HOLDER},
+    e.ElectionTimeoutError: {"timeout": 0.5, "leader": HOLDER},
 }
 
 
@@ -75,6 +76,8 @@ def make(cls: type[e.EtcdError]) -> e.EtcdError:
         (e.LockNotAcquiredError, [e.LockError]),
         (e.LockTimeoutError, [e.LockError, TimeoutError]),
         (e.LockLostError, [e.LockError]),
+        (e.ElectionTimeoutError, [e.ElectionError, TimeoutError]),
+        (e.LeadershipLostError, [e.ElectionError]),
         (e.MemberNotFoundError, [e.MemberError]),
         (e.NotLeaderError, [e.MemberError]),
         (e.LearnerError, [e.MemberError]),
@@ -93,7 +96,12 @@ def test_family(cls: type[e.EtcdError], bases: list[type[Exception]]) -> None:
 def test_builtin_twins_are_exclusive(builtin: type[Exception]) -> None:
     """Nothing but what is meant is caught by a builtin: a lost lease is no time-out."""
     expected: dict[type[Exception], set[type[e.EtcdError]]] = {
-        TimeoutError: {e.DeadlineExceededError, e.LockTimeoutError, e.NoEndpointError},
+        TimeoutError: {
+            e.DeadlineExceededError,
+            e.ElectionTimeoutError,
+            e.LockTimeoutError,
+            e.NoEndpointError,
+        },
         ConnectionError: {e.UnavailableError, e.NoEndpointError, e.NoLeaderError},
         PermissionError: {e.PermissionDeniedError},
         ValueError: {
@@ -148,6 +156,7 @@ def test_optional_facts_are_none() -> None:
     assert e.DeadlineExceededError("x").timeout is None
     assert e.CompactedError("x").compact_revision is None
     assert e.LockTimeoutError("x", timeout=1).holder is None
+    assert e.ElectionTimeoutError("x", timeout=1).leader is None
     assert e.UnsupportedByServerError("x").server_version is None
     assert e.UnsupportedByServerError("x").needs is None
 

@@ -6,7 +6,7 @@ from aioetcd.auth import Auth
 from aioetcd.client import Client
 from aioetcd.cluster import Cluster
 from aioetcd.compare import Compare, CompareTarget
-from aioetcd.concurrency import Lock, OnLost, Session
+from aioetcd.concurrency import Election, Leadership, Lock, OnLost, RWLock, Session
 from aioetcd.config.client import ClientOptions
 from aioetcd.config.srv import Resolver
 from aioetcd.config.timeouts import DEFAULT, Default
@@ -21,10 +21,13 @@ from aioetcd.errors import (
     CorruptClusterError,
     DeadlineExceededError,
     DuplicateKeyError,
+    ElectionError,
+    ElectionTimeoutError,
     EtcdError,
     FutureRevisionError,
     InvalidRequestError,
     KeyNotFoundError,
+    LeadershipLostError,
     LearnerError,
     LeaseError,
     LeaseExistsError,
@@ -158,6 +161,9 @@ __all__ = [
     "DeleteResponse",
     "DowngradeResponse",
     "DuplicateKeyError",
+    "Election",
+    "ElectionError",
+    "ElectionTimeoutError",
     "EtcdError",
     "Event",
     "EventType",
@@ -173,6 +179,8 @@ __all__ = [
     "KeyValue",
     "LeaderKey",
     "LeaderResponse",
+    "Leadership",
+    "LeadershipLostError",
     "LearnerError",
     "Lease",
     "LeaseError",
@@ -215,6 +223,7 @@ __all__ = [
     "PermissionType",
     "PutManyResponse",
     "PutResponse",
+    "RWLock",
     "Remote",
     "RemoteLockResponse",
     "RemoteResponse",

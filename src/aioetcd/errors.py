@@ -364,3 +364,28 @@ class LockTimeoutError(LockError, TimeoutError):
 
 class LockLostError(LockError):
     """The lock, or the place in its queue, is gone: lease lost, or the key was deleted."""
+
+
+class ElectionError(EtcdError):
+    """About an election."""
+
+
+class ElectionTimeoutError(ElectionError, TimeoutError):
+    """The leadership did not come within the time you gave it.
+
+    Attributes:
+        timeout: That time in seconds.
+        leader: The key of whoever led when it was last looked at, or None where that is not known.
+    """
+
+    timeout: float
+    leader: KeyValue | None
+
+    def __init__(self, message: str, *, timeout: float, leader: KeyValue | None = None) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        self.leader = leader
+
+
+class LeadershipLostError(ElectionError):
+    """The leadership, or the candidacy, is gone: lease lost, or the key was deleted."""

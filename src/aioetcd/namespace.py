@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from aioetcd._checks import check_int
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._prefixed import Prefixed
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
-from aioetcd.concurrency import Lock, OnLost, Session
+from aioetcd.concurrency import Election, Lock, OnLost, Parts, RWLock, Session, queued_at
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.keys import encode_key
 from aioetcd.kv import KV
 from aioetcd.lease import Leases, LeaseStreams
+from aioetcd.types.store import KeyValue
 from aioetcd.watch import Watcher, WatchStreams
 
 __all__ = ["Namespace", "Shared"]
@@ -62,6 +65,8 @@ class Namespace(metaclass=NoPublicConstructor):
         self.kv: KV = create(KV, calls)
         self.lease: Leases = create(Leases, calls, shared.leases)
         self.watch: Watcher = create(Watcher, calls, shared.watches)
+        turns = create(Watcher, calls, shared.turns)
+        self._parts = Parts(shared.transport, calls, self.kv, self.lease, turns)
 
     def __repr__(self) -> str:
         """Show the prefix."""
@@ -148,11 +153,7 @@ class Namespace(metaclass=NoPublicConstructor):
         """
         return create(
             Lock,
-            self._shared.transport,
-            self._calls,
-            self.kv,
-            self.lease,
-            create(Watcher, self._calls, self._shared.turns),
+            self._parts,
             name,
             session=session,
             ttl=ttl,
@@ -161,3 +162,126 @@ class Namespace(metaclass=NoPublicConstructor):
             timeout=timeout,
             on_lost=on_lost,
         )
+
+    async def locks(
+        self, name: str | bytes, *, timeout: float | Default | None = DEFAULT
+    ) -> tuple[KeyValue, ...]:
+        """List who holds a lock, and who waits for it (RPC ``Range``), in the order of their turns.
+
+        Args:
+            name: The name of a lock, a readers-writer lock, a semaphore.
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
+
+        Returns:
+            Their keys, whose ``value`` is what each wrote for onlookers; the first one's is the
+            holder.
+
+        Raises:
+            ValueError: An empty name.
+            TypeError: A name that is neither str nor bytes.
+            EtcdError: By cause.
+
+        Example:
+            async with client.lock("/locks/nightly", value="host-7"):
+                [kv.text for kv in await client.locks("/locks/nightly")]  # ["host-7"]
+        """
+        return await queued_at(self.kv, encode_key(name) + b"/", timeout=timeout)
+
+    def rwlock(
+        self, name: str | bytes, *, session: Session | None = None, ttl: int | None = None
+    ) -> RWLock:
+        """Give a readers-writer lock on a name. Nothing is sent yet.
+
+        Args:
+            name: What to lock; not another lock's name, nor that followed by a slash and more.
+            session: Whose lease to use: one reader and one writer at a time. None gives each one
+                of its own.
+            ttl: Seconds after which others may enter when this process is gone, from 1 to
+                9 000 000 000, 10 by default; with a `session`, that is its own.
+
+        Raises:
+            ValueError: An empty name, `ttl` out of its limits or with a `session`, a session of
+                another client.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            async with client.rwlock("/locks/catalogue").read():
+                (await client.kv.get("/catalogue")).value  # None
+        """
+        return create(RWLock, self._parts, name, session=session, ttl=ttl)
+
+    def semaphore(
+        self,
+        name: str | bytes,
+        permits: int,
+        *,
+        session: Session | None = None,
+        ttl: int | None = None,
+        value: str | bytes = b"",
+        blocking: bool = True,
+        timeout: float | None = None,
+        on_lost: OnLost = "cancel",
+    ) -> Lock:
+        """Make a lock on a name that some may hold at a time, for an ``async with``.
+
+        It is as fair as a lock, and lost as one. Its `Lock.revision` is no fencing token: several
+        are inside.
+
+        Args:
+            name: What to lock; not another lock's name, nor that followed by a slash and more.
+            permits: So many may hold it at a time, from 1 on; all who use the name must agree.
+            session: Whose lease to use: one at a time. None gives it one of its own.
+            ttl: Seconds after which others may enter when this process is gone, from 1 to
+                9 000 000 000, 10 by default; with a `session`, that is its own.
+            value: What others see of the holder.
+            blocking: Wait for one's turn; False fails at once instead.
+            timeout: Wait so many seconds at the most; None waits without limit.
+            on_lost: ``"cancel"`` cancels the body when the permit is lost, and the block raises
+                `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
+
+        Raises:
+            ValueError: As of `lock`, or `permits` below 1.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            async with client.semaphore("/limits/api", 2), client.semaphore("/limits/api", 2):
+                len(await client.locks("/limits/api"))  # 2
+        """
+        return create(
+            Lock,
+            self._parts,
+            name,
+            session=session,
+            ttl=ttl,
+            value=value,
+            blocking=blocking,
+            timeout=timeout,
+            on_lost=on_lost,
+            permits=check_int("permits", permits, 1),
+        )
+
+    def election(
+        self, name: str | bytes, *, session: Session | None = None, ttl: int | None = None
+    ) -> Election:
+        """Give an election: campaign in it, or see who leads.
+
+        `etcdctl elect` and the Go client's elections understand it. Nothing is sent yet.
+
+        Args:
+            name: Its name; not another one's name followed by a slash and more.
+            session: Whose lease candidates use: one of them at a time stands for election. None
+                gives each one of its own.
+            ttl: Seconds after which others may lead when this process is gone, from 1 to
+                9 000 000 000, 10 by default; with a `session`, that is its own.
+
+        Raises:
+            ValueError: An empty name, `ttl` out of its limits or with a `session`, a session of
+                another client.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            async with client.election("/jobs").campaign("host-7") as leadership:
+                leadership.is_lost  # False
+        """
+        return create(Election, self._parts, name, session=session, ttl=ttl)

@@ -212,8 +212,8 @@ UNLISTED: list[tuple[str, str, str, type[e.EtcdError], bool, bool]] = [
         False,
         False,
     ),
-    ("UNKNOWN", "election: no leader", "UNKNOWN", e.EtcdError, False, False),
-    ("UNKNOWN", "election: not leader", "UNKNOWN", e.EtcdError, False, False),
+    ("UNKNOWN", "election: no leader", "UNKNOWN", e.ElectionError, False, False),
+    ("UNKNOWN", "election: not leader", "UNKNOWN", e.LeadershipLostError, False, False),
     (
         "UNKNOWN",
         "mvcc: watcher range is empty",

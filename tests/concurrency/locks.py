@@ -13,7 +13,7 @@ from typing import TypeAlias
 import anyio
 import pytest
 
-from aioetcd import Client, Lock, Op
+from aioetcd import Client, Leadership, Lock, Op
 from tests.waiting import lateness, until
 
 NAME = "/locks/nightly"
@@ -70,7 +70,7 @@ async def check_is_as_before() -> None:
         await asyncio.sleep(0)
 
 
-async def is_owner(client: Client, lock: Lock) -> bool:
+async def is_owner(client: Client, lock: Lock | Leadership) -> bool:
     """Ask the server, as a guarded write would."""
     result = await client.kv.txn(compare=[lock.is_owner()], success=[Op.get("any")])
     return result.succeeded

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import pytest
 
-from aioetcd import Client, EtcdError, KeyValue, Lock, LockLostError, Op
+from aioetcd import Client, EtcdError, GetResponse, Lock, LockLostError, Op
 from aioetcd.concurrency._turn import Turn
 from aioetcd.testing import EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.checkers import assert_clean, check_fencing, check_lock_holds
@@ -286,11 +286,11 @@ async def gone_once_seen(
     gone: list[bytes] = []
     before = Turn._before
 
-    async def deleting(turn: Turn) -> tuple[KeyValue, int] | None:
+    async def deleting(turn: Turn) -> GetResponse:
         found = await before(turn)
-        if found is not None and not gone:
-            gone.append(found[0].key)
-            await oracle.kv.delete(found[0].key)
+        if found.kv is not None and not gone:
+            gone.append(found.kv.key)
+            await oracle.kv.delete(found.kv.key)
             if compacted:
                 last = await oracle.kv.put("another", "write")
                 await oracle.kv.compact(last.header.revision, physical=True)

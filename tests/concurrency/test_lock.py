@@ -12,7 +12,7 @@ import pytest
 from aioetcd import (
     Client,
     ClientClosedError,
-    KeyValue,
+    GetResponse,
     LeaseLostError,
     Lock,
     LockLostError,
@@ -290,7 +290,7 @@ async def test_closing_the_client_while_it_looks(client: Client, server: EtcdSer
     lock = waiting.lock(NAME, ttl=60)
     before = lock._turn._before
 
-    async def look_and_close() -> tuple[KeyValue, int] | None:
+    async def look_and_close() -> GetResponse:
         found = await before()
         # As `aclose` does, when this task is about to go on.
         assert not waiting._transport._close("").done()

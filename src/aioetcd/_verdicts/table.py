@@ -216,8 +216,8 @@ _PLAIN: dict[str, Verdict] = {
     "auth: invalid auth token": _ETCDSERVER["invalid auth token"],
     "auth: token signing attempted with verify-only key": _refused(e.AuthError, "UNKNOWN"),
     # The service of elections, which only compares then.
-    "election: no leader": _refused(e.EtcdError, "UNKNOWN"),
-    "election: not leader": _refused(e.EtcdError, "UNKNOWN"),
+    "election: no leader": _refused(e.ElectionError, "UNKNOWN"),
+    "election: not leader": _refused(e.LeadershipLostError, "UNKNOWN"),
     # Only a watch.
     "mvcc: watcher range is empty": _refused(e.InvalidRequestError, "INVALID_ARGUMENT"),
     "mvcc: required revision has been compacted": _refused(e.CompactedError, "OUT_OF_RANGE"),

@@ -1,7 +1,20 @@
-"""Recipes over the services: sessions and locks."""
+"""Recipes over the services: sessions, locks, elections."""
 
 from aioetcd.concurrency._guard import OnLost
+from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._queued import queued_at
+from aioetcd.concurrency.election import Election, Leadership
 from aioetcd.concurrency.lock import Lock
+from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
 
-__all__ = ["Lock", "OnLost", "Session"]
+__all__ = [
+    "Election",
+    "Leadership",
+    "Lock",
+    "OnLost",
+    "Parts",
+    "RWLock",
+    "Session",
+    "queued_at",
+]

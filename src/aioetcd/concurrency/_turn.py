@@ -2,7 +2,9 @@
 
 Everybody in the queue has a key of its own below the queue's name, with a lease: the name, a slash,
 and the lease's id in hexadecimal, as the Go client, `etcdctl lock` and `etcdctl elect` have it. The
-first key has its turn; each other one waits for the one just before it to be deleted.
+first key has its turn; each other one waits for the one just before it to be deleted. Queues may be
+waited for by others: readers wait for writers alone, writers for both. And where several have their
+turn at a time, one waits until there are fewer before it.
 
 What holds at any moment:
 
@@ -19,23 +21,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from time import monotonic
 
 import anyio
 
 from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import IDEMPOTENT_TXN, RANGE
-from aioetcd._transport.transport import Transport
 from aioetcd.compare import Compare
+from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._tenure import Seat, Tenure
 from aioetcd.errors import ClientClosedError, CompactedError, EtcdError
-from aioetcd.kv import KV
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import EventType, KeyValue, SortOrder, SortTarget
-from aioetcd.watch import Watcher
 
 logger = logging.getLogger("aioetcd.concurrency")
 
@@ -48,34 +47,33 @@ class Turn:
     """One's place in a queue.
 
     Args:
-        transport: Owns what goes on in the background.
-        calls: For what is left to be done at the end.
-        kv: Takes the place.
-        watcher: Watches the keys.
+        parts: Take the place, and watch the keys.
         tenure: The lease of the key.
-        prefix: The queue's name and a slash.
+        queue: The queue's name and a slash.
+        behind: The queues of those whose turn is over first: the longest prefix that they have in
+            common, and each of them.
+        permits: So many have their turn at a time.
         value: What others see.
         on_lost: Called with the reason, and the error behind it, when the place is lost.
     """
 
     def __init__(
         self,
-        transport: Transport,
-        calls: Calls,
-        kv: KV,
-        watcher: Watcher,
+        parts: Parts,
         tenure: Tenure,
         *,
-        prefix: bytes,
+        queue: bytes,
+        behind: tuple[bytes, ...],
+        permits: int,
         value: bytes,
         on_lost: Callable[[str, EtcdError | None], None],
     ) -> None:
-        self._transport = transport
-        self._calls = calls
-        self._kv = kv
-        self._watcher = watcher
+        self._transport, self._calls, self._kv, _, self._watcher = parts
         self._tenure = tenure
-        self._prefix = prefix
+        self._queue = queue
+        self._prefix, *queues = behind
+        self._queues = queues or behind
+        self._permits = permits
         self._value = value
         self._on_lost = on_lost
         self._revision: int | None = None
@@ -88,7 +86,7 @@ class Turn:
     @property
     def key(self) -> bytes:
         """One's own key."""
-        return self._prefix + f"{self._tenure.lease_id:x}".encode()
+        return self._queue + f"{self._tenure.lease_id:x}".encode()
 
     @property
     def _place(self) -> bytes:
@@ -126,27 +124,54 @@ class Turn:
             if (first := await self.first()) is not None:
                 return first
             await anyio.sleep(backoff.next_delay())
+        if self._permits > 1:
+            return await self._take_if_one_of_the_first()
+        is_free = Compare.create_revision(self._prefix, prefix=True) == 0
         result = await self._put_own(
-            Compare.create_revision(self._prefix, prefix=True) == 0,
+            is_free,
+            Compare.create_revision(self.key) == 0,
             then=(),
-            otherwise=(self._get_first(),),
+            otherwise=(Op.get(self.key), self._get_first()),
         )
         if result.succeeded:
             self._begin(result.header.revision)
             return None
-        first = _found(result.responses[0])
-        if first.key != self.key:
-            self._maybe_put = False
-            return first
-        # An earlier try, whose answer was lost, has put it.
-        self._begin(first.create_revision)
-        return None
+        own, other = result.responses
+        if isinstance(own, GetResponse) and own.kv is not None:
+            # An earlier try, whose answer was lost, has put it.
+            self._begin(own.kv.create_revision)
+            return None
+        self._maybe_put = False
+        return _found(other)
+
+    async def _take_if_one_of_the_first(self) -> KeyValue | None:
+        # A txn cannot count: the place is taken, and given up again where it is none of the first.
+        await self._take_place()
+        before = (await self._before()).kvs
+        return before[0] if len(before) == self._permits else None
 
     async def take(self) -> KeyValue | None:
         """Take a place at the end of the queue, and wait for the turn.
 
         A key in the way that is none of a queue's is not waited for, but given.
         """
+        first = await self._take_place()
+        if first is None or first.key == self.key:
+            return None
+        if not self.is_queued(first):
+            return first
+        while len(before := (found := await self._before()).kvs) == self._permits:
+            if (alien := next((kv for kv in before if not self.is_queued(kv)), None)) is not None:
+                return alien
+            # As long as all of these are there, it is not one's turn.
+            await self._wait_deleted({kv.key for kv in before}, found.header.revision + 1)
+        # The wait may have ended because the queue was swept away, our key with it.
+        if not self.is_ours((await self._kv.get(self.key)).kv):
+            self._lost("its key was deleted while it waited")
+        return None
+
+    async def _take_place(self) -> KeyValue | None:
+        """Take a place at the end of the queue; give the first of those that are waited for."""
         result = await self._put_own(
             Compare.create_revision(self.key) == 0,
             then=(self._get_first(),),
@@ -158,19 +183,8 @@ class Turn:
             self._begin(_found(own).create_revision)
         else:
             self._begin(result.header.revision)
-        if _found(first).key == self.key:
-            return None
-        if not self.is_queued(_found(first)):
-            return _found(first)
-        while (found := await self._before()) is not None:
-            before, seen_at = found
-            if not self.is_queued(before):
-                return before
-            await self._wait_deleted(before.key, seen_at + 1)
-        # The wait may have ended because the queue was swept away, our key with it.
-        if not self.is_ours((await self._kv.get(self.key)).kv):
-            self._lost("its key was deleted while it waited")
-        return None
+        assert isinstance(first, GetResponse)
+        return first.kv
 
     async def first(self) -> KeyValue | None:
         """Read the first key of the queue."""
@@ -180,7 +194,10 @@ class Turn:
 
     def is_queued(self, kv: KeyValue) -> bool:
         """Whether a key is that of somebody in the queue, who leaves it some day."""
-        return kv.lease is not None and kv.key == self._prefix + f"{kv.lease:x}".encode()
+        if kv.lease is None:
+            return False
+        own = f"{kv.lease:x}".encode()
+        return any(kv.key == queue + own for queue in self._queues)
 
     def end(self, *, delete: bool) -> asyncio.Task[None] | None:
         """Leave the queue: stop watching, at once, and start to delete the key.
@@ -299,9 +316,9 @@ class Turn:
         )
 
     async def _put_own(
-        self, if_: Compare, *, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
+        self, *compare: Compare, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
     ) -> TxnResponse:
-        """Put the key if something holds, as soon as nobody else on this lease has it."""
+        """Put the key if all that holds, as soon as nobody else on this lease has it."""
         seat = self._tenure.seat(self._place)
         await seat.take()
         self._seat = seat
@@ -311,7 +328,7 @@ class Turn:
         retries = self._transport.monitor.retries
         try:
             result = await self._kv.txn(
-                compare=[if_], success=[put, *then], failure=otherwise, idempotent=True
+                compare=compare, success=[put, *then], failure=otherwise, idempotent=True
             )
         except EtcdError as error:
             self._maybe_put = self._may_be_late = error.maybe_applied
@@ -329,27 +346,32 @@ class Turn:
             limit=1,
         )
 
-    async def _before(self) -> tuple[KeyValue, int] | None:
-        """Find the key just before ours, and the revision at which it was seen."""
+    async def _before(self) -> GetResponse:
+        """Find the keys just before ours: as many as may have their turn."""
         # Not `keys_only`: etcd from 3.7 on answers that from its index, which knows no leases.
-        found = await self._kv.get(
+        return await self._kv.get(
             self._prefix,
             prefix=True,
             sort_target=SortTarget.CREATE,
             sort_order=SortOrder.DESCEND,
-            limit=1,
+            limit=self._permits,
             max_create_revision=self.revision - 1,
         )
-        return None if found.kv is None else (found.kv, found.header.revision)
 
-    async def _wait_deleted(self, key: bytes, start_revision: int) -> bool:
-        """Wait until a key is deleted. False: the history was compacted, look again."""
+    async def _wait_deleted(self, keys: Set[bytes], start_revision: int) -> bool:
+        """Wait until one of these is deleted. False: the history was compacted, look again."""
+        is_one = len(keys) == 1
         watch = self._watcher(
-            key, start_revision=start_revision, only=EventType.DELETE, timeout=None
+            min(keys) if is_one else self._prefix,
+            prefix=not is_one,
+            start_revision=start_revision,
+            only=EventType.DELETE,
+            timeout=None,
         )
         try:
             async with watch:
-                await anext(watch)
+                while (await anext(watch)).kv.key not in keys:
+                    pass
         except CompactedError:
             return False
         return True
@@ -364,7 +386,7 @@ class Turn:
     async def _watch_own_key(self) -> None:
         start_revision = self.revision + 1
         try:
-            while not await self._wait_deleted(self.key, start_revision):
+            while not await self._wait_deleted({self.key}, start_revision):
                 found = await self._kv.get(self.key)
                 if not self.is_ours(found.kv):
                     break

@@ -1,0 +1,33 @@
+"""What recipes are made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from aioetcd._transport.calls import Calls
+from aioetcd._transport.transport import Transport
+from aioetcd.errors import DeadlineExceededError, TooManyRequestsError, UnavailableError
+from aioetcd.kv import KV
+from aioetcd.lease import Leases
+from aioetcd.watch import Watcher
+
+PASSING = (UnavailableError, DeadlineExceededError, TooManyRequestsError)
+"""What ends by itself some day: who goes on for ever tries again."""
+
+
+class Parts(NamedTuple):
+    """The services of a namespace, for its recipes.
+
+    Attributes:
+        transport: Owns what goes on in the background.
+        calls: For what is left to be done at the end.
+        kv: Reads and writes.
+        leases: Grants leases and keeps them alive.
+        watcher: Watches on the recipes' own stream.
+    """
+
+    transport: Transport
+    calls: Calls
+    kv: KV
+    leases: Leases
+    watcher: Watcher
