@@ -57,6 +57,12 @@ PUBLIC = {
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
     "CampaignResponse": "header leader",
+    "Cache": (
+        "__aenter__ __contains__ __getitem__ __iter__ __len__ changes get is_connected kv revision "
+        "stale_for sync wait_for"
+    ),
+    "CacheChanges": "__aiter__ __anext__",
+    "Change": "key new new_kv old old_kv",
     "Client": (
         "__aenter__ aclose auth cluster from_env from_srv from_url maintenance ping remote "
         "set_credentials set_endpoints stats sync_endpoints"
@@ -114,7 +120,7 @@ PUBLIC = {
     "Member": "client_urls id is_learner is_started name peer_urls",
     "MemberAddResponse": "header member members",
     "MemberList": "header members",
-    "Namespace": "election kv lease lock locks namespace rwlock semaphore session watch",
+    "Namespace": "cache election kv lease lock locks namespace rwlock semaphore session watch",
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
     "NoticeKind": "MEMBER_FOUND MEMBER_LOST RETRY SIGNED_IN STREAM_LOST STREAM_OPENED",
@@ -265,6 +271,9 @@ def test_every_public_name_is_documented() -> None:
 
 UNMADE = [
     "Auth",
+    "Cache",
+    "CacheChanges",
+    "Change",
     "Cluster",
     "Compare",
     "CompareTarget",

@@ -6,7 +6,17 @@ from aioetcd.auth import Auth
 from aioetcd.client import Client
 from aioetcd.cluster import Cluster
 from aioetcd.compare import Compare, CompareTarget
-from aioetcd.concurrency import Election, Leadership, Lock, OnLost, RWLock, Session
+from aioetcd.concurrency import (
+    Cache,
+    CacheChanges,
+    Change,
+    Election,
+    Leadership,
+    Lock,
+    OnLost,
+    RWLock,
+    Session,
+)
 from aioetcd.config.client import ClientOptions
 from aioetcd.config.srv import Resolver
 from aioetcd.config.timeouts import DEFAULT, Default
@@ -142,8 +152,11 @@ __all__ = [
     "AuthStatus",
     "AuthenticationError",
     "Batch",
+    "Cache",
+    "CacheChanges",
     "CallReport",
     "CampaignResponse",
+    "Change",
     "Client",
     "ClientClosedError",
     "ClientOptions",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
 from aioetcd._checks import check_int
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._prefixed import Prefixed
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
-from aioetcd.concurrency import Election, Lock, OnLost, Parts, RWLock, Session, queued_at
+from aioetcd.concurrency import Cache, Election, Lock, OnLost, Parts, RWLock, Session, queued_at
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.keys import encode_key
 from aioetcd.kv import KV
@@ -16,6 +19,8 @@ from aioetcd.types.store import KeyValue
 from aioetcd.watch import Watcher, WatchStreams
 
 __all__ = ["Namespace", "Shared"]
+
+_T = TypeVar("_T")
 
 
 class Shared:
@@ -285,3 +290,34 @@ class Namespace(metaclass=NoPublicConstructor):
                 leadership.is_lost  # False
         """
         return create(Election, self._parts, name, session=session, ttl=ttl)
+
+    @overload
+    def cache(self, key: str | bytes, *, prefix: bool = False) -> Cache[bytes]: ...
+
+    @overload
+    def cache(
+        self, key: str | bytes, *, prefix: bool = False, decode: Callable[[bytes], _T]
+    ) -> Cache[_T]: ...
+
+    def cache(
+        self, key: str | bytes, *, prefix: bool = False, decode: Callable[[bytes], Any] = bytes
+    ) -> Cache[Any]:
+        """Make a mapping that follows a key, or all keys below a prefix, for an ``async with``.
+
+        It costs one watch, and the memory of the keys. Nothing is sent before it is entered.
+
+        Args:
+            key: The key, or the prefix.
+            prefix: Follow all keys that begin with `key`; with ``""`` all keys.
+            decode: Makes of a value what the mapping has: ``bytes.decode``, ``json.loads``.
+
+        Raises:
+            ValueError: An empty key without `prefix`.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            await client.kv.put("/config/a", "1")
+            async with client.cache("/config/", prefix=True, decode=int) as cache:
+                cache["/config/a"]  # 1
+        """
+        return create(Cache, self._parts, key, prefix=prefix, decode=decode)

@@ -3,12 +3,16 @@
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._queued import queued_at
+from aioetcd.concurrency.cache import Cache, CacheChanges, Change
 from aioetcd.concurrency.election import Election, Leadership
 from aioetcd.concurrency.lock import Lock
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
 
 __all__ = [
+    "Cache",
+    "CacheChanges",
+    "Change",
     "Election",
     "Leadership",
     "Lock",

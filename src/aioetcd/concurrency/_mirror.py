@@ -1,4 +1,4 @@
-"""All keys below a prefix, followed: listed, then watched, and listed again after a compaction.
+"""Keys that are followed: listed, then watched, and listed again after a compaction.
 
 What holds at any moment:
 
@@ -10,15 +10,21 @@ What holds at any moment:
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import suppress
 from itertools import groupby
+from time import monotonic
 from typing import NamedTuple
 
 import anyio
 
 from aioetcd._transport.backoff import Backoff
 from aioetcd.concurrency._parts import PASSING, Parts
+from aioetcd.config.timeouts import DEFAULT
 from aioetcd.errors import CompactedError
+from aioetcd.keys import encode
+from aioetcd.ops import Op
 from aioetcd.types.store import Batch, Event, EventType, KeyValue
 from aioetcd.watch import Watch
 
@@ -31,25 +37,61 @@ class Step(NamedTuple):
 
 
 class Mirror:
-    """The keys below a prefix.
+    """A key, or those below a prefix.
 
     Args:
         parts: List and watch.
-        prefix: What the keys begin with.
+        key: The key, or the prefix.
+        prefix: Which of both it is.
 
     Attributes:
-        kvs: They, by key.
+        key: The key, or the prefix.
+        kvs: What is there, by key.
         revision: The revision that they are of; 0 before the first listing.
-        watch: What follows them; None while they are listed.
     """
 
-    def __init__(self, parts: Parts, prefix: bytes) -> None:
+    def __init__(self, parts: Parts, key: str | bytes, *, prefix: bool) -> None:
+        Op.get(key, prefix=prefix)  # which checks them
+        self.key: bytes = encode("key", key)
         self.kvs: dict[bytes, KeyValue] = {}
         self.revision: int = 0
-        self.watch: Watch | None = None
         self._kv = parts.kv
         self._watcher = parts.watcher
         self._prefix = prefix
+        self._watch: Watch | None = None
+        # When all that the store had was known, where no watch says so.
+        self._current_at = -math.inf
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether changes arrive, as far as this client knows."""
+        return self._watch is not None and self._watch.is_connected
+
+    @property
+    def stale_for(self) -> float | None:
+        """For how many seconds changes may have been missed so far; None while they arrive."""
+        stale_for = math.inf if self._watch is None else self._watch.stale_for
+        return monotonic() - self._current_at if stale_for == math.inf else stale_for
+
+    async def store_revision(self, timeout: float | None) -> int:
+        """Ask the quorum which revision the store is at."""
+        found = await self._kv.get(self.key, prefix=self._prefix, count_only=True, timeout=timeout)
+        return found.header.revision
+
+    async def ask(self) -> None:
+        """Have the server say up to where everything has arrived: `revision` moves on.
+
+        Raises:
+            UnsupportedByServerError: It does not know.
+        """
+        if self._watch is not None:
+            with suppress(RuntimeError):  # it has just ended
+                await self._watch.request_progress()
+
+    async def list_again(self) -> None:
+        """Read all keys again; where they are about to be read anyhow, it does nothing."""
+        if self._watch is not None and self._watch.is_connected:
+            await self._watch.aclose()
 
     async def steps(self) -> AsyncGenerator[list[Step], None]:
         """Give what has changed, one revision at a time, for ever; at first everything is new.
@@ -57,44 +99,55 @@ class Mirror:
         There is nothing in a step where only `revision` has.
 
         Raises:
-            EtcdError: The first listing failed, or there can be no other.
+            EtcdError: The first listing failed, or what follows it, or there can be no other.
         """
-        yield await self._list()
+        steps: list[Step] | None = await self._list()
         backoff = Backoff(0.1, 5.0)
         while True:
+            self._watch = self._watcher(
+                self.key,
+                prefix=self._prefix,
+                start_revision=self.revision + 1,
+                timeout=None if steps is None else DEFAULT,
+            )
             try:
-                async with self._watcher(
-                    self._prefix, prefix=True, start_revision=self.revision + 1, timeout=None
-                ) as self.watch:
-                    async for batch in self.watch.batches():
+                async with self._watch as watch:
+                    if steps is not None:  # the first ones, once what follows them is seen
+                        yield steps
+                        steps = None
+                    async for batch in watch.batches():
                         for revision, events in _revisions(batch):
                             yield self._apply(revision, events)
                         backoff.reset()
             except CompactedError:
                 pass
             finally:
-                self.watch = None
+                self._current_at = monotonic() - (self.stale_for or 0.0)
+                self._watch = None
             while True:
                 try:
-                    steps = await self._list()
+                    different = await self._list()
                     break
                 except PASSING:
                     await anyio.sleep(backoff.next_delay())
-            yield steps
+            yield different if steps is None else [*steps, *different]
+            steps = None
 
     async def _list(self) -> list[Step]:
         """Read all keys, and give what is another than before."""
         while True:
-            now = await self._kv.get(self._prefix, prefix=True, count_only=True)
+            asked_at = monotonic()
+            now = await self._kv.get(self.key, prefix=self._prefix, count_only=True)
             revision = now.header.revision
             kvs: dict[bytes, KeyValue] = {}
             try:
-                async for kv in self._kv.scan(self._prefix, prefix=True, revision=revision):
+                async for kv in self._kv.scan(self.key, prefix=self._prefix, revision=revision):
                     kvs[kv.key] = kv
             except CompactedError:
                 continue  # somebody compacts just now
             break
         old, self.kvs, self.revision = self.kvs, kvs, revision
+        self._current_at = asked_at
         gone = [Step(kv, None) for key, kv in old.items() if key not in kvs]
         return gone + [Step(old.get(key), kv) for key, kv in kvs.items() if old.get(key) != kv]
 

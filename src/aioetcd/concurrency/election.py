@@ -26,7 +26,7 @@ __all__ = ["Election", "Leadership"]
 
 _T = TypeVar("_T")
 
-logger = logging.getLogger("aioetcd.concurrency")
+_logger: logging.Logger = logging.getLogger("aioetcd.concurrency")
 
 
 class Leadership(Queued):
@@ -264,7 +264,7 @@ class Election(metaclass=NoPublicConstructor):
                     leader and leader.text  # "host-7"
                     break
         """
-        mirror = Mirror(self._parts, self._prefix)
+        mirror = Mirror(self._parts, self._prefix, prefix=True)
         told: KeyValue | None = None
         is_first = True
         async with aclosing(mirror.steps()) as steps:
@@ -312,9 +312,9 @@ class Election(metaclass=NoPublicConstructor):
             except LeadershipLostError as error:
                 if has_led and error is not leadership._guard.error:
                     raise
-                logger.info("leads no more, and campaigns again: %s", error)
+                _logger.info("leads no more, and campaigns again: %s", error)
             except PASSING as error:
                 if has_led:
                     raise
-                logger.info("cannot campaign, and tries again: %s", error)
+                _logger.info("cannot campaign, and tries again: %s", error)
             await anyio.sleep(backoff.next_delay())
