@@ -27,12 +27,14 @@ from aioetcd import (
     EtcdError,
     EventType,
     LeaseLostError,
-    NoEndpointError,
+    LeaseNotFoundError,
+    TooManyRequestsError,
     UnavailableError,
 )
 from aioetcd.testing import EtcdNotFoundError, EtcdServer
 
 PREFIX = "/services/demo/"
+PASSING = (UnavailableError, DeadlineExceededError, TooManyRequestsError)  # try again
 TTL = 3  # seconds for which one that was killed is still in the list
 
 
@@ -48,7 +50,7 @@ async def register(client: Client, name: str, address: str) -> None:
                 await client.kv.put(f"{PREFIX}{name}", address, lease=session)
                 say(f"{name} is registered")
                 await asyncio.Event().wait()
-        except (LeaseLostError, NoEndpointError, UnavailableError, DeadlineExceededError) as error:
+        except (LeaseLostError, LeaseNotFoundError, *PASSING) as error:
             # etcd was out of reach for the whole time to live, or somebody has revoked the lease:
             # the others have seen this instance go. It comes back as soon as it can.
             say(f"{name} registers again: {error}")
@@ -58,12 +60,19 @@ async def register(client: Client, name: str, address: str) -> None:
 async def instances(client: Client) -> AsyncIterator[dict[str, str]]:
     """Give who is there, by name, and again after each change."""
     while True:
-        got = await client.kv.get(PREFIX, prefix=True)
+        try:
+            got = await client.kv.get(PREFIX, prefix=True)
+        except PASSING as error:
+            say(f"nobody knows who is there: {error}")
+            await asyncio.sleep(0.5)
+            continue
         there = {name_of(kv.key): kv.text for kv in got.kvs}
         yield dict(there)
         start = got.header.revision + 1
         try:
-            async with client.watch(PREFIX, prefix=True, start_revision=start) as watch:
+            async with client.watch(
+                PREFIX, prefix=True, start_revision=start, timeout=None
+            ) as watch:
                 async for batch in watch.batches():
                     for event in batch.events:
                         if event.type is EventType.DELETE:

@@ -19,7 +19,17 @@ from dataclasses import dataclass, field
 
 from fastapi import FastAPI, HTTPException
 
-from aioetcd import Batch, Client, CompactedError, EtcdError, EventType, Watch
+from aioetcd import (
+    Batch,
+    Client,
+    CompactedError,
+    DeadlineExceededError,
+    EtcdError,
+    EventType,
+    TooManyRequestsError,
+    UnavailableError,
+    Watch,
+)
 from aioetcd.testing import EtcdNotFoundError, EtcdServer
 
 PREFIX = "/settings/"
@@ -50,12 +60,17 @@ class Settings:
         while True:
             try:
                 async with client.watch(
-                    PREFIX, prefix=True, start_revision=self.revision + 1
+                    PREFIX, prefix=True, start_revision=self.revision + 1, timeout=None
                 ) as self.watch:
                     async for batch in self.watch.batches():
                         self.apply(batch)
             except CompactedError:  # it was away for longer than the history is kept
-                await self.read(client)
+                while True:
+                    try:
+                        await self.read(client)
+                        break
+                    except (UnavailableError, DeadlineExceededError, TooManyRequestsError):
+                        await asyncio.sleep(1)
 
     def apply(self, batch: Batch) -> None:
         values = dict(self.values)

@@ -3,8 +3,9 @@
     python examples/snapshot.py                              of an etcd of its own
     python examples/snapshot.py FILE --endpoint HOST:PORT    of a running one
 
-The file is whole and verified when the program ends with exit status 0, and is not there else: also
-not after Ctrl-C. ``etcdutl snapshot restore FILE`` makes a member's data of it. Needs rich.
+The file is whole and verified when the program ends with exit status 0; else FILE is as it was
+before, also after Ctrl-C. ``etcdutl snapshot restore FILE`` makes a member's data of it. It needs
+rich.
 """
 
 from __future__ import annotations

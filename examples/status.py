@@ -3,8 +3,8 @@
     python examples/status.py                                    of a cluster of three, for itself
     python examples/status.py --endpoints HOST:PORT[,HOST:PORT]  of a running one
 
-Members that do not answer are shown with the reason. The exit status is 1 where one of them does
-not, where there is no leader, or where an alarm is on: a check for cron.
+It asks the endpoints given; one that does not answer is shown with the reason. The exit status is 1
+where one does not, where there is no leader, or where an alarm is on: a check for cron.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import asyncio
 import sys
 
-from aioetcd import Client, EtcdError, Member, NoEndpointError, Status
+from aioetcd import Client, EtcdError, Status
 from aioetcd.testing import EtcdCluster, EtcdNotFoundError
 
 COLUMNS = ["endpoint", "name", "version", "role", "raft term", "applied", "database", "in use"]
@@ -41,11 +41,13 @@ def show(rows: list[list[str]]) -> None:
 
 async def named(client: Client) -> dict[int, str]:
     """Give the members' names by id. Without a quorum, what one of them remembers."""
-    try:
-        found: tuple[Member, ...] = (await client.cluster.members(timeout=2)).members
-    except EtcdError:
-        found = (await client.cluster.members(linearizable=False)).members
-    return {member.id: member.name for member in found}
+    for linearizable in (True, False):
+        try:
+            found = await client.cluster.members(linearizable=linearizable, timeout=2)
+        except EtcdError:
+            continue
+        return {member.id: member.name for member in found.members}
+    return {}
 
 
 async def report(client: Client) -> bool:
@@ -84,7 +86,7 @@ def main() -> None:
     )
     try:
         sys.exit(0 if asyncio.run(run(parser.parse_args().endpoints)) else 1)
-    except (EtcdNotFoundError, NoEndpointError) as error:
+    except (EtcdNotFoundError, EtcdError) as error:
         sys.exit(str(error))
 
 

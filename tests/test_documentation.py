@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,8 +61,13 @@ class Example:
         claims = {}
         for token in tokenize.generate_tokens(io.StringIO(self.source).readline):
             if token.type == tokenize.COMMENT:
-                with suppress(ValueError, SyntaxError):  # a comment in words
-                    claims[token.start[0]] = ast.literal_eval(token.string.lstrip("# "))
+                text = token.string.lstrip("# ")
+                try:
+                    claims[token.start[0]] = ast.literal_eval(text)
+                except (ValueError, SyntaxError):  # a comment in words
+                    behind = token.line[: token.start[1]].strip()
+                    begins = re.match(r"""(True|False|None)\b|[bru]?["'(\[{\d]""", text)
+                    assert not (behind and begins), f"{self}: {text!r} is no result, and looks so"
         return claims
 
 

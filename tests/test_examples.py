@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from aioetcd import Client
-from aioetcd.testing import EtcdServer
+from aioetcd.testing import EtcdServer, FaultProxy
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOBODY = "127.0.0.1:1"  # nothing listens there
@@ -48,14 +48,22 @@ async def test_status_of_one_that_is_not_there(server: EtcdServer) -> None:
     assert "there is no leader" in out
 
 
-async def test_snapshot(server: EtcdServer, tmp_path: Path) -> None:
+async def test_snapshot(server: EtcdServer, client: Client, tmp_path: Path) -> None:
     """The file is there, whole; where it fails, it is not, and the reason is told."""
     assert re.search(r"etcd\.db: \d+ bytes, verified", (await run("snapshot.py")).replace("\n", ""))
     path = tmp_path / "saved.db"
     out = await run("snapshot.py", str(path), "--endpoint", server.endpoint)
     assert f"{path.stat().st_size} bytes, verified" in out.replace("\n", " ")
+    before = path.read_bytes()
     out = await run("snapshot.py", str(tmp_path / "none" / "a"), code=1)
     assert "No such file" in out
+    await client.kv.put_many({f"k{number}": b"v" * 10_000 for number in range(300)})
+    async with FaultProxy(server.endpoint) as proxy:
+        proxy.cut_after(1_000_000)
+        out = await run("snapshot.py", str(path), "--endpoint", proxy.endpoint, code=1)
+        assert proxy.cuts > 0
+    assert "verified" not in out
+    assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["saved.db"]
 
 

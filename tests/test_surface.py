@@ -98,6 +98,7 @@ PUBLIC = {
     "KeyValue": "create_revision key lease mod_revision text value version",
     "LeaderKey": "key lease name revision",
     "LeaderResponse": "header kv",
+    "Leaders": "__aiter__ __anext__ aclose",
     "Leadership": (
         "__aenter__ expires_in is_lost is_owner key lease_id proclaim resign revision wait_lost win"
     ),
@@ -280,6 +281,7 @@ UNMADE = [
     "KV",
     "Election",
     "KeepAlive",
+    "Leaders",
     "Leadership",
     "Leases",
     "Lock",

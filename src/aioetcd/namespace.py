@@ -179,8 +179,9 @@ class Namespace(metaclass=NoPublicConstructor):
                 None is none.
 
         Returns:
-            Their keys, whose ``value`` is what each wrote for onlookers; the first one's is the
-            holder.
+            Their keys, whose ``value`` is what each wrote for onlookers. The first one is a lock's
+            holder, the first `permits` are a semaphore's, and those of a readers-writer lock are
+            the first one, or all readers before the first writer.
 
         Raises:
             ValueError: An empty name.
@@ -197,6 +198,8 @@ class Namespace(metaclass=NoPublicConstructor):
         self, name: str | bytes, *, session: Session | None = None, ttl: int | None = None
     ) -> RWLock:
         """Give a readers-writer lock on a name. Nothing is sent yet.
+
+        Its keys are aioetcd's own: Go's recipe of that name does not understand them.
 
         Args:
             name: What to lock; not another lock's name, nor that followed by a slash and more.
@@ -231,7 +234,7 @@ class Namespace(metaclass=NoPublicConstructor):
         """Make a lock on a name that some may hold at a time, for an ``async with``.
 
         It is as fair as a lock, and lost as one. Its `Lock.revision` is no fencing token: several
-        are inside.
+        are inside. `etcdctl lock` on the same name waits for all of them.
 
         Args:
             name: What to lock; not another lock's name, nor that followed by a slash and more.

@@ -373,6 +373,57 @@ async def test_run_works_again_after_a_loss(client: Client) -> None:
     assert cancelled == 2
 
 
+async def test_run_goes_on_where_the_work_finds_the_loss_first(client: Client) -> None:
+    """Whether it is cancelled, or told by what it asks for itself."""
+    times = 0
+
+    async def work(leadership: Leadership) -> int:
+        nonlocal times
+        times += 1
+        if times <= 5:
+            await client.kv.delete(leadership.key)
+            await leadership.proclaim("late")
+        return times
+
+    assert await client.election(NAME).run(work) == 6
+
+
+async def test_run_does_nothing_twice_that_is_done(client: Client) -> None:
+    """Though the leadership was lost in the same moment."""
+    times = 0
+
+    async def work(leadership: Leadership) -> str:
+        nonlocal times
+        times += 1
+        await client.lease.revoke(leadership)
+        return "done"
+
+    assert await client.election(NAME).run(work) == "done"
+    assert times == 1
+
+
+async def test_a_wait_for_a_leader_that_is_cancelled(client: Client) -> None:
+    """It loses nothing, and goes on; closing ends the loop."""
+    election = client.election(NAME)
+    leaders = election.observe()
+    assert await anext(leaders) is None
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(leaders), 0.02)
+    async with election.campaign("a"):
+        with anyio.fail_after(5):
+            leader = await anext(leaders)
+        assert leader is not None
+        assert leader.text == "a"
+    await leaders.aclose()
+    assert [leader async for leader in leaders] == []
+    await until(lambda: client.stats().watches == 0)
+    dropped = election.observe()
+    await anext(dropped)
+    del dropped
+    await until(lambda: client.stats().watches == 0)
+
+
 async def test_run_waits_for_a_server(client: Client, server: EtcdServer) -> None:
     """While nobody can be reached it tries again; what does not pass by itself is raised."""
     async with FaultProxy(server.endpoint) as proxy:
@@ -495,6 +546,7 @@ async def test_x5_cancelled_at_random(client: Client, rng: random.Random, native
             await asyncio.sleep(delay)
             task.cancel()
             await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None
         else:
             with anyio.move_on_after(delay):
                 await lead()

@@ -8,7 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from aioetcd import Client, LeaseExpiredError, Lock, LockLostError, LockNotAcquiredError
+from aioetcd import (
+    Client,
+    LeaseExpiredError,
+    Lock,
+    LockLostError,
+    LockNotAcquiredError,
+    Session,
+)
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import is_owner, soon
 from tests.waiting import until
@@ -205,3 +212,40 @@ async def test_a_lease_that_ran_out_is_revoked_when_the_server_is_back() -> None
             return (await client.lease.leases()).ids == ()
 
         await soon(is_revoked, within=1.5)
+
+
+async def put_late(oracle: Client, session: Session, name: str, value: str = "") -> None:
+    """What a member that had been stopped does with an attempt that was given up."""
+    await oracle.kv.put(f"{name}/{session.lease_id:x}", value, lease=session)
+
+
+@pytest.mark.parametrize("kind", ["lock", "reader"])
+async def test_a_late_key_behind_the_holder_lets_nobody_in(client: Client, kind: str) -> None:
+    """Who does not wait finds its own key there, and somebody before it: it is not its turn."""
+    name = "late/name"
+    async with client.session(ttl=60) as session:
+        if kind == "lock":
+            queue, holder = name, client.lock(name, ttl=60)
+            attempt = client.lock(name, session=session, blocking=False)
+        else:
+            queue, holder = f"{name}/read", client.rwlock(name, ttl=60).write()
+            attempt = client.rwlock(name, session=session).read(blocking=False)
+        async with holder:
+            await put_late(client, session, queue)
+            with pytest.raises(LockNotAcquiredError) as caught:
+                await attempt.acquire()
+            assert caught.value.holder.key == holder.key
+            assert [kv.key for kv in await client.locks(name)] == [holder.key]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_late_key_is_taken_over(client: Client, blocking: bool) -> None:
+    """With the value of who has it now."""
+    async with client.session(ttl=60) as session:
+        await put_late(client, session, "late/name", "an earlier one's")
+        lock = client.lock("late/name", session=session, blocking=blocking, value="mine")
+        async with lock:
+            assert [kv.text for kv in await client.locks("late/name")] == ["mine"]
+            assert await is_owner(client, lock)
+            assert not lock.is_lost
+        assert await client.locks("late/name") == ()

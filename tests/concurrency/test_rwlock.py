@@ -186,6 +186,40 @@ async def test_waiters_that_give_up(client: Client) -> None:
         await last.release()
 
 
+async def test_who_does_not_wait_fails_at_once(client: Client) -> None:
+    """Also where what is in the way is on the same session; the error names who was first."""
+    async with client.session(ttl=60) as session:
+        shared = client.rwlock(NAME, session=session)
+        async with shared.read(value="mine") as mine:
+            with anyio.fail_after(5), pytest.raises(LockNotAcquiredError) as caught:
+                await shared.read(blocking=False).acquire()
+            assert caught.value.holder.key == mine.key
+    oldest = client.semaphore(NAME, 2, ttl=60, value="oldest")
+    async with oldest, client.semaphore(NAME, 2, ttl=60):
+        waiting = acquired(client.semaphore(NAME, 2, ttl=60))
+        await wait_for_locks(client, 3)
+        with pytest.raises(LockNotAcquiredError) as caught:
+            await client.semaphore(NAME, 2, blocking=False).acquire()
+        assert caught.value.holder.key == oldest.key
+        assert len(await client.locks(NAME)) == 3
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
+async def test_tries_at_the_same_time(client: Client) -> None:
+    """As many get in as there is room for, and no try keeps another one out."""
+    for _ in range(10):
+        locks = [client.semaphore(NAME, 3, ttl=60, blocking=False) for _ in range(6)]
+        outcomes = await asyncio.gather(*(lock.acquire() for lock in locks), return_exceptions=True)
+        assert sum(outcome is None for outcome in outcomes) == 3
+        for lock, outcome in zip(locks, outcomes, strict=True):
+            if outcome is None:
+                await lock.release()
+            else:
+                assert isinstance(outcome, LockNotAcquiredError)
+        await wait_for_locks(client, 0)
+
+
 @pytest.mark.fault("X1")
 async def test_x1_a_semaphore_at_random(client: Client, rng: random.Random) -> None:
     """Never more than so many are inside, and at times all that may."""

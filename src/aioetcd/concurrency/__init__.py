@@ -4,7 +4,7 @@ from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._queued import queued_at
 from aioetcd.concurrency.cache import Cache, CacheChanges, Change
-from aioetcd.concurrency.election import Election, Leadership
+from aioetcd.concurrency.election import Election, Leaders, Leadership
 from aioetcd.concurrency.lock import Lock
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
@@ -14,6 +14,7 @@ __all__ = [
     "CacheChanges",
     "Change",
     "Election",
+    "Leaders",
     "Leadership",
     "Lock",
     "OnLost",

@@ -11,7 +11,8 @@ What holds at any moment:
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
 from time import monotonic
@@ -21,12 +22,15 @@ import anyio
 
 from aioetcd._transport.backoff import Backoff
 from aioetcd.concurrency._parts import PASSING, Parts
-from aioetcd.config.timeouts import DEFAULT
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import CompactedError
 from aioetcd.keys import encode
 from aioetcd.ops import Op
 from aioetcd.types.store import Batch, Event, EventType, KeyValue
 from aioetcd.watch import Watch
+
+# The first listing fails when so many were overtaken by compactions.
+_TRIES = 5
 
 
 class Step(NamedTuple):
@@ -58,7 +62,11 @@ class Mirror:
         self._kv = parts.kv
         self._watcher = parts.watcher
         self._prefix = prefix
+        self._backoff = Backoff(0.1, 5.0)
+        # What has come and was not given: revisions, and their events.
+        self._pending: deque[tuple[int, list[Event]]] = deque()
         self._watch: Watch | None = None
+        self._batches: AsyncIterator[Batch] | None = None
         # When all that the store had was known, where no watch says so.
         self._current_at = -math.inf
 
@@ -73,7 +81,7 @@ class Mirror:
         stale_for = math.inf if self._watch is None else self._watch.stale_for
         return monotonic() - self._current_at if stale_for == math.inf else stale_for
 
-    async def store_revision(self, timeout: float | None) -> int:
+    async def store_revision(self, timeout: float | Default | None) -> int:
         """Ask the quorum which revision the store is at."""
         found = await self._kv.get(self.key, prefix=self._prefix, count_only=True, timeout=timeout)
         return found.header.revision
@@ -93,63 +101,68 @@ class Mirror:
         if self._watch is not None and self._watch.is_connected:
             await self._watch.aclose()
 
-    async def steps(self) -> AsyncGenerator[list[Step], None]:
-        """Give what has changed, one revision at a time, for ever; at first everything is new.
+    async def aclose(self) -> None:
+        """Follow no more."""
+        if self._watch is not None:
+            await self._watch.aclose()
 
-        There is nothing in a step where only `revision` has.
+    async def next(self) -> list[Step]:
+        """Give what has changed with the next revision; at first everything is new.
+
+        There is nothing in it where only `revision` has. To be cancelled loses nothing.
 
         Raises:
             EtcdError: The first listing failed, or what follows it, or there can be no other.
         """
-        steps: list[Step] | None = await self._list()
-        backoff = Backoff(0.1, 5.0)
-        while True:
-            self._watch = self._watcher(
-                self.key,
-                prefix=self._prefix,
-                start_revision=self.revision + 1,
-                timeout=None if steps is None else DEFAULT,
-            )
+        # Not a generator: one that is cancelled while it waits has ended.
+        while not self._pending:
+            if self._batches is None:
+                return await self._begin()
             try:
-                async with self._watch as watch:
-                    if steps is not None:  # the first ones, once what follows them is seen
-                        yield steps
-                        steps = None
-                    async for batch in watch.batches():
-                        for revision, events in _revisions(batch):
-                            yield self._apply(revision, events)
-                        backoff.reset()
-            except CompactedError:
-                pass
-            finally:
-                self._current_at = monotonic() - (self.stale_for or 0.0)
-                self._watch = None
-            while True:
-                try:
-                    different = await self._list()
-                    break
-                except PASSING:
-                    await anyio.sleep(backoff.next_delay())
-            yield different if steps is None else [*steps, *different]
-            steps = None
+                batch = await anext(self._batches)
+            except (CompactedError, StopAsyncIteration):
+                self._drop()
+            else:
+                self._backoff.reset()
+                self._pending += _revisions(batch)
+        return self._apply(*self._pending.popleft())
 
-    async def _list(self) -> list[Step]:
-        """Read all keys, and give what is another than before."""
+    async def _begin(self) -> list[Step]:
+        """Read all keys, begin to follow them, and give what is another than before."""
+        is_first, tries = self.revision == 0, 0
         while True:
             asked_at = monotonic()
-            now = await self._kv.get(self.key, prefix=self._prefix, count_only=True)
-            revision = now.header.revision
-            kvs: dict[bytes, KeyValue] = {}
             try:
+                revision = await self.store_revision(DEFAULT)
+                kvs: dict[bytes, KeyValue] = {}
                 async for kv in self._kv.scan(self.key, prefix=self._prefix, revision=revision):
                     kvs[kv.key] = kv
-            except CompactedError:
-                continue  # somebody compacts just now
-            break
+                break
+            except CompactedError:  # somebody compacts just now, perhaps again and again
+                tries += 1
+                if is_first and tries == _TRIES:
+                    raise
+            except PASSING:
+                if is_first:
+                    raise
+            await anyio.sleep(self._backoff.next_delay())
+        watch = self._watcher(
+            self.key,
+            prefix=self._prefix,
+            start_revision=revision + 1,
+            timeout=DEFAULT if is_first else None,
+        )
+        if is_first:
+            await watch.__aenter__()  # so that whoever waits for the keys is told the truth
+        self._watch, self._batches = watch, watch.batches()
         old, self.kvs, self.revision = self.kvs, kvs, revision
         self._current_at = asked_at
         gone = [Step(kv, None) for key, kv in old.items() if key not in kvs]
         return gone + [Step(old.get(key), kv) for key, kv in kvs.items() if old.get(key) != kv]
+
+    def _drop(self) -> None:
+        self._current_at = monotonic() - (self.stale_for or 0.0)
+        self._watch = self._batches = None
 
     def _apply(self, revision: int, events: Iterable[Event]) -> list[Step]:
         steps = []
@@ -164,10 +177,10 @@ class Mirror:
         return steps
 
 
-def _revisions(batch: Batch) -> Iterator[tuple[int, Iterable[Event]]]:
+def _revisions(batch: Batch) -> Iterator[tuple[int, list[Event]]]:
     """Give the events of each revision; at the end, what the batch says beyond them."""
     last = 0
     for last, events in groupby(batch.events, key=lambda event: event.kv.mod_revision):
-        yield last, events
+        yield last, [*events]
     if last < batch.revision:
-        yield batch.revision, ()
+        yield batch.revision, []

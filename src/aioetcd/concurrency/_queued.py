@@ -164,7 +164,7 @@ class Queued(Hold):
                 return unreachable
         if current is None:
             return self._picker.unreachable()
-        return self._late(None if self._turn.maybe_ours(holder) else holder, self._timeout)
+        return self._late(None if self._turn.is_behind(holder) else holder, self._timeout)
 
     def _lease_lost(self, error: LeaseLostError) -> None:
         self._lost(f"its lease is lost ({error.reason})", error)

@@ -64,12 +64,14 @@ class Tenure:
         lease_id: Its id, chosen here, so that it can be revoked whatever became of the grant.
         listeners: Called with the error when the lease is lost, or given up.
         late: By key, the tasks that delete what is put late; they end with the lease.
+        late_until: By key, how long that is waited for, in `time.monotonic`'s seconds.
     """
 
     def __init__(self, transport: Transport, leases: Leases, ttl: int) -> None:
         self.lease_id: int = new_lease_id()
         self.listeners: list[Callable[[LeaseLostError], None]] = []
         self.late: dict[bytes, asyncio.Task[None]] = {}
+        self.late_until: dict[bytes, float] = {}
         self._seats: dict[bytes, Seat] = {}
         self._transport = transport
         self._leases = leases

@@ -112,43 +112,67 @@ class Turn:
         """Whether it is the key that was put here."""
         return kv is not None and kv.create_revision == self._revision
 
-    def maybe_ours(self, kv: KeyValue | None) -> bool:
-        """Whether it may be the key that was put here, though nobody has answered that."""
-        return kv is not None and kv.key == self.key and self._maybe_put
+    def is_behind(self, kv: KeyValue | None) -> bool:
+        """Whether it is our key, though nobody has answered that perhaps, or one after it."""
+        if kv is None:
+            return False
+        is_later = self._revision is not None and kv.create_revision > self._revision
+        return is_later or (kv.key == self.key and self._maybe_put)
 
     async def take_if_first(self) -> KeyValue | None:
         """Take a place if nobody has one. Give the first key of the queue if it is another's."""
         # Whoever has the place on this lease is about to put the key, or to delete it.
         backoff = Backoff(0.005, 0.2)
         while self._tenure.seat(self._place).is_taken:
-            if (first := await self.first()) is not None:
-                return first
+            found = await self._kv.txn(success=[self._get_first(), Op.get(self.key)])
+            for each in found.responses:
+                if isinstance(each, GetResponse) and each.kv is not None:
+                    return each.kv
             await anyio.sleep(backoff.next_delay())
-        if self._permits > 1:
-            return await self._take_if_one_of_the_first()
-        is_free = Compare.create_revision(self._prefix, prefix=True) == 0
-        result = await self._put_own(
-            is_free,
-            Compare.create_revision(self.key) == 0,
-            then=(),
-            otherwise=(Op.get(self.key), self._get_first()),
-        )
-        if result.succeeded:
-            self._begin(result.header.revision)
-            return None
-        own, other = result.responses
-        if isinstance(own, GetResponse) and own.kv is not None:
-            # An earlier try, whose answer was lost, has put it.
-            self._begin(own.kv.create_revision)
-            return None
-        self._maybe_put = False
-        return _found(other)
+        backoff.reset()
+        while True:
+            is_free = Compare.create_revision(self._prefix, prefix=True) == 0
+            if self._permits > 1:
+                found_now = await self._kv.get(self._prefix, prefix=True, limit=self._permits)
+                if len(found_now.kvs) == self._permits:
+                    if (first_now := await self.first()) is not None:
+                        return first_now
+                    continue
+                # As long as nobody else comes, there is room.
+                is_free = (
+                    Compare.create_revision(self._prefix, prefix=True)
+                    < found_now.header.revision + 1
+                )
+            result = await self._put_own(
+                is_free,
+                Compare.create_revision(self.key) == 0,
+                then=(),
+                otherwise=(Op.get(self.key), self._get_first()),
+            )
+            if result.succeeded:
+                self._begin(result.header.revision)
+                return None
+            own, first = result.responses
+            assert isinstance(own, GetResponse)
+            assert isinstance(first, GetResponse)
+            if own.kv is not None:
+                return await self._adopt(own.kv)
+            self._maybe_put = False
+            if self._permits == 1:
+                return _found(first)
+            await anyio.sleep(backoff.next_delay())
 
-    async def _take_if_one_of_the_first(self) -> KeyValue | None:
-        # A txn cannot count: the place is taken, and given up again where it is none of the first.
-        await self._take_place()
-        before = (await self._before()).kvs
-        return before[0] if len(before) == self._permits else None
+    async def _adopt(self, own: KeyValue) -> KeyValue | None:
+        """Take the key that an earlier try has put; give who is before it, if that is too many."""
+        self._begin(own.create_revision)
+        await self._correct(own)
+        return await self.first() if len((await self._before()).kvs) == self._permits else None
+
+    async def _correct(self, own: KeyValue) -> None:
+        """Have others see our value where an earlier try, perhaps another's, has put its own."""
+        if own.value != self._value:
+            put = Op.put(self.key, self._value, lease=self._tenure.lease_id)
+            await self._kv.txn(compare=[self.is_owner()], success=[put], idempotent=True)
 
     async def take(self) -> KeyValue | None:
         """Take a place at the end of the queue, and wait for the turn.
@@ -181,6 +205,7 @@ class Turn:
         if isinstance(own, GetResponse):
             # An earlier try, whose answer was lost, has put it.
             self._begin(_found(own).create_revision)
+            await self._correct(_found(own))
         else:
             self._begin(result.header.revision)
         assert isinstance(first, GetResponse)
@@ -197,7 +222,7 @@ class Turn:
         if kv.lease is None:
             return False
         own = f"{kv.lease:x}".encode()
-        return any(kv.key == queue + own for queue in self._queues)
+        return any(kv.key == queue + own for queue in (self._queue, *self._queues))
 
     def end(self, *, delete: bool) -> asyncio.Task[None] | None:
         """Leave the queue: stop watching, at once, and start to delete the key.
@@ -263,7 +288,10 @@ class Turn:
     def _expect_late_put(self) -> None:
         """What nobody has waited for may still arrive, and nobody would delete it."""
         late = self._tenure.late
-        if self._place in late or not self._tenure.is_held:
+        if not self._tenure.is_held:
+            return
+        self._tenure.late_until[self._place] = monotonic() + _LATE
+        if self._place in late:
             return
         try:
             task = self._transport.supervisor.spawn(
@@ -277,9 +305,9 @@ class Turn:
     async def _delete_late(self) -> None:
         """Delete the key whenever it is there and nobody on this lease has it."""
         backoff = Backoff(0.1, 5.0)
-        with anyio.move_on_after(_LATE):
-            while True:
-                watch = self._watcher(self.key, only=EventType.PUT, timeout=None)
+        while (left := self._tenure.late_until[self._place] - monotonic()) > 0:
+            watch = self._watcher(self.key, only=EventType.PUT, timeout=None)
+            with anyio.move_on_after(left):
                 try:
                     async with watch:
                         await self._delete_if_nobodys()
@@ -319,9 +347,10 @@ class Turn:
         self, *compare: Compare, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
     ) -> TxnResponse:
         """Put the key if all that holds, as soon as nobody else on this lease has it."""
-        seat = self._tenure.seat(self._place)
-        await seat.take()
-        self._seat = seat
+        if self._seat is None:
+            seat = self._tenure.seat(self._place)
+            await seat.take()
+            self._seat = seat
         await self._transport.wait_connected()
         put = Op.put(self.key, self._value, lease=self._tenure.lease_id)
         self._maybe_put = self._may_be_late = True

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
@@ -377,9 +376,8 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
 
     async def _follow(self) -> None:
         try:
-            async with aclosing(self._mirror.steps()) as steps:
-                async for changed in steps:
-                    self._take(changed)
+            while True:
+                self._take(await self._mirror.next())
         except EtcdError as error:
             self._error = error
             if self._is_read and not isinstance(error, ClientClosedError):
@@ -388,6 +386,7 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
             if self._error is None and not self._left:
                 self._error = ClientClosedError("the client is closed")
             self._pulse()
+            await self._mirror.aclose()
 
     def _take(self, changed: list[Step]) -> None:
         self._is_read = True

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Self, TypeVar
 
 import anyio
 
@@ -22,7 +21,7 @@ from aioetcd.keys import encode, encode_key
 from aioetcd.ops import Op
 from aioetcd.types.store import KeyValue
 
-__all__ = ["Election", "Leadership"]
+__all__ = ["Election", "Leaders", "Leadership"]
 
 _T = TypeVar("_T")
 
@@ -104,7 +103,9 @@ class Leadership(Queued):
         put = Op.put(self.key, encode("value", value), lease=self.lease_id)
         result = await self._kv.txn(compare=[self.is_owner()], success=[put], timeout=timeout)
         if not result.succeeded:
-            raise self._loss("its key was deleted")
+            if not self._left:
+                self._lost("its key was deleted", None)
+            raise self._guard.error or self._loss("its key was deleted")
 
     async def resign(self) -> None:
         """Let the next one lead, where it was won without a block; again, it does nothing.
@@ -140,6 +141,55 @@ class Leadership(Queued):
 
     def _loss(self, why: str) -> LeadershipLostError:
         return LeadershipLostError(f"the leadership {self._name!r} is lost: {why}")
+
+
+class Leaders(metaclass=NoPublicConstructor):
+    """Who leads, followed for ever; `Election.observe` gives it.
+
+    Every change is told, in order, also over lost connections; where the history of a time without
+    a connection is compacted away, what is the case after it. A wait that is cancelled, by
+    `asyncio.wait_for` too, loses nothing. It ends when it is dropped, or by `aclose`.
+
+    Example:
+        leaders = client.election("/jobs").observe()
+        await anext(leaders)  # None
+        await leaders.aclose()
+    """
+
+    def __init__(self, parts: Parts, prefix: bytes) -> None:
+        self._mirror = Mirror(parts, prefix, prefix=True)
+        self._told: KeyValue | None = None
+        self._is_first = True
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        """Iterate over the leaders."""
+        return self
+
+    async def __anext__(self) -> KeyValue | None:
+        """Give the leader's key, at first as it is, then when it is another; None for nobody.
+
+        Raises:
+            EtcdError: By cause; what may pass is waited for, but for the first read.
+        """
+        while not self._closed:
+            await self._mirror.next()
+            candidates = self._mirror.kvs.values()
+            leader = min(candidates, key=lambda kv: kv.create_revision, default=None)
+            if self._is_first or leader != self._told:
+                self._is_first, self._told = False, leader
+                return leader
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End it; a loop over it ends.
+
+        Example:
+            leaders = client.election("/jobs").observe()
+            await leaders.aclose()
+        """
+        self._closed = True
+        await self._mirror.aclose()
 
 
 class Election(metaclass=NoPublicConstructor):
@@ -244,18 +294,10 @@ class Election(metaclass=NoPublicConstructor):
         """
         return await queued_at(self._parts.kv, self._prefix, timeout=timeout)
 
-    async def observe(self) -> AsyncGenerator[KeyValue | None, None]:
-        """Follow who leads, and what the leader proclaims, for ever.
+    def observe(self) -> Leaders:
+        """Follow who leads, and what the leader proclaims, in an ``async for``.
 
-        Every change is told, in order, also over lost connections; where the history of a time
-        without connection is compacted away, what is the case after it. A loop that may be left
-        early is best put into `contextlib.aclosing`. It costs one watch.
-
-        Yields:
-            The leader's key, at first as it is; None where nobody leads.
-
-        Raises:
-            EtcdError: By cause; what may pass is waited for, but for the first read.
+        It costs one watch. Nothing is sent before the loop begins.
 
         Example:
             election = client.election("/jobs")
@@ -264,16 +306,7 @@ class Election(metaclass=NoPublicConstructor):
                     leader and leader.text  # "host-7"
                     break
         """
-        mirror = Mirror(self._parts, self._prefix, prefix=True)
-        told: KeyValue | None = None
-        is_first = True
-        async with aclosing(mirror.steps()) as steps:
-            async for _ in steps:
-                candidates = mirror.kvs.values()
-                leader = min(candidates, key=lambda kv: kv.create_revision, default=None)
-                if is_first or leader != told:
-                    is_first, told = False, leader
-                    yield leader
+        return create(Leaders, self._parts, self._prefix)
 
     async def run(
         self, work: Callable[[Leadership], Awaitable[_T]], value: str | bytes = b""
@@ -281,7 +314,8 @@ class Election(metaclass=NoPublicConstructor):
         """Campaign, and work while one leads; again and again, until the work is done.
 
         When the leadership is lost, the work is cancelled, and done from its beginning once one
-        leads again. While etcd cannot be reached, that is tried again with growing pauses.
+        leads again. While nobody can be reached to campaign, that is tried again with growing
+        pauses; what the work itself raises ends it, errors of etcd's too.
 
         Args:
             work: A coroutine function; it is given the `Leadership`.
@@ -303,13 +337,16 @@ class Election(metaclass=NoPublicConstructor):
         backoff = Backoff(0.1, 10.0)
         while True:
             leadership = self.campaign(value)
-            has_led = False
+            has_led = is_done = False
             try:
                 async with leadership:
                     has_led = True
                     backoff.reset()
-                    return await work(leadership)
+                    result = await work(leadership)
+                    is_done = True
             except LeadershipLostError as error:
+                if is_done:  # it was lost at the very end
+                    return result
                 if has_led and error is not leadership._guard.error:
                     raise
                 _logger.info("leads no more, and campaigns again: %s", error)
@@ -317,4 +354,6 @@ class Election(metaclass=NoPublicConstructor):
                 if has_led:
                     raise
                 _logger.info("cannot campaign, and tries again: %s", error)
+            else:
+                return result
             await anyio.sleep(backoff.next_delay())
