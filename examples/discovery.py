@@ -20,21 +20,10 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
-from aioetcd import (
-    Client,
-    CompactedError,
-    DeadlineExceededError,
-    EtcdError,
-    EventType,
-    LeaseLostError,
-    LeaseNotFoundError,
-    TooManyRequestsError,
-    UnavailableError,
-)
+from aioetcd import Client, EtcdError
 from aioetcd.testing import EtcdNotFoundError, EtcdServer
 
 PREFIX = "/services/demo/"
-PASSING = (UnavailableError, DeadlineExceededError, TooManyRequestsError)  # try again
 TTL = 3  # seconds for which one that was killed is still in the list
 
 
@@ -44,48 +33,18 @@ def say(text: str) -> None:
 
 async def register(client: Client, name: str, address: str) -> None:
     """Be in the list until cancelled."""
-    while True:
-        try:
-            async with client.session(ttl=TTL) as session:
-                await client.kv.put(f"{PREFIX}{name}", address, lease=session)
-                say(f"{name} is registered")
-                await asyncio.Event().wait()
-        except (LeaseLostError, LeaseNotFoundError, *PASSING) as error:
-            # etcd was out of reach for the whole time to live, or somebody has revoked the lease:
-            # the others have seen this instance go. It comes back as soon as it can.
-            say(f"{name} registers again: {error}")
-            await asyncio.sleep(0.5)
+    async with client.registration(f"{PREFIX}{name}", address, ttl=TTL):
+        say(f"{name} is registered")
+        await asyncio.Event().wait()
 
 
 async def instances(client: Client) -> AsyncIterator[dict[str, str]]:
     """Give who is there, by name, and again after each change."""
-    while True:
-        try:
-            got = await client.kv.get(PREFIX, prefix=True)
-        except PASSING as error:
-            say(f"nobody knows who is there: {error}")
-            await asyncio.sleep(0.5)
-            continue
-        there = {name_of(kv.key): kv.text for kv in got.kvs}
-        yield dict(there)
-        start = got.header.revision + 1
-        try:
-            async with client.watch(
-                PREFIX, prefix=True, start_revision=start, timeout=None
-            ) as watch:
-                async for batch in watch.batches():
-                    for event in batch.events:
-                        if event.type is EventType.DELETE:
-                            there.pop(name_of(event.kv.key), None)
-                        else:
-                            there[name_of(event.kv.key)] = event.kv.text
-                    yield dict(there)
-        except CompactedError:
-            pass  # it was away for longer than the history is kept: read all again
-
-
-def name_of(key: bytes) -> str:
-    return key.decode().removeprefix(PREFIX)
+    async with client.cache(PREFIX, prefix=True, decode=bytes.decode) as cache:
+        changes = cache.changes()
+        while True:
+            yield {key.decode().removeprefix(PREFIX): address for key, address in cache.items()}
+            await anext(changes)
 
 
 async def serve(endpoints: list[str], name: str, address: str) -> None:

@@ -15,6 +15,7 @@ from aioetcd.concurrency import (
     Leadership,
     Lock,
     OnLost,
+    Registration,
     RWLock,
     Session,
 )
@@ -239,6 +240,7 @@ __all__ = [
     "PutManyResponse",
     "PutResponse",
     "RWLock",
+    "Registration",
     "Remote",
     "RemoteLockResponse",
     "RemoteResponse",

@@ -10,7 +10,17 @@ from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._prefixed import Prefixed
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
-from aioetcd.concurrency import Cache, Election, Lock, OnLost, Parts, RWLock, Session, queued_at
+from aioetcd.concurrency import (
+    Cache,
+    Election,
+    Lock,
+    OnLost,
+    Parts,
+    Registration,
+    RWLock,
+    Session,
+    queued_at,
+)
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.keys import encode_key
 from aioetcd.kv import KV
@@ -293,6 +303,29 @@ class Namespace(metaclass=NoPublicConstructor):
                 leadership.is_lost  # False
         """
         return create(Election, self._parts, name, session=session, ttl=ttl)
+
+    def registration(
+        self, key: str | bytes, value: str | bytes = b"", *, ttl: int = 10
+    ) -> Registration:
+        """Make a registration: a key that is there for an ``async with``, and comes back when lost.
+
+        It costs a lease, kept alive, a put, and a watch on its key. Nothing is sent before it is
+        entered.
+
+        Args:
+            key: The key, one for each who registers.
+            value: What others see.
+            ttl: Seconds after which it is gone when this process is, from 1 to 9 000 000 000.
+
+        Raises:
+            ValueError: An empty key, or `ttl` out of its limits.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            async with client.registration("/services/a", "10.0.0.7:80"):
+                (await client.kv.get("/services/a")).text  # "10.0.0.7:80"
+        """
+        return create(Registration, self._parts, key, value, ttl=ttl)
 
     @overload
     def cache(self, key: str | bytes, *, prefix: bool = False) -> Cache[bytes]: ...

@@ -6,6 +6,7 @@ from aioetcd.concurrency._queued import queued_at
 from aioetcd.concurrency.cache import Cache, CacheChanges, Change
 from aioetcd.concurrency.election import Election, Leaders, Leadership
 from aioetcd.concurrency.lock import Lock
+from aioetcd.concurrency.registration import Registration
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
 
@@ -20,6 +21,7 @@ __all__ = [
     "OnLost",
     "Parts",
     "RWLock",
+    "Registration",
     "Session",
     "queued_at",
 ]

@@ -131,20 +131,11 @@ class Turn:
             await anyio.sleep(backoff.next_delay())
         backoff.reset()
         while True:
-            is_free = Compare.create_revision(self._prefix, prefix=True) == 0
-            if self._permits > 1:
-                found_now = await self._kv.get(self._prefix, prefix=True, limit=self._permits)
-                if len(found_now.kvs) == self._permits:
-                    if (first_now := await self.first()) is not None:
-                        return first_now
-                    continue
-                # As long as nobody else comes, there is room.
-                is_free = (
-                    Compare.create_revision(self._prefix, prefix=True)
-                    < found_now.header.revision + 1
-                )
+            room = await self._room()
+            if isinstance(room, KeyValue):
+                return room
             result = await self._put_own(
-                is_free,
+                room,
                 Compare.create_revision(self.key) == 0,
                 then=(),
                 otherwise=(Op.get(self.key), self._get_first()),
@@ -153,20 +144,37 @@ class Turn:
                 self._begin(result.header.revision)
                 return None
             own, first = result.responses
-            assert isinstance(own, GetResponse)
-            assert isinstance(first, GetResponse)
-            if own.kv is not None:
+            if isinstance(own, GetResponse) and own.kv is not None:
                 return await self._adopt(own.kv)
             self._maybe_put = False
             if self._permits == 1:
                 return _found(first)
-            await anyio.sleep(backoff.next_delay())
+            await anyio.sleep(backoff.next_delay())  # somebody came: there may still be room
+
+    async def _room(self) -> Compare | KeyValue:
+        """Give what holds as long as there is room; where there is none, the first key."""
+        created = Compare.create_revision(self._prefix, prefix=True)
+        if self._permits == 1:
+            return created == 0
+        found = await self._kv.get(
+            self._prefix,
+            prefix=True,
+            sort_target=SortTarget.CREATE,
+            sort_order=SortOrder.ASCEND,
+            limit=self._permits,
+        )
+        if len(found.kvs) == self._permits:
+            return found.kvs[0]
+        return created < found.header.revision + 1  # a txn cannot count: nobody has come since
 
     async def _adopt(self, own: KeyValue) -> KeyValue | None:
-        """Take the key that an earlier try has put; give who is before it, if that is too many."""
+        """Take the key that an earlier try has put; give the first one if too many are before."""
         self._begin(own.create_revision)
         await self._correct(own)
-        return await self.first() if len((await self._before()).kvs) == self._permits else None
+        if len((await self._before()).kvs) < self._permits:
+            return None
+        first = await self.first()
+        return None if first is None or first.create_revision >= own.create_revision else first
 
     async def _correct(self, own: KeyValue) -> None:
         """Have others see our value where an earlier try, perhaps another's, has put its own."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from time import monotonic
 from typing import Any
 
 from aioetcd import _decode
-from aioetcd._checks import check_callable, check_flag, check_int
+from aioetcd._checks import check_callable, check_flag, check_int, check_lease
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.calls import Calls
@@ -33,8 +33,9 @@ from aioetcd.errors import (
     PartialWriteError,
 )
 from aioetcd.keys import encode_key
-from aioetcd.kv._many import batches, in_few_tasks
+from aioetcd.kv._many import batches, encoded, in_few_tasks
 from aioetcd.kv._scan import Scan
+from aioetcd.kv._update import Updating
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import (
     CompactResponse,
@@ -364,9 +365,9 @@ class KV(metaclass=NoPublicConstructor):
             found = await kv.get_many(["/config/b", "/config/c"])
             [kv and kv.text for kv in found.kvs]  # ["2", None]
         """
-        encoded = _encoded(keys)
+        wanted = encoded(keys)
         seconds = self._calls.resolve_timeout(timeout)
-        first, *others = batches(encoded, len)
+        first, *others = batches(wanted, len)
         answer = await self._read(first, None, seconds)
         revision = answer.header.revision
         outcomes = await in_few_tasks(
@@ -414,10 +415,10 @@ class KV(metaclass=NoPublicConstructor):
         """
         if not isinstance(items, Mapping):
             raise TypeError(f"items must be a mapping, not {type(items).__name__}")
-        encoded = _encoded(items, "items", unique=True)
+        wanted = encoded(items, "items", unique=True)
         puts = {
             key: Op.put(key, value, lease=lease)
-            for key, value in zip(encoded, items.values(), strict=True)
+            for key, value in zip(wanted, items.values(), strict=True)
         }
         answers = await self._write(puts, timeout)
         return PutManyResponse({key: revision for key, (revision, _) in answers.items()})
@@ -445,7 +446,7 @@ class KV(metaclass=NoPublicConstructor):
             (await kv.delete_many(["/jobs/1", "/jobs/3"])).deleted  # (b"/jobs/1",)
         """
         answers = await self._write(
-            {key: Op.delete(key) for key in _encoded(keys, unique=True)}, timeout
+            {key: Op.delete(key) for key in encoded(keys, unique=True)}, timeout
         )
         return DeleteManyResponse(
             tuple(
@@ -485,6 +486,66 @@ class KV(metaclass=NoPublicConstructor):
             ) from why
         return answers
 
+    async def update(
+        self,
+        key: str | bytes,
+        change: Callable[[KeyValue | None], str | bytes | None],
+        *,
+        lease: LeaseLike | None = None,
+        timeout: float | Default | None = DEFAULT,
+    ) -> KeyValue | None:
+        """Change a key by what it is (RPCs ``Range``, ``Txn``), again and again until it holds.
+
+        Where an answer is lost, the key is read again. If it is as before, the same attempt is sent
+        again, which cannot be applied twice. If its next version has just the value that was to be
+        written, it counts as written; whoever counts must be able to tell one's own from another's.
+
+        Args:
+            key: The key.
+            change: Is given the key as it is, or None, and gives the new value; None deletes it. It
+                is called again when somebody else was faster. Where it gives what is there, nothing
+                is written.
+            lease: The lease to attach the key to; None leaves it where it is.
+            timeout: The deadline in seconds for all of this; None is none.
+
+        Returns:
+            The key as it is then; None where it was deleted.
+
+        Raises:
+            ValueError: An empty key, or an id that no lease has.
+            TypeError: An argument, or what `change` gives, is of the wrong type.
+            LeaseNotFoundError: There is no such lease.
+            DeadlineExceededError: Others were faster until then, or as of any call.
+            EtcdError: By cause; `maybe_applied` where nobody can say whether it was written.
+
+        Example:
+            def increment(counter: KeyValue | None) -> str:
+                return str(int(counter.text) + 1 if counter else 1)
+
+            await kv.update("/counter", increment)
+            counter = await kv.update("/counter", increment)
+            counter and counter.text  # "2"
+        """
+        name = encode_key(key)
+        if not callable(change):
+            raise TypeError(f"change must be a function, not {type(change).__name__}")
+        if lease is not None:
+            check_lease("lease", lease, none="leave it where it is")
+
+        async def get(seconds: float | None) -> KeyValue | None:
+            return (await self.get(name, timeout=seconds)).kv
+
+        async def txn(
+            holds: Compare, then: AnyOp, otherwise: AnyOp, seconds: float | None
+        ) -> TxnResponse:
+            return await self.txn(
+                compare=[holds], success=[then], failure=[otherwise], timeout=seconds
+            )
+
+        seconds = self._calls.resolve_timeout(timeout)
+        updating = Updating(get, txn, key=name, change=change, lease=lease)
+        return await updating.run(None if seconds is None else monotonic() + seconds)
+
     async def compact(
         self,
         revision: int,
@@ -517,21 +578,6 @@ class KV(metaclass=NoPublicConstructor):
         )
         response = await self._calls.unary(COMPACT, request, timeout)
         return CompactResponse(_decode.header(response.header))
-
-
-def _encoded(
-    keys: Iterable[str | bytes], name: str = "keys", *, unique: bool = False
-) -> list[bytes]:
-    """Give keys as bytes, if there is any, and where it matters each of them once."""
-    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-        raise TypeError(f"{name} must be an iterable of keys, not {type(keys).__name__}")
-    encoded = [encode_key(key) for key in keys]
-    if not encoded:
-        raise ValueError(f"{name} must name at least one key")
-    if unique and len(set(encoded)) != len(encoded):
-        ((twice, _),) = Counter(encoded).most_common(1)
-        raise ValueError(f"{name} must have different keys, and {twice!r} is there twice")
-    return encoded
 
 
 def _reads(answers: Iterable[TxnResponse]) -> Iterator[GetResponse]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import anyio
 
 from aioetcd.errors import EtcdError
+from aioetcd.keys import encode_key
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -17,6 +19,21 @@ TXN_OPS = 128
 _TXN_BYTES = 2**20
 # So many txns are under way at a time.
 _AT_A_TIME = 8
+
+
+def encoded(
+    keys: Iterable[str | bytes], name: str = "keys", *, unique: bool = False
+) -> list[bytes]:
+    """Give keys as bytes, if there is any, and where it matters each of them once."""
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise TypeError(f"{name} must be an iterable of keys, not {type(keys).__name__}")
+    found = [encode_key(key) for key in keys]
+    if not found:
+        raise ValueError(f"{name} must name at least one key")
+    if unique and len(set(found)) != len(found):
+        ((twice, _),) = Counter(found).most_common(1)
+        raise ValueError(f"{name} must have different keys, and {twice!r} is there twice")
+    return found
 
 
 def batches(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:

@@ -1,0 +1,181 @@
+"""Registrations: they are there, come back, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import anyio
+import pytest
+
+from aioetcd import Client, ClientClosedError, KeyValue, NoEndpointError, Registration
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.concurrency.test_election import until_nothing_is_left
+from tests.waiting import until
+
+KEY = "/services/a"
+
+
+async def there(client: Client) -> KeyValue | None:
+    """What others see."""
+    return (await client.kv.get(KEY)).kv
+
+
+async def until_it_is_back(client: Client, before: KeyValue | None) -> KeyValue:
+    """Wait until it is registered anew."""
+    found: KeyValue | None = None
+
+    async def is_back() -> bool:
+        nonlocal found
+        found = await there(client)
+        return found is not None and (before is None or found.mod_revision > before.mod_revision)
+
+    await until(is_back)
+    assert found is not None
+    return found
+
+
+async def test_it_is_there_for_the_block(client: Client) -> None:
+    """On a lease of its own, which goes with it."""
+    registration = client.registration(KEY, "10.0.0.7:80", ttl=60)
+    assert not registration.is_registered
+    async with registration:
+        found = await there(client)
+        assert found is not None
+        assert found.text == "10.0.0.7:80"
+        assert (await client.lease.leases()).ids == (found.lease,)
+        assert registration.is_registered
+    assert not registration.is_registered
+    assert await there(client) is None
+    assert (await client.lease.leases()).ids == ()
+    with pytest.raises(RuntimeError, match="entered once"):
+        await registration.__aenter__()
+
+
+async def test_it_comes_back(client: Client) -> None:
+    """When its lease is revoked, and when its key is deleted; the block goes on."""
+    async with client.registration(KEY, "v", ttl=60) as registration:
+        first = await there(client)
+        assert first is not None
+        assert first.lease is not None
+        await client.lease.revoke(first.lease)
+        second = await until_it_is_back(client, first)
+        assert second.lease != first.lease
+        await until(lambda: registration.is_registered)
+        await client.kv.delete(KEY)
+        third = await until_it_is_back(client, second)
+        assert third.lease == second.lease
+    await until_nothing_is_left(client)
+
+
+async def test_it_comes_back_beyond_a_compaction(client: Client, server: EtcdServer) -> None:
+    """Whatever became of the key meanwhile."""
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as through:
+        async with through.registration(KEY, "v", ttl=60) as registration:
+            before = await there(client)
+            proxy.refuse()
+            proxy.cut()
+            await client.kv.delete(KEY)
+            await client.kv.compact((await client.kv.put("k", "v")).header.revision)
+            await proxy.accept()
+            await until_it_is_back(client, before)
+            await until(lambda: registration.is_registered)
+        assert await there(client) is None
+        await client.kv.delete("k")
+
+
+@pytest.mark.fault("L2")
+async def test_l2_cut_off_for_longer_than_it_lives(quick_server: EtcdServer) -> None:
+    """Others see it go in time; it is back when it can be."""
+    async with (
+        FaultProxy(quick_server.endpoint) as proxy,
+        Client(proxy.endpoint, timeout=1) as cut_off,
+        Client(quick_server.endpoint) as client,
+        cut_off.registration(KEY, "v", ttl=1) as registration,
+    ):
+        before = await there(client)
+        proxy.refuse()
+        proxy.cut()
+
+        async def is_gone() -> bool:
+            return await there(client) is None
+
+        await until(is_gone)
+        await until(lambda: not registration.is_registered)
+        await proxy.accept()
+        await until_it_is_back(client, before)
+
+
+async def test_somebody_else_takes_the_key(client: Client) -> None:
+    """It says so, and comes back when the other one is gone."""
+    async with client.registration(KEY, "first", ttl=60) as first:
+        async with client.registration(KEY, "second", ttl=60) as second:
+            await until(lambda: not first.is_registered)
+            assert second.is_registered
+            found = await there(client)
+            assert found is not None
+            assert found.text == "second"
+        found = await until_it_is_back(client, None)
+        assert found.text == "first"
+        await until(lambda: first.is_registered)
+
+
+async def test_entering_fails(server: EtcdServer) -> None:
+    """By cause, and leaves nothing."""
+    async with Client("127.0.0.1:1", timeout=0.3) as nobody:
+        with pytest.raises(NoEndpointError):
+            await nobody.registration(KEY).__aenter__()
+    async with Client(server.endpoint) as client:
+        await client.ping()
+    with pytest.raises(ClientClosedError):
+        await client.registration(KEY).__aenter__()
+
+
+async def test_a_client_that_closes(server: EtcdServer, client: Client) -> None:
+    """It is gone with it, and the block may go on."""
+    async with (
+        Client(server.endpoint) as other,
+        other.registration(KEY, "v", ttl=60) as registration,
+    ):
+        await other.aclose()
+        await until(lambda: not registration.is_registered)
+    await until_nothing_is_left(client)
+
+
+@pytest.mark.parametrize("native", [True, False])
+async def test_cancelled_at_random(client: Client, rng: random.Random, native: bool) -> None:
+    """Whenever that is, nothing is left."""
+
+    async def register() -> None:
+        async with client.registration(KEY, "v", ttl=60):
+            pass
+
+    for _ in range(30):
+        delay = rng.uniform(0, 0.02)
+        if native:
+            task = asyncio.ensure_future(register())
+            await asyncio.sleep(delay)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None
+        else:
+            with anyio.move_on_after(delay):
+                await register()
+    await until_nothing_is_left(client)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"key": ""}, ValueError, "key must not be empty"),
+        ({"value": 7}, TypeError, "value must be"),
+        ({"ttl": 0}, ValueError, "ttl must be at least 1"),
+    ],
+)
+def test_what_is_wrong(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
+    """It is told before anything is sent."""
+    client = Client("127.0.0.1:1")
+    with pytest.raises(error, match=match):
+        client.registration(**({"key": KEY} | arguments))
+    assert isinstance(client.registration(KEY), Registration)
