@@ -65,6 +65,11 @@ async def watch(endpoints: list[str]) -> None:
             say(str(there))
 
 
+async def lease_of(client: Client, name: str) -> int | None:
+    kv = (await client.kv.get(f"{PREFIX}{name}")).kv
+    return None if kv is None else kv.lease
+
+
 async def demonstrate() -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(EtcdServer())
@@ -76,8 +81,7 @@ async def demonstrate() -> None:
             processes[name] = process
             stack.callback(process.wait)
             stack.callback(process.terminate)
-        last: set[str] = set()
-        step = 0
+        step, lease = 0, None
         async for there in instances(client):
             say(f"there: {', '.join(sorted(there)) or 'nobody'}")
             if step == 0 and len(there) == 3:
@@ -87,13 +91,12 @@ async def demonstrate() -> None:
                 processes["killed"].kill()
                 step = 2
             elif step == 2 and "killed" not in there:
-                got = await client.kv.get(f"{PREFIX}revoked")
-                if got.kv is not None and got.kv.lease is not None:
-                    await client.lease.revoke(got.kv.lease)
+                lease = await lease_of(client, "revoked")
+                if lease is not None:
+                    await client.lease.revoke(lease)
                 step = 3
-            elif step == 3 and "revoked" in there and "revoked" not in last:
+            elif step == 3 and await lease_of(client, "revoked") not in (None, lease):
                 return  # it is back
-            last = set(there)
 
 
 def main() -> None:

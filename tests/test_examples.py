@@ -99,12 +99,7 @@ async def test_discovery() -> None:
     seen = [line.removeprefix("there: ") for line in lines if line.startswith("there: ")]
     assert "ended, killed, revoked" in seen, lines
     begun = seen.index("ended, killed, revoked")
-    assert seen[begun:] == [
-        "ended, killed, revoked",
-        "killed, revoked",
-        "revoked",
-        "nobody",
-        "revoked",
-    ]
+    assert seen[begun : begun + 3] == ["ended, killed, revoked", "killed, revoked", "revoked"]
+    assert seen[begun + 3 :] in (["nobody", "revoked"], ["revoked"])  # it may be back at once
     assert "ended ends" in lines
     assert "killed ends" not in lines

@@ -58,8 +58,8 @@ PUBLIC = {
     "CallReport": "endpoint error method retries seconds",
     "CampaignResponse": "header leader",
     "Cache": (
-        "__aenter__ __contains__ __getitem__ __iter__ __len__ changes get is_connected kv revision "
-        "stale_for sync wait_for"
+        "__aenter__ __contains__ __getitem__ __iter__ __len__ changes get is_connected items kv "
+        "revision stale_for sync values wait_for"
     ),
     "CacheChanges": "__aiter__ __anext__",
     "Change": "key new new_kv old old_kv",

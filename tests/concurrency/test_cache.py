@@ -149,10 +149,11 @@ async def test_whole_revisions(client: Client) -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(write)
-            while cache.get("/config/a") != b"99":
-                assert len(set(cache.values())) <= 1
-                seen += 1
-                await anyio.lowlevel.checkpoint()
+            with anyio.fail_after(30):
+                while cache.get("/config/a") != b"99":
+                    assert len(set(cache.values())) <= 1
+                    seen += 1
+                    await anyio.lowlevel.checkpoint()
         assert seen > 1
 
 
@@ -320,6 +321,33 @@ async def test_a_permission_that_is_taken(caplog: pytest.LogCaptureFixture) -> N
             assert cache.stale_for is not None
 
 
+async def test_a_loop_that_waits(client: Client) -> None:
+    """It goes over what was there when it began."""
+    await client.kv.put_many({"/config/a": "1", "/config/b": "2"})
+    async with client.cache(PREFIX, prefix=True) as cache:
+        seen = {}
+        for key, value in cache.items():
+            await client.kv.delete(PREFIX, prefix=True)
+            await cache.sync()
+            seen[key] = value
+        assert seen == {b"/config/a": b"1", b"/config/b": b"2"}
+        assert dict(cache.items()) == {}
+        assert [*cache.values()] == []
+
+
+async def test_closed_before_it_has_begun(server: EtcdServer) -> None:
+    """Whoever enters is told, and waits for nothing."""
+    client = Client(server.endpoint)
+    await client.ping()
+    outcomes = await asyncio.gather(
+        client.cache(PREFIX, prefix=True).__aenter__(),
+        client.registration("a").__aenter__(),
+        client.aclose(),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [ClientClosedError] * 2 + [type(None)]
+
+
 async def test_below_a_prefix(client: Client) -> None:
     """The keys are those of the namespace."""
     tenant = client.namespace("/tenant-7")
@@ -365,6 +393,7 @@ async def test_cancelled_while_entering(client: Client, rng: random.Random, nati
             await asyncio.sleep(delay)
             task.cancel()
             await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None
         else:
             with anyio.move_on_after(delay):
                 await enter()

@@ -424,6 +424,46 @@ async def test_a_wait_for_a_leader_that_is_cancelled(client: Client) -> None:
     await until(lambda: client.stats().watches == 0)
 
 
+async def test_closing_ends_the_loop_while_the_server_is_away(server: EtcdServer) -> None:
+    """Whoever waits is let go at once, connected or not, and in the first read too."""
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as through:
+        election = through.election(NAME)
+        for away in (False, True):
+            leaders = election.observe()
+            assert await anext(leaders) is None
+            waiting = asyncio.ensure_future(anext(leaders, "ended"))
+            await anyio.lowlevel.checkpoint()
+            if away:
+                proxy.refuse()
+                proxy.cut()
+            await leaders.aclose()
+            with anyio.fail_after(2):
+                assert await waiting == "ended"
+        beginning = election.observe()
+        waiting = asyncio.ensure_future(anext(beginning, "ended"))
+        await anyio.lowlevel.checkpoint()
+        await beginning.aclose()
+        with anyio.fail_after(2):
+            assert await waiting == "ended"
+        await until(lambda: through.stats().watches == 0)
+
+
+async def test_run_goes_on_where_a_task_of_the_work_finds_the_loss(client: Client) -> None:
+    """Its group of errors is that loss, and nothing else."""
+    times = 0
+
+    async def work(leadership: Leadership) -> int:
+        nonlocal times
+        times += 1
+        if times <= 3:
+            await client.kv.delete(leadership.key)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(leadership.proclaim("late"))
+        return times
+
+    assert await client.election(NAME).run(work) == 4
+
+
 async def test_run_waits_for_a_server(client: Client, server: EtcdServer) -> None:
     """While nobody can be reached it tries again; what does not pass by itself is raised."""
     async with FaultProxy(server.endpoint) as proxy:

@@ -47,8 +47,7 @@ async def test_it_is_there_for_the_block(client: Client) -> None:
         assert (await client.lease.leases()).ids == (found.lease,)
         assert registration.is_registered
     assert not registration.is_registered
-    assert await there(client) is None
-    assert (await client.lease.leases()).ids == ()
+    await until_nothing_is_left(client)
     with pytest.raises(RuntimeError, match="entered once"):
         await registration.__aenter__()
 
@@ -81,8 +80,8 @@ async def test_it_comes_back_beyond_a_compaction(client: Client, server: EtcdSer
             await proxy.accept()
             await until_it_is_back(client, before)
             await until(lambda: registration.is_registered)
-        assert await there(client) is None
         await client.kv.delete("k")
+    await until_nothing_is_left(client)
 
 
 @pytest.mark.fault("L2")
@@ -116,9 +115,35 @@ async def test_somebody_else_takes_the_key(client: Client) -> None:
             found = await there(client)
             assert found is not None
             assert found.text == "second"
-        found = await until_it_is_back(client, None)
-        assert found.text == "first"
+
+        async def is_back() -> bool:
+            found = await there(client)
+            return found is not None and found.text == "first"
+
+        await until(is_back)
         await until(lambda: first.is_registered)
+
+
+async def test_it_takes_nothing_back(client: Client) -> None:
+    """When its own lease is lost while somebody else has the key."""
+    async with client.registration(KEY, "first", ttl=60) as first:
+        own = await there(client)
+        assert own is not None
+        assert own.lease is not None
+        async with client.registration(KEY, "second", ttl=60) as second:
+            await until(lambda: not first.is_registered)
+            await client.lease.revoke(own.lease)
+
+            async def has_another_lease() -> bool:
+                return len((await client.lease.leases()).ids) == 2
+
+            await until(has_another_lease)
+            for _ in range(5):
+                await client.ping()
+            found = await there(client)
+            assert found is not None
+            assert found.text == "second"
+            assert second.is_registered
 
 
 async def test_entering_fails(server: EtcdServer) -> None:

@@ -194,6 +194,13 @@ async def test_who_does_not_wait_fails_at_once(client: Client) -> None:
             with anyio.fail_after(5), pytest.raises(LockNotAcquiredError) as caught:
                 await shared.read(blocking=False).acquire()
             assert caught.value.holder.key == mine.key
+        async with client.semaphore(NAME, 3, session=session):
+            attempts = [client.semaphore(NAME, 3, session=session, blocking=False) for _ in "ab"]
+            with anyio.fail_after(5):
+                outcomes = await asyncio.gather(
+                    *(attempt.acquire() for attempt in attempts), return_exceptions=True
+                )
+            assert [type(outcome) for outcome in outcomes] == [LockNotAcquiredError] * 2
     oldest = client.semaphore(NAME, 2, ttl=60, value="oldest")
     async with oldest, client.semaphore(NAME, 2, ttl=60):
         waiting = acquired(client.semaphore(NAME, 2, ttl=60))

@@ -65,9 +65,11 @@ class Mirror:
         self._backoff = Backoff(0.1, 5.0)
         # What has come and was not given: revisions, and their events.
         self._pending: deque[tuple[int, list[Event]]] = deque()
+        self._closed = False
+        self._waiting = anyio.CancelScope()
         self._watch: Watch | None = None
         self._batches: AsyncIterator[Batch] | None = None
-        # When all that the store had was known, where no watch says so.
+        # When all that the store had was known at the latest, where no watch says so.
         self._current_at = -math.inf
 
     @property
@@ -79,6 +81,8 @@ class Mirror:
     def stale_for(self) -> float | None:
         """For how many seconds changes may have been missed so far; None while they arrive."""
         stale_for = math.inf if self._watch is None else self._watch.stale_for
+        if stale_for is None:
+            self._current_at = monotonic()
         return monotonic() - self._current_at if stale_for == math.inf else stale_for
 
     async def store_revision(self, timeout: float | Default | None) -> int:
@@ -102,27 +106,38 @@ class Mirror:
             await self._watch.aclose()
 
     async def aclose(self) -> None:
-        """Follow no more."""
+        """Follow no more: whoever waits for `next` is given None."""
+        self._closed = True
+        self._waiting.cancel()
         if self._watch is not None:
             await self._watch.aclose()
 
-    async def next(self) -> list[Step]:
+    async def next(self) -> list[Step] | None:
         """Give what has changed with the next revision; at first everything is new.
 
-        There is nothing in it where only `revision` has. To be cancelled loses nothing.
+        There is nothing in it where only `revision` has; None where it was closed. To be cancelled
+        loses nothing.
 
         Raises:
             EtcdError: The first listing failed, or what follows it, or there can be no other.
         """
         # Not a generator: one that is cancelled while it waits has ended.
+        if not self._closed:
+            with anyio.CancelScope() as self._waiting:
+                return await self._next()
+        return None
+
+    async def _next(self) -> list[Step]:
         while not self._pending:
             if self._batches is None:
                 return await self._begin()
             try:
                 batch = await anext(self._batches)
             except (CompactedError, StopAsyncIteration):
-                self._drop()
+                # How old it is then is not what the watch says, which has just been answered.
+                self._watch = self._batches = None
             else:
+                self._current_at = monotonic()
                 self._backoff.reset()
                 self._pending += _revisions(batch)
         return self._apply(*self._pending.popleft())
@@ -159,10 +174,6 @@ class Mirror:
         self._current_at = asked_at
         gone = [Step(kv, None) for key, kv in old.items() if key not in kvs]
         return gone + [Step(old.get(key), kv) for key, kv in kvs.items() if old.get(key) != kv]
-
-    def _drop(self) -> None:
-        self._current_at = monotonic() - (self.stale_for or 0.0)
-        self._watch = self._batches = None
 
     def _apply(self, revision: int, events: Iterable[Event]) -> list[Step]:
         steps = []

@@ -129,6 +129,7 @@ class Turn:
                 if isinstance(each, GetResponse) and each.kv is not None:
                     return each.kv
             await anyio.sleep(backoff.next_delay())
+        await self._take_seat()  # at once: nobody can have come in between
         backoff.reset()
         while True:
             room = await self._room()
@@ -298,7 +299,8 @@ class Turn:
         late = self._tenure.late
         if not self._tenure.is_held:
             return
-        self._tenure.late_until[self._place] = monotonic() + _LATE
+        until = self._tenure.late_until
+        until[self._place] = monotonic() + _LATE
         if self._place in late:
             return
         try:
@@ -308,7 +310,7 @@ class Turn:
         except ClientClosedError:
             return  # the lease is revoked
         late[self._place] = task
-        task.add_done_callback(lambda _: late.pop(self._place))
+        task.add_done_callback(lambda _: (late.pop(self._place), until.pop(self._place)))
 
     async def _delete_late(self) -> None:
         """Delete the key whenever it is there and nobody on this lease has it."""
@@ -351,14 +353,18 @@ class Turn:
             why,
         )
 
-    async def _put_own(
-        self, *compare: Compare, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
-    ) -> TxnResponse:
-        """Put the key if all that holds, as soon as nobody else on this lease has it."""
+    async def _take_seat(self) -> None:
+        """Wait until nobody else on this lease has the key."""
         if self._seat is None:
             seat = self._tenure.seat(self._place)
             await seat.take()
             self._seat = seat
+
+    async def _put_own(
+        self, *compare: Compare, then: Sequence[AnyOp], otherwise: Sequence[AnyOp]
+    ) -> TxnResponse:
+        """Put the key if all that holds, as soon as nobody else on this lease has it."""
+        await self._take_seat()
         await self._transport.wait_connected()
         put = Op.put(self.key, self._value, lease=self._tenure.lease_id)
         self._maybe_put = self._may_be_late = True

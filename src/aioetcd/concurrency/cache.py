@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABCMeta
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
@@ -18,7 +19,7 @@ from aioetcd._checks import check_callable, check_int
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._transport.backoff import Backoff
 from aioetcd.concurrency._mirror import Mirror, Step
-from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._parts import PASSING, Parts
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import (
     ClientClosedError,
@@ -225,6 +226,33 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
         """
         return self[key] if key in self else default  # noqa: SIM401 (it is this method)
 
+    def items(self) -> ItemsView[bytes, _T]:
+        """Give all keys and values as they are now: they stay so, also where a loop waits.
+
+        Raises:
+            Exception: What `decode` raises.
+
+        Example:
+            await client.kv.put("/config/a", "1")
+            async with client.cache("/config/", prefix=True) as cache:
+                for key, value in cache.items():
+                    key, value  # (b"/config/a", b"1")
+        """
+        return {key: self[key] for key in self}.items()
+
+    def values(self) -> ValuesView[_T]:
+        """Give all values as they are now: they stay so, also where a loop waits.
+
+        Raises:
+            Exception: What `decode` raises.
+
+        Example:
+            await client.kv.put("/config/a", "1")
+            async with client.cache("/config/", prefix=True) as cache:
+                [*cache.values()]  # [b"1"]
+        """
+        return {key: self[key] for key in self}.values()
+
     def kv(self, key: str | bytes) -> KeyValue | None:
         """Give a key with its history, as the store had it at `revision`; None where it is absent.
 
@@ -343,6 +371,7 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
         self._task = transport.supervisor.spawn(
             self._follow, f"aioetcd cache of {self._mirror.key!r}"
         )
+        self._task.add_done_callback(self._ended)
         try:
             while not self._is_read:
                 self._check()
@@ -376,17 +405,20 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
 
     async def _follow(self) -> None:
         try:
-            while True:
-                self._take(await self._mirror.next())
+            while (changed := await self._mirror.next()) is not None:
+                self._take(changed)
         except EtcdError as error:
             self._error = error
             if self._is_read and not isinstance(error, ClientClosedError):
                 _logger.warning("the cache of %r is kept up no more: %s", self._mirror.key, error)
         finally:
-            if self._error is None and not self._left:
-                self._error = ClientClosedError("the client is closed")
-            self._pulse()
             await self._mirror.aclose()
+
+    def _ended(self, task: object) -> None:
+        # A task that is cancelled before its first step never comes to a `finally` of its own.
+        if self._error is None and not self._left:
+            self._error = ClientClosedError("the client is closed")
+        self._pulse()
 
     def _take(self, changed: list[Step]) -> None:
         self._is_read = True
@@ -412,8 +444,9 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
                 await self._changed.wait()
                 continue
             # Nothing of it is ours, perhaps: then nobody tells that it has happened.
-            try:
-                await self._mirror.ask()
-            except UnsupportedByServerError:
-                if await self._mirror.store_revision(None) >= revision:
-                    await self._mirror.list_again()
+            with suppress(*PASSING):
+                try:
+                    await self._mirror.ask()
+                except UnsupportedByServerError:
+                    if await self._mirror.store_revision(None) >= revision:
+                        await self._mirror.list_again()

@@ -16,7 +16,12 @@ from aioetcd.concurrency._parts import PASSING, Parts
 from aioetcd.concurrency._queued import Queued, held_by, queued_at
 from aioetcd.concurrency.session import Session
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.errors import ElectionError, ElectionTimeoutError, LeadershipLostError
+from aioetcd.errors import (
+    ElectionError,
+    ElectionTimeoutError,
+    LeadershipLostError,
+    LeaseNotFoundError,
+)
 from aioetcd.keys import encode, encode_key
 from aioetcd.ops import Op
 from aioetcd.types.store import KeyValue
@@ -124,6 +129,13 @@ class Leadership(Queued):
         self._check_held()
         await self._leave()
 
+    def _is_its_loss(self, error: Exception) -> bool:
+        """Whether an error, or a group of a task group's, is the loss of this, and nothing else."""
+        loss = self._guard.error
+        if isinstance(error, ExceptionGroup):
+            return error.split(lambda each: each is loss)[1] is None
+        return error is loss
+
     async def _wait_turn(self) -> None:
         if (alien := await self._turn.take()) is not None:
             raise ElectionError(
@@ -173,7 +185,8 @@ class Leaders(metaclass=NoPublicConstructor):
             EtcdError: By cause; what may pass is waited for, but for the first read.
         """
         while not self._closed:
-            await self._mirror.next()
+            if await self._mirror.next() is None:
+                break
             candidates = self._mirror.kvs.values()
             leader = min(candidates, key=lambda kv: kv.create_revision, default=None)
             if self._is_first or leader != self._told:
@@ -344,13 +357,13 @@ class Election(metaclass=NoPublicConstructor):
                     backoff.reset()
                     result = await work(leadership)
                     is_done = True
-            except LeadershipLostError as error:
+            except (LeadershipLostError, ExceptionGroup) as error:
                 if is_done:  # it was lost at the very end
                     return result
-                if has_led and error is not leadership._guard.error:
+                if has_led and not leadership._is_its_loss(error):
                     raise
                 _logger.info("leads no more, and campaigns again: %s", error)
-            except PASSING as error:
+            except (*PASSING, LeaseNotFoundError) as error:
                 if has_led:
                     raise
                 _logger.info("cannot campaign, and tries again: %s", error)

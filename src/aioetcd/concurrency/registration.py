@@ -14,17 +14,14 @@ from aioetcd._checks import check_int
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.supervisor import PATIENCE
-from aioetcd.concurrency._parts import PASSING, Parts
+from aioetcd.compare import Compare
+from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._tenure import Tenure
-from aioetcd.errors import (
-    ClientClosedError,
-    CompactedError,
-    EtcdError,
-    LeaseLostError,
-    LeaseNotFoundError,
-)
+from aioetcd.errors import ClientClosedError, CompactedError, EtcdError, LeaseLostError
 from aioetcd.keys import encode, encode_key
 from aioetcd.lease import MAX_TTL
+from aioetcd.ops import Op
+from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import EventType
 
 __all__ = ["Registration"]
@@ -37,8 +34,9 @@ class Registration(metaclass=NoPublicConstructor):
 
     It hangs on a lease of its own, which is kept alive: when this process is gone, so is the key,
     after the lease's time to live. When the lease is lost, or the key is deleted, it is registered
-    again, as soon as that can be: others may have seen it go. Nothing is cancelled by that, so it
-    is no lock; what must not be done by two at a time needs one.
+    again, as soon as that can be: others may have seen it go. What fails then is logged, and tried
+    again with growing pauses. Nothing is cancelled by that, so it is no lock; what must not be done
+    by two at a time needs one.
 
     Who registers the same key elsewhere takes it over: this one then waits until that is gone.
 
@@ -63,7 +61,7 @@ class Registration(metaclass=NoPublicConstructor):
         self._ttl = check_int("ttl", ttl, 1, MAX_TTL)
         self._tenure: Tenure | None = None
         self._is_registered = False
-        self._was_registered = False
+        self._was_registered = self._had_it = False
         self._error: EtcdError | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -84,6 +82,7 @@ class Registration(metaclass=NoPublicConstructor):
         transport = self._parts.transport
         transport.check_usable()
         self._task = transport.supervisor.spawn(self._run, f"aioetcd registration of {self._key!r}")
+        self._task.add_done_callback(self._ended)
         try:
             while not self._was_registered:
                 if self._error is not None:
@@ -116,25 +115,30 @@ class Registration(metaclass=NoPublicConstructor):
 
     async def _run(self) -> None:
         backoff = Backoff(0.1, 5.0)
-        try:
-            while True:
+        while True:
+            self._had_it = False
+            try:
                 why = await self._hold()
+            except EtcdError as error:
+                if isinstance(error, ClientClosedError) or not self._was_registered:
+                    self._error = error
+                    return
+                _logger.warning("the key %r is not registered: %s", self._key, error)
+            else:
                 _logger.info("the key %r is registered again: %s", self._key, why)
-                if self._was_registered:
-                    backoff.reset()
-                await anyio.sleep(backoff.next_delay())
-        except ClientClosedError as error:
-            self._error = error
-        except EtcdError as error:
-            self._error = error
-            if self._was_registered:
-                _logger.warning("the key %r is registered no more: %s", self._key, error)
-        finally:
-            self._is_registered = False
-            self._changed.set()
+            if self._had_it:
+                backoff.reset()
+            await anyio.sleep(backoff.next_delay())
 
-    async def _hold(self) -> EtcdError | str:
-        """Register, and give why that is over, where it may be done again."""
+    def _ended(self, task: object) -> None:
+        # A task that is cancelled before its first step never comes to a `finally` of its own.
+        self._is_registered = False
+        if self._error is None:
+            self._error = ClientClosedError("the client is closed")
+        self._changed.set()
+
+    async def _hold(self) -> EtcdError | None:
+        """Register, and give why that is over, where it is by the loss of the lease."""
         tenure = self._tenure = Tenure(self._parts.transport, self._parts.leases, self._ttl)
         lost: list[LeaseLostError] = []
         with anyio.CancelScope() as scope:
@@ -146,36 +150,49 @@ class Registration(metaclass=NoPublicConstructor):
             tenure.listeners.append(tell)
             try:
                 await tenure.begin()
-                await self._keep(tenure)
-            except (*PASSING, LeaseNotFoundError) as error:
-                if not self._was_registered:
-                    raise
-                return error
+                while True:
+                    await self._keep(tenure.lease_id)
             finally:
                 self._is_registered = False
                 tenure.listeners.remove(tell)
                 if self._tenure is tenure:
                     self._tenure = None
                     tenure.end()
-        if lost and lost[0].reason == "closed":
+        (error,) = lost[:1] or (None,)
+        if error is not None and error.reason == "closed":
             raise ClientClosedError("the client is closed")
-        return lost[0] if lost else "its lease was lost"
+        return error
 
-    async def _keep(self, tenure: Tenure) -> None:
-        """Have the key there as long as the lease lives."""
-        lease_id = tenure.lease_id
-        while True:
-            put = await self._parts.kv.put(self._key, self._value, lease=lease_id)
-            self._is_registered = self._was_registered = True
+    async def _keep(self, lease_id: int) -> None:
+        """Have the key there, or let another one have it, until it is deleted."""
+        self._is_registered, seen_at = await self._put(lease_id)
+        if self._is_registered:
+            self._was_registered = self._had_it = True
             self._changed.set()
-            start = put.header.revision + 1
-            watch = self._parts.watcher(self._key, start_revision=start, timeout=None)
-            try:
-                async with watch:
-                    async for event in watch:
-                        if event.type is EventType.DELETE:
-                            break
-                        self._is_registered = event.kv.lease == lease_id
-            except CompactedError:
-                pass  # whatever became of it meanwhile: it is put again
-            self._is_registered = False
+        watch = self._parts.watcher(self._key, start_revision=seen_at + 1, timeout=None)
+        try:
+            async with watch:
+                async for event in watch:
+                    if event.type is EventType.DELETE:
+                        break
+                    self._is_registered = event.kv.lease == lease_id
+        except CompactedError:
+            pass  # whatever became of it meanwhile is seen now
+        self._is_registered = False
+
+    async def _put(self, lease_id: int) -> tuple[bool, int]:
+        """Register: at first whoever has the key, then where nobody has; give if it is there."""
+        if not self._was_registered:
+            put = await self._parts.kv.put(self._key, self._value, lease=lease_id)
+            return True, put.header.revision
+        look: Op[GetResponse] = Op.get(self._key)
+        result = await self._parts.kv.txn(
+            compare=[Compare.missing(self._key)],
+            success=[Op.put(self._key, self._value, lease=lease_id)],
+            failure=[look],
+            idempotent=True,
+        )
+        if result.succeeded:
+            return True, result.header.revision
+        kv = result[look].kv
+        return kv is not None and kv.lease == lease_id, result.header.revision

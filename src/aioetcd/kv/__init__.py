@@ -496,9 +496,10 @@ class KV(metaclass=NoPublicConstructor):
     ) -> KeyValue | None:
         """Change a key by what it is (RPCs ``Range``, ``Txn``), again and again until it holds.
 
-        Where an answer is lost, the key is read again. If it is as before, the same attempt is sent
-        again, which cannot be applied twice. If its next version has just the value that was to be
-        written, it counts as written; whoever counts must be able to tell one's own from another's.
+        Where an answer is lost, the key is read again. If it is there as before, the same attempt
+        is sent again, which cannot be applied twice. If its next version has just the value that
+        was to be written, it counts as written; whoever counts must be able to tell one's own from
+        another's. What cannot be known so is an error, as of a key that was not there and is not.
 
         Args:
             key: The key.
@@ -529,8 +530,8 @@ class KV(metaclass=NoPublicConstructor):
         name = encode_key(key)
         if not callable(change):
             raise TypeError(f"change must be a function, not {type(change).__name__}")
-        if lease is not None:
-            check_lease("lease", lease, none="leave it where it is")
+        none = "leave it where it is"
+        lease_id = None if lease is None else check_lease("lease", lease, none=none)
 
         async def get(seconds: float | None) -> KeyValue | None:
             return (await self.get(name, timeout=seconds)).kv
@@ -543,7 +544,7 @@ class KV(metaclass=NoPublicConstructor):
             )
 
         seconds = self._calls.resolve_timeout(timeout)
-        updating = Updating(get, txn, key=name, change=change, lease=lease)
+        updating = Updating(get, txn, key=name, change=change, lease=lease_id)
         return await updating.run(None if seconds is None else monotonic() + seconds)
 
     async def compact(

@@ -9,15 +9,20 @@ from typing import NamedTuple
 
 import anyio
 
-from aioetcd._checks import check_lease
 from aioetcd._transport.backoff import Backoff
 from aioetcd.compare import Compare
-from aioetcd.errors import DeadlineExceededError, EtcdError
+from aioetcd.errors import (
+    DeadlineExceededError,
+    EtcdError,
+    TooManyRequestsError,
+    UnavailableError,
+)
 from aioetcd.keys import encode
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import GetResponse
-from aioetcd.types.leases import LeaseLike
 from aioetcd.types.store import KeyValue
+
+_PASSING = (UnavailableError, DeadlineExceededError, TooManyRequestsError)
 
 
 class Fate(enum.Enum):
@@ -40,10 +45,12 @@ class Attempt(NamedTuple):
     Attributes:
         seen: What was there, and must still be for it to be applied; None for no key.
         value: What is to be there; None for no key.
+        lease: The lease that it is to hang on then.
     """
 
     seen: KeyValue | None
     value: bytes | None
+    lease: int | None = None
 
     def fate(self, now: KeyValue | None) -> Fate:
         """Judge by what is there now.
@@ -52,20 +59,21 @@ class Attempt(NamedTuple):
             now: The key, read after the attempt.
         """
         seen = self.seen
-        if (now and now.mod_revision) == (seen and seen.mod_revision):
-            return Fate.OPEN
         if now is None:
+            # That it is not there says nothing: it may have been written, and deleted since.
             return Fate.DONE if self.value is None else Fate.UNKNOWN
+        is_ours = (now.value, now.lease) == (self.value, self.lease)
         if seen is None:
-            is_ours = now.version == 1 and now.value == self.value
-            return Fate.DONE if is_ours else Fate.UNKNOWN
+            return Fate.DONE if now.version == 1 and is_ours else Fate.UNKNOWN
+        if now.mod_revision == seen.mod_revision:
+            return Fate.OPEN
         if now.create_revision != seen.create_revision:
             return Fate.UNKNOWN
         if self.value is None:  # a deletion would have ended what is still there
             return Fate.LOST
         if now.version != seen.version + 1:
             return Fate.UNKNOWN
-        return Fate.DONE if now.value == self.value else Fate.LOST
+        return Fate.DONE if is_ours else Fate.LOST
 
 
 class Updating:
@@ -86,7 +94,7 @@ class Updating:
         *,
         key: bytes,
         change: Callable[[KeyValue | None], str | bytes | None],
-        lease: LeaseLike | None,
+        lease: int | None,
     ) -> None:
         self._get = get
         self._txn = txn
@@ -101,9 +109,10 @@ class Updating:
         while True:
             changed = self._change(now)
             value = None if changed is None else encode("the value of change", changed)
-            if value == (None if now is None else now.value) and self._lease is None:
+            lease = self._lease or (None if now is None else now.lease)
+            if (value, lease) == ((None, None) if now is None else (now.value, now.lease)):
                 return now
-            attempt = Attempt(now, value)
+            attempt = Attempt(now, value, lease)
             is_done, now = await self._try(attempt, deadline)
             if is_done:
                 return now
@@ -117,6 +126,7 @@ class Updating:
     async def _try(self, attempt: Attempt, deadline: float | None) -> tuple[bool, KeyValue | None]:
         """Make an attempt; give whether it holds, and what the key is now."""
         doubt: EtcdError | None = None
+        backoff = Backoff(0.01, 1.0)
         look: Op[GetResponse] = Op.get(self._key)
         while True:
             try:
@@ -144,10 +154,14 @@ class Updating:
             if doubt is None:
                 return False, now
             fate = attempt.fate(now)
-            if fate is Fate.UNKNOWN:
+            if fate is Fate.UNKNOWN or (fate is Fate.OPEN and not isinstance(doubt, _PASSING)):
                 raise doubt
             if fate is not Fate.OPEN:
                 return fate is Fate.DONE, now
+            delay = backoff.next_delay()
+            if deadline is not None and monotonic() + delay >= deadline:
+                raise doubt
+            await anyio.sleep(delay)
 
     def _operation(self, attempt: Attempt) -> AnyOp:
         if attempt.value is None:
@@ -156,13 +170,10 @@ class Updating:
         return Op.put(self._key, attempt.value, lease=self._lease, ignore_lease=keeps)
 
     def _made(self, attempt: Attempt, result: TxnResponse) -> KeyValue | None:
-        seen, value = attempt
+        seen, value, lease = attempt
         if value is None:
             return None
         revision = result.header.revision
-        lease = None if seen is None else seen.lease
-        if self._lease is not None:
-            lease = check_lease("lease", self._lease)
         if seen is None:
             return KeyValue(self._key, value, revision, revision, 1, lease)
         return KeyValue(self._key, value, seen.create_revision, revision, seen.version + 1, lease)

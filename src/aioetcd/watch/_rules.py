@@ -173,6 +173,8 @@ class WatchRules:
 
     def ask_progress(self, state: WatchState, revision: int) -> None:
         """Ask the server, whose store is at `revision`, how far a watch is, until it answers."""
+        if state.phase is Phase.ENDED:
+            return  # meanwhile
         self._asking.add(state)
         self._shown = max(self._shown, revision)
         self._progress_at = 0.0
