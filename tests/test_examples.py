@@ -58,10 +58,16 @@ async def test_snapshot(server: EtcdServer, client: Client, tmp_path: Path) -> N
     out = await run("snapshot.py", str(tmp_path / "none" / "a"), code=1)
     assert "No such file" in out
     await client.kv.put_many({f"k{number}": b"v" * 10_000 for number in range(300)})
-    async with FaultProxy(server.endpoint) as proxy:
-        proxy.cut_after(1_000_000)
+    async with FaultProxy(server.endpoint) as proxy, anyio.create_task_group() as group:
+        is_held = proxy.hold_after(1_000_000)
+
+        async def cut() -> None:
+            await is_held.wait()
+            proxy.refuse()  # nor does it come when it is asked for again
+            proxy.cut()
+
+        group.start_soon(cut)
         out = await run("snapshot.py", str(path), "--endpoint", proxy.endpoint, code=1)
-        assert proxy.cuts > 0
     assert "verified" not in out
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["saved.db"]
