@@ -132,35 +132,9 @@ async def test_progress_when_the_version_cannot_be_read_at_first(
         assert (batch.events, batch.revision) == ((), now)
 
 
-async def test_progress_with_a_lock_held(client: Client, direct: Client) -> None:
-    """A lock that is held, and one that is waited for, stand in nobody's way."""
-    async with (
-        client.lock("lock", ttl=60),
-        client.watch("k") as watch,
-        anyio.create_task_group() as group,
-    ):
-        queue = (await direct.kv.get("lock/", prefix=True)).header.revision
-
-        async def wait() -> None:
-            async with client.lock("lock", ttl=60):
-                raise AssertionError("the lock is held by another one")
-
-        group.start_soon(wait)
-        with anyio.fail_after(5):
-            while (got := await direct.kv.get("lock/", prefix=True)).count < 2:
-                await anyio.sleep(0.002)
-        assert got.header.revision > queue
-        told = await bookmark(watch)
-        assert got.header.revision <= told <= (await direct.kv.get("k")).header.revision
-        await expect_next(direct, watch)
-        group.cancel_scope.cancel()
-
-
-async def test_progress_while_others_begin_and_write(
-    client: Client, direct: Client, rng: random.Random
-) -> None:
-    """Watches that start at, before and beyond the store come and go: no bookmark lies."""
-    writes = 200
+async def bookmarks_told(client: Client, direct: Client, rng: random.Random) -> int:
+    """Have watches come and go, and see what bookmarks say; give how many there were."""
+    writes = 80
     first = (await client.kv.get("k")).header.revision + 1
 
     async def come_and_go() -> None:
@@ -210,4 +184,37 @@ async def test_progress_while_others_begin_and_write(
                 for watch, start in zip(watches, starts, strict=True):
                     group.start_soon(follow, watch, start)
             background.cancel_scope.cancel()
-    assert told > 3
+    return told
+
+
+async def test_progress_with_a_lock_held(client: Client, direct: Client) -> None:
+    """A lock that is held, and one that is waited for, stand in nobody's way."""
+    async with (
+        client.lock("lock", ttl=60),
+        client.watch("k") as watch,
+        anyio.create_task_group() as group,
+    ):
+        queue = (await direct.kv.get("lock/", prefix=True)).header.revision
+
+        async def wait() -> None:
+            async with client.lock("lock", ttl=60):
+                raise AssertionError("the lock is held by another one")
+
+        group.start_soon(wait)
+        with anyio.fail_after(5):
+            while (got := await direct.kv.get("lock/", prefix=True)).count < 2:
+                await anyio.sleep(0.002)
+        assert got.header.revision > queue
+        told = await bookmark(watch)
+        assert got.header.revision <= told <= (await direct.kv.get("k")).header.revision
+        await expect_next(direct, watch)
+        group.cancel_scope.cancel()
+
+
+async def test_progress_while_others_begin_and_write(
+    client: Client, direct: Client, rng: random.Random
+) -> None:
+    """Watches that start at, before and beyond the store come and go: no bookmark lies."""
+    told = 0
+    while told <= 3:  # there are none while one of them lags, which may be for most of the time
+        told += await bookmarks_told(client, direct, rng)
