@@ -294,6 +294,7 @@ async def test_a_client_that_closes(server: EtcdServer) -> None:
             assert not cache.is_connected
 
 
+@pytest.mark.outside("permissions are for keys of the whole store")
 async def test_a_permission_that_is_taken(caplog: pytest.LogCaptureFixture) -> None:
     """It is told to all that waits, and logged; the cache says how old it is."""
     auth = ("root", "secret")
