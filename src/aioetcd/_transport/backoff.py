@@ -1,8 +1,13 @@
-"""How long to wait before the next try."""
+"""What is worth another try, and how long to wait before it."""
 
 from __future__ import annotations
 
 import random
+
+from aioetcd.errors import DeadlineExceededError, TooManyRequestsError, UnavailableError
+
+PASSING = (UnavailableError, DeadlineExceededError, TooManyRequestsError)
+"""What ends by itself some day: who goes on for ever tries again."""
 
 _jitter = random.Random()  # not for secrets: spreads clients that failed at the same moment
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import anyio
 
-from aioetcd._transport.backoff import Backoff
-from aioetcd.concurrency._parts import PASSING, Parts
+from aioetcd._transport.backoff import PASSING, Backoff
+from aioetcd.concurrency._parts import Parts
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import CompactedError
 from aioetcd.keys import encode

@@ -6,13 +6,9 @@ from typing import NamedTuple
 
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
-from aioetcd.errors import DeadlineExceededError, TooManyRequestsError, UnavailableError
 from aioetcd.kv import KV
 from aioetcd.lease import Leases
 from aioetcd.watch import Watcher
-
-PASSING = (UnavailableError, DeadlineExceededError, TooManyRequestsError)
-"""What ends by itself some day: who goes on for ever tries again."""
 
 
 class Parts(NamedTuple):

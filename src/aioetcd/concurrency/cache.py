@@ -17,9 +17,9 @@ from anyio.lowlevel import checkpoint
 
 from aioetcd._checks import check_callable, check_int
 from aioetcd._constructor import NoPublicConstructor, create
-from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.backoff import PASSING, Backoff
 from aioetcd.concurrency._mirror import Mirror, Step
-from aioetcd.concurrency._parts import PASSING, Parts
+from aioetcd.concurrency._parts import Parts
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import (
     ClientClosedError,

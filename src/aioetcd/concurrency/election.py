@@ -9,10 +9,10 @@ from typing import Self, TypeVar
 import anyio
 
 from aioetcd._constructor import NoPublicConstructor, create
-from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.backoff import PASSING, Backoff
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._mirror import Mirror
-from aioetcd.concurrency._parts import PASSING, Parts
+from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._queued import Queued, held_by, queued_at
 from aioetcd.concurrency.session import Session
 from aioetcd.config.timeouts import DEFAULT, Default

@@ -9,20 +9,13 @@ from typing import NamedTuple
 
 import anyio
 
-from aioetcd._transport.backoff import Backoff
+from aioetcd._transport.backoff import PASSING, Backoff
 from aioetcd.compare import Compare
-from aioetcd.errors import (
-    DeadlineExceededError,
-    EtcdError,
-    TooManyRequestsError,
-    UnavailableError,
-)
+from aioetcd.errors import DeadlineExceededError, EtcdError
 from aioetcd.keys import encode
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import KeyValue
-
-_PASSING = (UnavailableError, DeadlineExceededError, TooManyRequestsError)
 
 
 class Fate(enum.Enum):
@@ -154,7 +147,7 @@ class Updating:
             if doubt is None:
                 return False, now
             fate = attempt.fate(now)
-            if fate is Fate.UNKNOWN or (fate is Fate.OPEN and not isinstance(doubt, _PASSING)):
+            if fate is Fate.UNKNOWN or (fate is Fate.OPEN and not isinstance(doubt, PASSING)):
                 raise doubt
             if fate is not Fate.OPEN:
                 return fate is Fate.DONE, now
