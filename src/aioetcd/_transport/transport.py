@@ -29,7 +29,7 @@ from aioetcd._transport.token import Tokens
 from aioetcd._transport.unary import Unary
 from aioetcd.config.client import Config
 from aioetcd.config.endpoints import Endpoint
-from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.config.user import User
 from aioetcd.errors import ClientClosedError, EtcdError
 
@@ -256,10 +256,10 @@ class Transport:
             NoEndpointError: None could be reached in time.
         """
         self.check_usable()
-        deadline = None if self.timeout is None else monotonic() + self.timeout
+        deadline = deadline_in(self.timeout)
         if self.picker.current is None:
             _ = await self.calls.connect(deadline)
-        return None if deadline is None else max(deadline - monotonic(), 0.001)
+        return seconds_left(deadline)
 
     async def last_unary(
         self, method: Method[Request, Response], request: Request, timeout: float
@@ -282,7 +282,7 @@ class Transport:
                 return await self.unary(method, request, timeout)
         apart = self._another()
         try:
-            return await apart.unary(method, request, max(deadline - monotonic(), 0.001))
+            return await apart.unary(method, request, seconds_left(deadline))
         finally:
             await apart.aclose()
 

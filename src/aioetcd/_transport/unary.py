@@ -29,6 +29,7 @@ from aioetcd._transport.supervisor import AS_ALL, Supervisor
 from aioetcd._transport.token import REFUSALS, Tokens
 from aioetcd._verdicts.raised import error_from_status
 from aioetcd._verdicts.table import Blame, Verdict, verdict_for
+from aioetcd.config.timeouts import deadline_in
 from aioetcd.errors import (
     ClientClosedError,
     ClusterMismatchError,
@@ -91,7 +92,7 @@ class Unary:
         Raises:
             EtcdError: By cause.
         """
-        deadline = None if seconds is None else monotonic() + seconds
+        deadline = deadline_in(seconds)
         added = self._monitor.metadata(method.name) if watched is not None else ()
         fixed = connection is not None
         effect = method.effect

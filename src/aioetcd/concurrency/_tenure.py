@@ -13,6 +13,7 @@ from aioetcd._checks import check_int
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.methods import LEASE_REVOKE
 from aioetcd._transport.transport import Transport
+from aioetcd.config.timeouts import seconds_left
 from aioetcd.errors import EtcdError, LeaseLostError, LeaseNotFoundError
 from aioetcd.lease import MAX_TTL, KeepAlive, Leases, new_lease_id
 
@@ -194,9 +195,7 @@ class Tenure:
         for pause in (0.0, _LATE):
             await anyio.sleep(pause)
             try:
-                await self._transport.last_unary(
-                    LEASE_REVOKE, request, max(deadline - monotonic(), 0.001)
-                )
+                await self._transport.last_unary(LEASE_REVOKE, request, seconds_left(deadline))
             except LeaseNotFoundError:
                 if self._granted:
                     break

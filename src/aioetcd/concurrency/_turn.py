@@ -31,6 +31,7 @@ from aioetcd._transport.methods import IDEMPOTENT_TXN, RANGE
 from aioetcd.compare import Compare
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._tenure import Seat, Tenure
+from aioetcd.config.timeouts import seconds_left
 from aioetcd.errors import ClientClosedError, CompactedError, EtcdError
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import GetResponse
@@ -270,7 +271,7 @@ class Turn:
         backoff = Backoff(0.1, 1.0)
         is_first = is_looked_for = True
         while self._tenure.is_held:
-            left = min(max(deadline - monotonic(), 0.001), self._tenure.bound)
+            left = min(seconds_left(deadline), self._tenure.bound)
             try:
                 if self._revision is None:
                     request = Op.get(self.key)._request

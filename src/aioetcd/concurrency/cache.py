@@ -7,7 +7,6 @@ import logging
 from abc import ABCMeta
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from contextlib import suppress
-from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 from weakref import WeakSet
@@ -20,7 +19,7 @@ from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._transport.backoff import PASSING, Backoff
 from aioetcd.concurrency._mirror import Mirror, Step
 from aioetcd.concurrency._parts import Parts
-from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import (
     ClientClosedError,
     DeadlineExceededError,
@@ -338,10 +337,9 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
                 cache["/config/a"]  # b"1"
         """
         seconds = self._parts.calls.resolve_timeout(timeout)
-        began = monotonic()
+        deadline = deadline_in(seconds)
         revision = await self._mirror.store_revision(seconds)
-        left = None if seconds is None else max(began + seconds - monotonic(), 0.001)
-        await self.wait_for(revision, timeout=left)
+        await self.wait_for(revision, timeout=seconds_left(deadline))
 
     def changes(self) -> CacheChanges[_T]:
         """Give the changes from now on, for an ``async for``; it may be asked for many times.

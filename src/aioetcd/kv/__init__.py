@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from time import monotonic
 from typing import Any
 
 from aioetcd import _decode
@@ -23,7 +22,7 @@ from aioetcd._transport.methods import (
     Method,
 )
 from aioetcd.compare import Compare
-from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.config.timeouts import DEFAULT, Default, deadline_in
 from aioetcd.errors import (
     AuthError,
     ClientClosedError,
@@ -545,7 +544,7 @@ class KV(metaclass=NoPublicConstructor):
 
         seconds = self._calls.resolve_timeout(timeout)
         updating = Updating(get, txn, key=name, change=change, lease=lease_id)
-        return await updating.run(None if seconds is None else monotonic() + seconds)
+        return await updating.run(deadline_in(seconds))
 
     async def compact(
         self,

@@ -11,6 +11,7 @@ import anyio
 
 from aioetcd._transport.backoff import PASSING, Backoff
 from aioetcd.compare import Compare
+from aioetcd.config.timeouts import seconds_left
 from aioetcd.errors import DeadlineExceededError, EtcdError
 from aioetcd.keys import encode
 from aioetcd.ops import AnyOp, Op, TxnResponse
@@ -98,7 +99,7 @@ class Updating:
     async def run(self, deadline: float | None) -> KeyValue | None:
         """Give what the key is in the end."""
         backoff = Backoff(0.002, 0.2)
-        now = await self._get(_left(deadline))
+        now = await self._get(seconds_left(deadline))
         while True:
             changed = self._change(now)
             value = None if changed is None else encode("the value of change", changed)
@@ -129,7 +130,7 @@ class Updating:
                     else Compare.unchanged(attempt.seen),
                     self._operation(attempt),
                     look,
-                    _left(deadline),
+                    seconds_left(deadline),
                 )
                 if result.succeeded:
                     return True, self._made(attempt, result)
@@ -141,7 +142,7 @@ class Updating:
                     raise
                 doubt = error
                 try:
-                    now = await self._get(_left(deadline))
+                    now = await self._get(seconds_left(deadline))
                 except EtcdError:
                     raise doubt from None
             if doubt is None:
@@ -170,7 +171,3 @@ class Updating:
         if seen is None:
             return KeyValue(self._key, value, revision, revision, 1, lease)
         return KeyValue(self._key, value, seen.create_revision, revision, seen.version + 1, lease)
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - monotonic(), 0.001)

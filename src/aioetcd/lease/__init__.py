@@ -17,7 +17,7 @@ from aioetcd._transport.methods import (
     LEASE_REVOKE,
     LEASE_TIME_TO_LIVE,
 )
-from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError
 from aioetcd.lease._handle import KeepAlive
 from aioetcd.lease._streams import LeaseStreams
@@ -41,15 +41,6 @@ _ids = random.SystemRandom()  # ids must differ from those of every other client
 def new_lease_id() -> int:
     """Give an id that no other lease has."""
     return _ids.randint(1, INT64_MAX)
-
-
-def _deadline(seconds: float | None) -> float | None:
-    return None if seconds is None else monotonic() + seconds
-
-
-def _left(deadline: float | None) -> float | None:
-    """Give the timeout for what is still to do; where none is left, it runs out at once."""
-    return None if deadline is None else max(deadline - monotonic(), 1e-3)
 
 
 class Leases(metaclass=NoPublicConstructor):
@@ -114,7 +105,7 @@ class Leases(metaclass=NoPublicConstructor):
             lease_id = new_lease_id()
         else:
             check_lease_id("lease_id", lease_id)
-        deadline = _deadline(self._calls.resolve_timeout(timeout))
+        deadline = deadline_in(self._calls.resolve_timeout(timeout))
         # Before the request: the server's clock for it starts later.
         sent_at = monotonic()
         request = rpc_pb2.LeaseGrantRequest(TTL=ttl, ID=lease_id)
@@ -125,7 +116,7 @@ class Leases(metaclass=NoPublicConstructor):
                 raise
             # An earlier try, whose answer was lost, has made it.
             try:
-                found = await self.time_to_live(lease_id, timeout=_left(deadline))
+                found = await self.time_to_live(lease_id, timeout=seconds_left(deadline))
             except EtcdError as failure:
                 failure.maybe_applied = True
                 raise
@@ -136,7 +127,7 @@ class Leases(metaclass=NoPublicConstructor):
         if monotonic() >= sent_at + lease.ttl:
             # The answer took longer than the lease lives: whether it still does, the server knows.
             try:
-                await self.keep_alive_once(lease.id, timeout=_left(deadline))
+                await self.keep_alive_once(lease.id, timeout=seconds_left(deadline))
             except LeaseNotFoundError:
                 raise
             except EtcdError as failure:
@@ -172,7 +163,7 @@ class Leases(metaclass=NoPublicConstructor):
         """
         lease_id = check_lease("lease", lease)
         request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
-        deadline = _deadline(self._calls.resolve_timeout(timeout))
+        deadline = deadline_in(self._calls.resolve_timeout(timeout))
         try:
             response = await self._calls.unary(LEASE_REVOKE, request, timeout)
         except LeaseNotFoundError as error:
@@ -183,7 +174,9 @@ class Leases(metaclass=NoPublicConstructor):
             # header will do.
             question = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id)
             try:
-                found = await self._calls.unary(LEASE_TIME_TO_LIVE, question, _left(deadline))
+                found = await self._calls.unary(
+                    LEASE_TIME_TO_LIVE, question, seconds_left(deadline)
+                )
             except EtcdError as failure:
                 failure.maybe_applied = True
                 raise

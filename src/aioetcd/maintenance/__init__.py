@@ -29,7 +29,7 @@ from aioetcd._transport.methods import (
 )
 from aioetcd._transport.transport import Transport
 from aioetcd.config.endpoints import Endpoint, parse_endpoint
-from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import EtcdError, MemberNotFoundError, NoLeaderError, NotLeaderError
 from aioetcd.types.cluster import MemberLike
 from aioetcd.types.maintenance import (
@@ -278,14 +278,12 @@ class Maintenance(metaclass=NoPublicConstructor):
         """
         request = rpc_pb2.MoveLeaderRequest(targetID=check_member("to", to))
         seconds = self._calls.resolve_timeout(timeout)
-        deadline = None if seconds is None else monotonic() + seconds
+        deadline = deadline_in(seconds)
         backoff = Backoff(0.05, 0.5)
         while True:
-            left = None if deadline is None else max(deadline - monotonic(), 0.001)
-            leader = await self._leader(left)
-            left = None if deadline is None else max(deadline - monotonic(), 0.001)
+            leader = await self._leader(seconds_left(deadline))
             try:
-                await self._calls.unary(MOVE_LEADER, request, left, at=leader)
+                await self._calls.unary(MOVE_LEADER, request, seconds_left(deadline), at=leader)
             except NotLeaderError:
                 delay = backoff.next_delay()
                 if deadline is not None and monotonic() + delay >= deadline:
