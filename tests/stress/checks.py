@@ -35,6 +35,12 @@ TRAFFIC = (
     "left in another order",
     "cancelled while acquiring",
     "cancelled while leaving",
+    "readers",
+    "permits",
+    "caches",
+    "caches compared with the store",
+    "registrations",
+    "updates",
     "users of clients that ended",
     "tokens that were over",
 )

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 import anyio
 
-from aioetcd import Client, EtcdError, Lock, Session
+from aioetcd import Client, EtcdError, Session
 from aioetcd.testing.checkers import Violation
-from tests.stress.holding import LOCKS, LONG, failing, held
+from tests.stress.holding import LOCKS, LONG, Exclusive, exclusive, failing, held
 from tests.stress.shared import Party, Run, Stopwatch
 
 Phase: TypeAlias = Literal["new", "acquiring", "held", "leaving", "over"]
@@ -38,7 +38,7 @@ class Owner:
         cancel: Cancels it, in the way that was chosen for it.
     """
 
-    def __init__(self, block: Lock | Session, body: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, block: Exclusive | Session, body: Callable[[], Awaitable[None]]) -> None:
         self.phase: Phase = "new"
         self.cancel: Callable[[], object] = lambda: None
         self._block = block
@@ -134,7 +134,7 @@ async def _check_deleted(
 
     Unless a deletion failed since so many had been `given_up`: then it goes on more slowly.
     """
-    keys = [f"{lock_name}/{session.lease_id:x}" for lock_name in LOCKS]
+    keys = [exclusive(client, name, session=session, timeout=2).key for name in LOCKS]
     watch = Stopwatch(run.lateness)
     left, is_late = keys, False
     while left and not is_late:
@@ -157,16 +157,16 @@ async def _cancel_one(
     chance: random.Random,
 ) -> None:
     lock_name = chance.choice(LOCKS)
-    block: Lock | Session
+    block: Exclusive | Session
     if session is not None:
-        block = client.lock(lock_name, session=session, timeout=2)
+        block = exclusive(client, lock_name, session=session, timeout=2)
     elif chance.random() < 0.7:
-        block = client.lock(lock_name, ttl=LONG, timeout=2)
+        block = exclusive(client, lock_name, ttl=LONG, timeout=2)
     else:
         block = client.session(ttl=LONG)
 
     async def body() -> None:
-        if isinstance(block, Lock):
+        if not isinstance(block, Session):
             with held(run, party, client, name, lock_name, block):
                 await anyio.sleep(chance.choice((0, 0.01)))
 

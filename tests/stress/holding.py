@@ -1,4 +1,4 @@
-"""Clients that hold sessions and locks during a stress run, one at a time."""
+"""Clients that hold sessions, locks and leaderships during a stress run, one at a time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import anyio
 
 from aioetcd import (
     Client,
     EtcdError,
+    Leadership,
+    LeadershipLostError,
     LeaseLostError,
     Lock,
     LockLostError,
@@ -28,9 +30,24 @@ from tests.stress.traffic import put, recorded
 SESSIONS, GUARDED = b"s/", b"guarded"
 """Where sessions put their keys, and what only holders write."""
 
-LOCKS = ("locks/a", "locks/b", "locks/c")
+ELECTION, WRITTEN = "locks/elected", "locks/written"
+"""What is led, and what some read and one writes."""
+LOCKS = ("locks/a", "locks/b", ELECTION, WRITTEN)
+"""What one at a time holds."""
 LONG = 600
 """A time to live, in seconds, that does not end during a run: such a lease has to be revoked."""
+
+
+Exclusive: TypeAlias = Lock | Leadership
+
+
+def exclusive(client: Client, name: str, *, timeout: float, **options: Any) -> Exclusive:
+    """Make what one at a time holds: a lock, a leadership, or a lock to write under."""
+    if name == ELECTION:
+        return client.election(name, **options).campaign(timeout=timeout)
+    if name == WRITTEN:
+        return client.rwlock(name, **options).write(timeout=timeout)
+    return client.lock(name, timeout=timeout, **options)
 
 
 async def holder(run: Run, party: Party, name: str) -> None:
@@ -86,7 +103,7 @@ class Hold:
     """A lock that is held from now on, until `end`."""
 
     def __init__(
-        self, run: Run, party: Party, client: Client, who: str, name: str, lock: Lock
+        self, run: Run, party: Party, client: Client, who: str, name: str, lock: Exclusive
     ) -> None:
         self._acquired_ns = time.monotonic_ns()
         run.owners[lock.lease_id] = f"{who}, which held {name}"
@@ -138,7 +155,9 @@ class Hold:
 
 
 @contextmanager
-def held(run: Run, party: Party, client: Client, who: str, name: str, lock: Lock) -> Iterator[Hold]:
+def held(
+    run: Run, party: Party, client: Client, who: str, name: str, lock: Exclusive
+) -> Iterator[Hold]:
     """A lock is held for the time of this block, which is all that its own block has in it."""
     hold = Hold(run, party, client, who, name, lock)
     with run.inside(who, client):
@@ -153,7 +172,7 @@ async def failing(run: Run, party: Party, client: Client) -> AsyncIterator[None]
     """Let a lock or a session not be had, or be lost."""
     try:
         yield
-    except LockLostError:
+    except (LockLostError, LeadershipLostError):
         run.counts["locks lost"] += 1
     except LeaseLostError:
         run.counts["sessions lost"] += 1
@@ -163,14 +182,14 @@ async def failing(run: Run, party: Party, client: Client) -> AsyncIterator[None]
 
 
 async def locker(run: Run, party: Party, name: str) -> None:
-    """Critical sections of locks with a lease of their own."""
+    """Critical sections of locks and leaderships with a lease of their own."""
     chance = run.chance(name)
     while not run.stopping:
         client = party.client
         lock_name = chance.choice(LOCKS)
-        lock = client.lock(lock_name, ttl=chance.choice((1, 2, LONG)), timeout=10)
+        lock = exclusive(client, lock_name, ttl=chance.choice((1, 2, LONG)), timeout=10)
         async with failing(run, party, client):
-            if chance.random() < 0.7:
+            if chance.random() < 0.7 or isinstance(lock, Leadership):
                 async with lock:
                     with held(run, party, client, name, lock_name, lock) as hold:
                         await hold.section(chance)

@@ -109,7 +109,7 @@ async def left_behind(run: Run, parties: Iterable[Party], control: Client) -> li
     """Name what blocks have left behind that nobody is in any more."""
     left = [
         f"the key {kv.key!r}"
-        for prefix in ("locks/", "s/")
+        for prefix in ("locks/", "registrations/", "s/")
         for kv in (await control.kv.get(prefix, prefix=True)).kvs
     ]
     left += [
@@ -119,7 +119,8 @@ async def left_behind(run: Run, parties: Iterable[Party], control: Client) -> li
     for party in parties:
         if renewed := list(party.client._shared.leases.rules._kept):
             left.append(f"{party.name} renews {', '.join(f'{each:x}' for each in renewed)}")
-    tidying = ("aioetcd revoke", "aioetcd delete", "aioetcd watch of")
+    kinds = ("revoke", "delete", "watch of", "cache of", "registration of")
+    tidying = tuple(f"aioetcd {kind} " for kind in kinds)
     return left + [f"the task {name!r}" for name in client_tasks() if name.startswith(tidying)]
 
 

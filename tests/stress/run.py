@@ -59,7 +59,7 @@ from tests.stress.checks import (
 )
 from tests.stress.faults import Faults
 from tests.stress.hasty import hasty
-from tests.stress.holding import GUARDED, SESSIONS, holder, locker
+from tests.stress.holding import GUARDED, SESSIONS, WRITTEN, holder, locker
 from tests.stress.observing import (
     Log,
     client_tasks,
@@ -69,6 +69,14 @@ from tests.stress.observing import (
     target,
 )
 from tests.stress.plan import LANES, plan
+from tests.stress.recipes import (
+    check_shares,
+    check_updates,
+    follower,
+    guest,
+    registrant,
+    updater,
+)
 from tests.stress.shared import Actor, Party, Run, Stopwatch
 from tests.stress.together import juggler, sharer
 from tests.stress.traffic import KEYS, PREFIX, delete, put, reader, writer
@@ -105,6 +113,7 @@ LEFT = 2.0
 PARTIES: dict[str, dict[Actor, int]] = {
     **{f"client{number}": {writer: 4, reader: 2, watcher: 3, holder: 3} for number in range(4)},
     **{f"locker{number}": {locker: 2, sharer: 1, juggler: 1, hasty: 2} for number in range(2)},
+    **{f"locker{number}": {guest: 4, follower: 2, registrant: 2, updater: 2} for number in (2, 3)},
 }
 """The clients, what each does, and how often at a time."""
 
@@ -337,6 +346,13 @@ class Stress:
             until_ns=time.monotonic_ns(),
             tolerance_ns=LATENESS,
         )
+        shares = [
+            replace(each, ended_ns=self.lateness.in_time(each.ended_ns)) if each.is_lost else each
+            for each in self.run.shares
+        ]
+        writers = [hold for hold in in_time.of(LockHold) if hold.name == WRITTEN]
+        self.violations += check_shares(shares, writers)
+        await check_updates(self.run, control)
         calls = [op for op in recorder.of(Operation) if not op.client.startswith("control")]
         self.violations += check_deadlines(calls, TIMEOUT, self.lateness.between)
         found, excused = excuse_missing(found, recorder.of(Delivery))

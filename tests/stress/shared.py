@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -101,6 +102,17 @@ class Party:
         return old
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of those who may hold something at a time."""
+
+    name: str
+    who: str
+    acquired_ns: int
+    ended_ns: int
+    is_lost: bool
+
+
 class Run:
     """What all actors of a run share.
 
@@ -117,6 +129,7 @@ class Run:
         only: The events that each watch that is open asked for.
         revision: The greatest revision that anybody was told.
         owners: Whose a lease is, or was, for the report of one that is left behind.
+        shares: What some held at a time.
     """
 
     def __init__(self, seed: int) -> None:
@@ -133,6 +146,7 @@ class Run:
         self.only: dict[str, EventType | None] = {}
         self.revision = 1
         self.owners: dict[int, str] = {}
+        self.shares: list[Share] = []
         self._values = 0
         self._inside: dict[object, tuple[str, Client]] = {}
 

@@ -17,6 +17,7 @@ from aioetcd.testing.history import (
     EventRecord,
     KeyValueRecord,
     LeaseSignal,
+    LockHold,
     Operation,
     Put,
 )
@@ -28,8 +29,10 @@ from tests.stress.checks import (
     revoked_early,
     server_bugs,
 )
+from tests.stress.holding import WRITTEN
 from tests.stress.plan import LANES, plan
-from tests.stress.shared import Lateness
+from tests.stress.recipes import PERMITTED, check_shares
+from tests.stress.shared import Lateness, Share
 
 
 def test_a_seed_decides_the_plan() -> None:
@@ -139,6 +142,21 @@ def test_lateness_counts_only_where_it_was() -> None:
     lateness.add(1300, 200)
     lateness.add(1700, 300)
     assert lateness.in_time(1700) == 1200
+
+
+def test_who_shares_beside_too_many_is_found() -> None:
+    """A reader beside a writer, in either order, and a third one beside two permits."""
+    reader = Share(WRITTEN, "reader", 10, 20, is_lost=False)
+    beside = replace(reader, who="another", acquired_ns=15)
+    writer = LockHold(WRITTEN, "writer", 1, 20, 30)
+    assert check_shares([reader, beside], [writer]) == []
+    assert len(check_shares([reader, beside], [replace(writer, acquired_ns=19)])) == 1
+    assert len(check_shares([replace(reader, acquired_ns=25, ended_ns=40)], [writer])) == 1
+    first = Share(PERMITTED, "first", 10, 20, is_lost=False)
+    second = replace(first, acquired_ns=12, ended_ns=30)
+    for begins, found in ((20, 0), (19, 1)):
+        third = replace(first, acquired_ns=begins, ended_ns=40)
+        assert len(check_shares([first, second, third], [])) == found
 
 
 @pytest.mark.fault("ten seconds of faults and traffic")

@@ -8,9 +8,19 @@ import time
 
 import anyio
 
-from aioetcd import Client, Lock, Session
+from aioetcd import Client, Session
 from aioetcd.testing.checkers import Violation
-from tests.stress.holding import LOCKS, LONG, Hold, failing, held
+from tests.stress.holding import (
+    ELECTION,
+    LOCKS,
+    LONG,
+    WRITTEN,
+    Exclusive,
+    Hold,
+    exclusive,
+    failing,
+    held,
+)
 from tests.stress.shared import Party, Run
 
 
@@ -38,10 +48,9 @@ async def _share(
     chance = run.chance(name)
     while time.monotonic() < until and not session.is_lost and not run.stopping:
         lock_name = chance.choice(LOCKS)
-        if chance.random() < 0.3:
+        lock = exclusive(client, lock_name, session=session, timeout=3)
+        if lock_name not in (ELECTION, WRITTEN) and chance.random() < 0.3:
             lock = client.lock(lock_name, session=session, blocking=False)
-        else:
-            lock = client.lock(lock_name, session=session, timeout=3)
         async with failing(run, party, client):
             async with lock:
                 with held(run, party, client, name, lock_name, lock) as hold:
@@ -77,10 +86,10 @@ class _Juggled:
         self._name = name
         self._chance = chance
         self._session = client.session(ttl=chance.choice((2, LONG)))
-        self._entered: list[Session | Lock] = []
-        self._holds: dict[Session | Lock, Hold] = {}
+        self._entered: list[Session | Exclusive] = []
+        self._holds: dict[Session | Exclusive, Hold] = {}
         self._told: list[asyncio.Task[None]] = []
-        self._on_session: list[Lock] = []
+        self._on_session: list[Exclusive] = []
 
     async def live(self) -> None:
         """Enter all, do something, and leave them in another order."""
@@ -110,10 +119,11 @@ class _Juggled:
         # In one order by all, or two could wait for one another.
         for lock_name in sorted(self._chance.sample(LOCKS, 2)):
             if self._chance.random() < 0.5:
-                lock = self._client.lock(lock_name, session=self._session, timeout=3)
+                lock = exclusive(self._client, lock_name, session=self._session, timeout=3)
                 self._on_session.append(lock)
             else:
-                lock = self._client.lock(lock_name, ttl=self._chance.choice((2, LONG)), timeout=3)
+                ttl = self._chance.choice((2, LONG))
+                lock = exclusive(self._client, lock_name, ttl=ttl, timeout=3)
             await lock.__aenter__()
             self._entered.append(lock)
             hold = Hold(self._run, self._party, self._client, self._name, lock_name, lock)
@@ -124,7 +134,7 @@ class _Juggled:
             for hold in self._holds.values():
                 await hold.section(self._chance)
 
-    def _ends(self, block: Session | Lock) -> None:
+    def _ends(self, block: Session | Exclusive) -> None:
         """What is left now takes what stands on it with it."""
         for each in (block, *(self._on_session if block is self._session else ())):
             if each in self._holds:
