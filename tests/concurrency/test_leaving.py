@@ -145,9 +145,9 @@ MOMENTS = 600
 
 
 async def cancel_at_any_moment(
-    server: EtcdServer, hold: Held, chance: random.Random
+    server: EtcdServer, hold: Held, chance: random.Random, moments: int
 ) -> Counter[tuple[str, str]]:
-    """Hold and be cancelled, 600 times; then see that nothing is left. Give where, and how."""
+    """Hold and be cancelled so many times; then see that nothing is left. Give where, and how."""
     seen: Counter[tuple[str, str]] = Counter()
     inside = 0  # not when all was over already
     took = 0.0  # from entering to the end, as it is just now
@@ -172,7 +172,7 @@ async def cancel_at_any_moment(
         await way(lambda: hold(client, name, moment), when)
 
     async def work(client: Client, name: str) -> None:
-        while inside < MOMENTS:
+        while inside < moments:
             await one(client, name, next(ways))
 
     async with Client(server.endpoint) as client, Client(server.endpoint) as other:
@@ -216,7 +216,7 @@ def test_z1_cancelled_at_any_moment(
 
     async def main() -> None:
         await server.clear()
-        seen.update(await cancel_at_any_moment(server, hold, rng))
+        seen.update(await cancel_at_any_moment(server, hold, rng, MOMENTS))
         async with Client(server.endpoint) as client:
             await client.kv.delete("", prefix=True)
 
