@@ -1,6 +1,6 @@
 // What is measured beside aioetcd, with etcd's own client.
 //
-//	go-client scan ENDPOINT PREFIX PAGE    reads all keys of a prefix by pages; prints keys and seconds
+//	go scan ENDPOINT PREFIX PAGE    reads all keys of a prefix by pages; prints keys and seconds
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 
 func main() {
 	if len(os.Args) != 5 || os.Args[1] != "scan" {
-		fail(fmt.Errorf("usage: go-client scan ENDPOINT PREFIX PAGE"))
+		fail(fmt.Errorf("usage: scan ENDPOINT PREFIX PAGE"))
 	}
 	page, err := strconv.ParseInt(os.Args[4], 10, 64)
 	fail(err)
