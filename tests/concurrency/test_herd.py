@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,7 +14,7 @@ import pytest
 from aioetcd import Client, Leadership, Lock, LockNotAcquiredError
 from aioetcd.testing import EtcdServer
 from tests.concurrency.locks import NAME, is_owner, queue
-from tests.waiting import until
+from tests.waiting import until, until_metric
 
 Held: TypeAlias = Lock | Leadership
 Make: TypeAlias = Callable[[Client], Held]
@@ -33,7 +34,9 @@ async def test_x14_a_hundred_names_on_one_session(client: Client, server: EtcdSe
             locks = [client.lock(name, session=session) for name in names]
             await asyncio.gather(*map(stack.enter_async_context, locks))
             assert (await other.lease.leases()).ids == (session.lease_id,)
-            assert len({lock.key for lock in locks}) == len({lock.revision for lock in locks}) == 100
+            assert (
+                len({lock.key for lock in locks}) == len({lock.revision for lock in locks}) == 100
+            )
             for lock, name in zip(locks, names, strict=True):
                 for who, of in ((client, session), (other, None)):  # nor does it have it twice
                     with pytest.raises(LockNotAcquiredError) as caught:
@@ -54,78 +57,129 @@ async def test_x14_a_hundred_names_on_one_session(client: Client, server: EtcdSe
 # What the server counts.
 
 
-def metric(method: str, service: str = "") -> str:
-    """Give the name under which a server counts the calls of a method that it has answered."""
-    service = service or ("Lease" if method.startswith("Lease") else "KV")
+def metric(method: str, what: str = "handled") -> str:
+    """Give the name under which a server counts the calls, or a stream's messages, of a method."""
+    service = {"LeaseGrant": "Lease", "LeaseRevoke": "Lease", "Watch": "Watch"}.get(method, "KV")
+    code = 'grpc_code="OK",' if what == "handled" else ""
+    kind = "bidi_stream" if method == "Watch" else "unary"
     return (
-        f'grpc_server_handled_total{{grpc_code="OK",grpc_method="{method}",'
-        f'grpc_service="etcdserverpb.{service}",grpc_type="unary"}}'
+        f'grpc_server_{what}_total{{{code}grpc_method="{method}",'
+        f'grpc_service="etcdserverpb.{service}",grpc_type="{kind}"}}'
     )
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What a server was asked so far: calls, and messages on the streams of watches."""
+class Traffic:
+    """What a server was asked, and what it has told watches."""
 
     calls: dict[str, int]
-    watch_messages: int
+    watch_requests: int
+    watch_answers: int
 
-    def since(self, before: Counted) -> Counted:
+    def since(self, before: Traffic) -> Traffic:
         """Give what came after an earlier look."""
-        calls = {name: count - before.calls[name] for name, count in self.calls.items()}
-        return Counted(calls, self.watch_messages - before.watch_messages)
+        return Traffic(
+            {name: self.calls[name] - before.calls[name] for name in self.calls},
+            self.watch_requests - before.watch_requests,
+            self.watch_answers - before.watch_answers,
+        )
 
 
-async def counted(server: EtcdServer) -> Counted:
-    """Look at what a server was asked."""
+async def traffic(server: EtcdServer) -> Traffic:
+    """Look at what the server counts."""
     metrics = await server.metrics()
-    calls = {
-        name: int(sum(metrics.get(metric(name, f"{name_of}"), 0) for name_of in ("KV", "Lease")))
-        for name in ("Range", "Put", "DeleteRange", "Txn", "LeaseGrant", "LeaseRevoke")
-    }
-    messages = (
-        'grpc_server_msg_received_total{grpc_method="Watch",'
-        'grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"}'
+    methods = ("Range", "Put", "DeleteRange", "Txn", "LeaseGrant", "LeaseRevoke")
+    return Traffic(
+        {method: int(metrics[metric(method)]) for method in methods},
+        int(metrics[metric("Watch", "msg_received")]),
+        int(metrics[metric("Watch", "msg_sent")]),
     )
-    return Counted(calls, int(metrics[messages]))
 
 
 class Line:
-    """Waiters in the order of their coming; each one that enters says so, and is told to leave."""
+    """Some who wait, and enter; each leaves when it is told to.
+
+    Attributes:
+        entered: The keys of those who entered, in that order.
+    """
 
     def __init__(self) -> None:
-        self.entered: list[int] = []
-        self.may_leave: dict[int, asyncio.Event] = {}
+        self.entered: list[bytes] = []
+        self._may_leave: defaultdict[bytes, asyncio.Event] = defaultdict(asyncio.Event)
 
-    async def wait(self, number: int, held: Held) -> None:
+    async def wait(self, held: Held) -> None:
         """Wait for one's turn, and leave when told."""
-        leave = self.may_leave[number] = asyncio.Event()
         async with held:
-            self.entered.append(number)
-            await leave.wait()
+            self.entered.append(held.key)
+            await self._may_leave[held.key].wait()
+
+    def leave(self, key: bytes) -> None:
+        """Tell one to leave."""
+        self._may_leave[key].set()
 
 
 @asynccontextmanager
-async def line_of(
-    clients: Sequence[Client], make: Make, count: int, inside: int
-) -> AsyncIterator[Line]:
-    """Have so many hold it or wait for it, spread over some clients, for a block."""
+async def in_line(server: EtcdServer, make: Make, count: int) -> AsyncIterator[Line]:
+    """Have so many hold it or wait for it, for a block that all of them leave."""
     line = Line()
-    async with asyncio.TaskGroup() as tasks:
+    async with (
+        Client(server.endpoint) as one,
+        Client(server.endpoint) as other,
+        asyncio.TaskGroup() as tasks,
+    ):
         for number in range(count):
-            client = clients[number % len(clients)]
-            tasks.create_task(line.wait(number, make(client)))
-            if number == 0:
-                await until(lambda: line.entered == [0])
-        await until(lambda: len(line.may_leave) == count)
+            tasks.create_task(line.wait(make(other if number % 2 else one)))
 
-        async def all_wait() -> bool:
-            return len(await queue(clients[0])) == count
+        async def all_are_there() -> bool:
+            return len(await queue(one)) == count
 
-        await until(all_wait, within=30)
-        # Two watches each, but for those inside: they have their own key's alone.
-        await until(
-            lambda: sum(client.stats().watches for client in clients) == 2 * count - inside,
-            within=30,
-        )
+        await until(all_are_there, within=30)
         yield line
+
+
+async def hand_over_all(server: EtcdServer, client: Client, line: Line, inside: int) -> Traffic:
+    """Have each leave when the next one has nobody but it to wait for; give what that cost."""
+    order = await queue(client)
+    await until(lambda: len(line.entered) == inside)
+    # Each watches its own key, and who waits what it waits for.
+    watches = 2 * len(order) - inside
+    await until_metric(server, "etcd_debugging_mvcc_watcher_total", watches, within=30)
+    before = await traffic(server)
+    for number, key in enumerate(order[:-inside], start=1):
+        line.leave(key)
+        await until(lambda: len(line.entered) >= inside + number)  # noqa: B023
+    after = await traffic(server)
+    assert line.entered[inside:] == order[inside:]
+    for key in order[-inside:]:
+        line.leave(key)
+    return after.since(before)
+
+
+@pytest.mark.fault("X14")
+@pytest.mark.parametrize(("kind", "count"), [("lock", 500), ("election", 100), ("rwlock", 100)])
+async def test_x14_five_hundred_wait(
+    client: Client, server: EtcdServer, kind: str, count: int
+) -> None:
+    """Each release wakes the next one alone, and costs three calls: one of its own, two of that."""
+    async with in_line(server, KINDS[kind], count) as line:
+        spent = await hand_over_all(server, client, line, 1)
+    hand_overs = count - 1
+    assert spent.calls.pop("Range") == 2 * hand_overs  # whose turn it is, and its own key
+    assert hand_overs - 1 <= spent.calls.pop("LeaseRevoke") <= hand_overs
+    assert set(spent.calls.values()) == {0}
+    # The watches that have done their work are closed; of these, one was told something.
+    assert spent.watch_requests <= 2 * hand_overs
+    assert spent.watch_answers <= 3 * hand_overs
+
+
+@pytest.mark.fault("X14")
+async def test_x14_many_wait_for_a_semaphore(client: Client, server: EtcdServer) -> None:
+    """A release makes at most as many look as there are permits, one of whom enters."""
+    permits, count = 5, 100
+    async with in_line(
+        server, lambda client: client.semaphore(NAME, permits, ttl=600), count
+    ) as line:
+        spent = await hand_over_all(server, client, line, permits)
+    hand_overs = count - permits
+    assert sum(spent.calls.values()) <= (permits + 2) * hand_overs
+    assert 2 * hand_overs <= spent.calls["Range"] <= (permits + 1) * hand_overs
