@@ -7,23 +7,13 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import pytest
 
-from aioetcd import Client, Leadership, Lock, LockNotAcquiredError
+from aioetcd import Client, LockNotAcquiredError
 from aioetcd.testing import EtcdServer
-from tests.concurrency.locks import NAME, is_owner, queue
+from tests.concurrency.locks import NAME, Held, is_owner, one_of, queue
 from tests.waiting import until, until_metric
-
-Held: TypeAlias = Lock | Leadership
-Make: TypeAlias = Callable[[Client], Held]
-
-KINDS: dict[str, Make] = {
-    "lock": lambda client: client.lock(NAME, ttl=600),
-    "election": lambda client: client.election(NAME, ttl=600).campaign("a"),
-    "rwlock": lambda client: client.rwlock(NAME, ttl=600).write(),
-}
 
 
 async def test_x14_a_hundred_names_on_one_session(client: Client, server: EtcdServer) -> None:
@@ -119,7 +109,9 @@ class Line:
 
 
 @asynccontextmanager
-async def in_line(server: EtcdServer, make: Make, count: int) -> AsyncIterator[Line]:
+async def in_line(
+    server: EtcdServer, make: Callable[[Client], Held], count: int
+) -> AsyncIterator[Line]:
     """Have so many hold it or wait for it, for a block that all of them leave."""
     line = Line()
     async with (
@@ -156,12 +148,12 @@ async def hand_over_all(server: EtcdServer, client: Client, line: Line, inside: 
 
 
 @pytest.mark.fault("X14")
-@pytest.mark.parametrize(("kind", "count"), [("lock", 500), ("election", 100), ("rwlock", 100)])
+@pytest.mark.parametrize(("kind", "count"), [("lock", 500), ("election", 100), ("writer", 100)])
 async def test_x14_five_hundred_wait(
     client: Client, server: EtcdServer, kind: str, count: int
 ) -> None:
     """Each release wakes the next one alone, and costs three calls: one of its own, two of that."""
-    async with in_line(server, KINDS[kind], count) as line:
+    async with in_line(server, lambda client: one_of(kind, client, ttl=600), count) as line:
         spent = await hand_over_all(server, client, line, 1)
     hand_overs = count - 1
     assert spent.calls.pop("Range") == 2 * hand_overs  # whose turn it is, and its own key
