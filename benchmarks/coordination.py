@@ -71,7 +71,9 @@ class Player:
         with anyio.fail_after(within):
             line = await self.process.stdout.readline()
         if not line:
-            raise OSError("it ended")
+            assert self.process.stderr is not None
+            *_, last = (await self.process.stderr.read()).decode().splitlines() or ["nothing"]
+            raise OSError(f"it ended, and said: {last}")
         return line.decode().strip()
 
     async def ask(self, command: str) -> str:
@@ -86,7 +88,7 @@ async def playing(candidate: Candidate, endpoint: str, ttl: int) -> AsyncIterato
     if command[0] != sys.executable:  # a peer's own environment
         env.pop("PYTHONPATH", None)
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=PIPE, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=env, limit=2**22
+        *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, limit=2**22
     )
     try:
         player = Player(process)
@@ -196,22 +198,24 @@ async def main(rounds: int, locks: int, hand_overs: int, only: Sequence[str]) ->
             if each.failure is not None:
                 return
             try:
-                if what == "measure":
+                if what == "locks":
                     await measure(each, server.endpoint, *arguments)
                 else:
                     await fail_over(each, server.endpoint, *arguments)
             except (OSError, TimeoutError, ValueError) as error:
-                each.failure = f"left out after {what} {arguments[0]}: {error!r}"
+                each.failure = (
+                    f"no more after round {arguments[0]} of {what}: {str(error) or 'no answer'}"
+                )
 
         for number in range(rounds):
             order = found[number % len(found) :] + found[: number % len(found)]
             for each in order:
-                await attempt("measure", each, number, locks, hand_overs)
+                await attempt("locks", each, number, locks, hand_overs)
         for number in range(rounds):  # they only wait: all at once
             async with anyio.create_task_group() as group:
                 for each in found:
                     if each.name not in NEVER_WAIT:
-                        group.start_soon(attempt, "fail over", each, number)
+                        group.start_soon(attempt, "fail-overs", each, number)
         print(
             f"Python {platform.python_version()}, etcd {server.version}, {os.cpu_count()} cores, "
             f"{datetime.now(UTC):%Y-%m-%d}; {rounds} rounds of {locks} locks and "

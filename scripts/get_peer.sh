@@ -10,7 +10,7 @@ case ${1:-} in
 aetcd) packages=(aetcd==1.0.0) ;;
 etcd-client-py) packages=(etcd-client-py==0.5.1) ;;
 etcd-sdk-python) packages=(etcd-sdk-python==0.0.7 'protobuf>=5') ;; # it does not say that it needs it
-etcd3) packages=(etcd3==0.12.0 'protobuf<3.21') ;;                    # its messages are of that time
+etcd3) packages=(etcd3==0.12.0 'protobuf<3.21' 'tenacity<7') ;; # it is of their time
 etcd3aio) packages=(etcd3aio==0.3.0) ;;
 etcd3gw) packages=(etcd3gw==2.7.0) ;;
 *)
