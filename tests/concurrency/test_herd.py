@@ -156,12 +156,14 @@ async def test_x14_five_hundred_wait(
     async with in_line(server, lambda client: one_of(kind, client, ttl=600), count) as line:
         spent = await hand_over_all(server, client, line, 1)
     hand_overs = count - 1
-    assert spent.calls.pop("Range") == 2 * hand_overs  # whose turn it is, and its own key
-    assert hand_overs - 1 <= spent.calls.pop("LeaseRevoke") <= hand_overs
+    # Whose turn it is, and its own key; a member that is slow to answer is probed by one more.
+    assert 2 * hand_overs <= spent.calls.pop("Range") < 2.2 * hand_overs
+    assert spent.calls.pop("LeaseRevoke") <= hand_overs
     assert set(spent.calls.values()) == {0}
-    # The watches that have done their work are closed; of these, one was told something.
-    assert spent.watch_requests <= 2 * hand_overs
-    assert spent.watch_answers <= 3 * hand_overs
+    # The two watches that have done their work are closed; of these, one was told something. And
+    # how far they all are is asked for at times.
+    assert spent.watch_requests < 2.2 * hand_overs
+    assert spent.watch_answers < 3.2 * hand_overs
 
 
 @pytest.mark.fault("X14")
@@ -173,5 +175,5 @@ async def test_x14_many_wait_for_a_semaphore(client: Client, server: EtcdServer)
     ) as line:
         spent = await hand_over_all(server, client, line, permits)
     hand_overs = count - permits
-    assert sum(spent.calls.values()) <= (permits + 2) * hand_overs
-    assert 2 * hand_overs <= spent.calls["Range"] <= (permits + 1) * hand_overs
+    assert sum(spent.calls.values()) < (permits + 2.2) * hand_overs
+    assert spent.calls["Range"] >= 2 * hand_overs

@@ -175,8 +175,10 @@ async def test_who_does_not_wait(
         with pytest.raises(LockNotAcquiredError) as caught:
             await make(NAME, blocking=False).acquire()
         assert caught.value.holder.key == key.encode()
+        assert key == f"{NAME}/{caught.value.holder.lease:x}"
         await go.ask("unlock")
         async with make(NAME, blocking=False) as ours:
+            assert ours.key.decode() == f"{NAME}/{ours.lease_id:x}"
             assert await go.ask("trylock", NAME) == ["false"]
             assert await is_owner(client, ours)
         assert await go.ask("trylock", NAME) == ["true"]
