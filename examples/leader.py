@@ -23,7 +23,7 @@ from aioetcd.testing import EtcdNotFoundError, EtcdServer
 ELECTION = "/demo/leader"
 DONE = "/demo/done/"
 JOBS = 20
-TTL = 2  # seconds until another one leads where the leader is killed
+TTL = 3  # seconds until another one leads where the leader is killed
 
 
 def say(text: str) -> None:
