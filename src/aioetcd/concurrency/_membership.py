@@ -249,7 +249,7 @@ class Membership:
                     holders[item] = self._me
                 elif holding.revision is None and holding.refused_at <= self._mirror.revision:
                     del self._holdings[item]
-            elif kv is None or kv.create_revision != holding.revision:
+            elif kv is None or (kv.create_revision, holders[item]) != (holding.revision, self._me):
                 holding.is_gone = True
                 holding.end()
                 if holding.task.done():
