@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from time import monotonic
 from typing import TypeVar
 
 import anyio
@@ -37,6 +38,9 @@ _logger: logging.Logger = logging.getLogger("aioetcd.concurrency")
 
 # So many keys are put or deleted at a time.
 _AT_A_TIME = 32
+# After it has been worked out what is to be done, for so many times as long it is not again: many
+# changes come at a time, and each could change all.
+_PAUSE = 4
 # When all works are to end and some have not after so long, the others' items are given back first.
 _MOMENT = 0.2
 
@@ -112,6 +116,7 @@ class Membership:
         self._parts = parts
         self._name = name
         self._supervisor = parts.transport.supervisor
+        self._keys = {item: name + b"/items/" + item for item in items}
         self._items = items
         self._value = value
         self._work = work
@@ -153,9 +158,11 @@ class Membership:
                 await self._tenure.begin()
                 self._following = self._spawn(self._follow, "follower of")
                 while not self._is_over:
-                    self._reconcile()
-                    await self._changed.wait()
                     self._changed.clear()
+                    began = monotonic()
+                    self._reconcile()
+                    await anyio.sleep(_PAUSE * (monotonic() - began))
+                    await self._changed.wait()
                     self._tenure.check()
             finally:
                 await self._end()
@@ -220,7 +227,8 @@ class Membership:
         members = [
             member
             for key, kv in kvs.items()
-            if key == self._members + (member := f"{kv.lease or 0:x}").encode()
+            if key.startswith(self._members)
+            and key == self._members + (member := f"{kv.lease or 0:x}").encode()
         ]
         ending = {item for item, holding in self._holdings.items() if holding.is_ending}
         plan = plan_for(self._me, members, self._items, holders, ending=ending)
@@ -239,7 +247,7 @@ class Membership:
 
     def _look(self, kvs: Mapping[bytes, KeyValue]) -> dict[bytes, str]:
         """See what has become of what is held, and give who has which item."""
-        found = {item: kv for item in self._items if (kv := kvs.get(self._key(item))) is not None}
+        found = {item: kv for item, key in self._keys.items() if (kv := kvs.get(key)) is not None}
         holders = {item: f"{kv.lease or 0:x}" for item, kv in found.items()}
         for item, holding in [*self._holdings.items()]:
             kv = found.get(item)
@@ -259,9 +267,6 @@ class Membership:
                 # What nobody has waited for: its answer was lost, or it came late.
                 self._hold(item, found[item].create_revision)
         return holders
-
-    def _key(self, item: bytes) -> bytes:
-        return self._name + b"/items/" + item
 
     # How it is done.
 
@@ -293,7 +298,7 @@ class Membership:
 
     def _hold(self, item: bytes, revision: int | None) -> None:
         holding = self._holdings[item] = Holding(revision)
-        holding.task = self._spawn(partial(self._live, item, holding), "share", self._key(item))
+        holding.task = self._spawn(partial(self._live, item, holding), "share", self._keys[item])
 
     async def _live(self, item: bytes, holding: Holding) -> None:
         """Claim an item, have it worked on, and give it back."""
@@ -304,7 +309,7 @@ class Membership:
         self._tenure.check()  # the answer may have come too late
         if not holding.is_ending and self._over is None:
             holding.work = asyncio.create_task(
-                self._run_work(item, holding.revision), name=f"work on {self._key(item)!r}"
+                self._run_work(item, holding.revision), name=f"work on {self._keys[item]!r}"
             )
             holding.work.add_done_callback(partial(self._work_ended, item, holding))
             await asyncio.wait([holding.work])
@@ -316,7 +321,7 @@ class Membership:
     async def _claim(self, item: bytes, holding: Holding) -> None:
         if holding.is_ending:
             return
-        key = self._key(item)
+        key = self._keys[item]
         look: Op[GetResponse] = Op.get(key)
         result = await self._parts.kv.txn(
             compare=[Compare.missing(key), Compare.exists(self._member_key)],
@@ -335,7 +340,7 @@ class Membership:
             holding.refused_at = kv.create_revision
 
     async def _release(self, item: bytes, revision: int) -> None:
-        key = self._key(item)
+        key = self._keys[item]
         await self._parts.kv.txn(
             compare=[Compare.create_revision(key) == revision],
             success=[Op.delete(key)],
