@@ -139,7 +139,7 @@ PUBLIC = {
     "PutManyResponse": "revisions",
     "PutResponse": "prev_kv",
     "RWLock": "read write",
-    "Registration": "__aenter__ is_registered",
+    "Registration": "__aenter__ is_registered update",
     "Remote": "campaign leader lock observe proclaim resign unlock",
     "RemoteLockResponse": "header key",
     "RemoteResponse": "header",

@@ -27,7 +27,7 @@ from aioetcd.concurrency._assignment import plan_for
 from aioetcd.concurrency._mirror import Mirror
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._tenure import Tenure
-from aioetcd.errors import ClientClosedError, EtcdError, LeaseLostError
+from aioetcd.errors import ClientClosedError, EtcdError, LeaseLostError, NoSpaceError
 from aioetcd.ops import AnyOp, Op
 from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import KeyValue
@@ -57,20 +57,24 @@ class Holding:
         task: What does all that.
     """
 
-    task: asyncio.Task[None]
-
     def __init__(self, revision: int | None) -> None:
         self.revision = revision
         self.refused_at = 0
         self.is_ending = False
         self.is_gone = False
         self.work: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self.ending = asyncio.Event()
 
     @property
     def is_held(self) -> bool:
         """Whether its key is there, as far as this client knows."""
-        return self.revision is not None and not self.is_gone and not self.task.done()
+        return self.revision is not None and not self.is_gone and not self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is done about it."""
+        return self.task is not None and self.task.done()
 
     @property
     def is_working(self) -> bool:
@@ -253,14 +257,14 @@ class Membership:
             kv = found.get(item)
             if holding.revision is None or holding.revision > self._mirror.revision:
                 # What is shown is older.
-                if not holding.task.done():
+                if not holding.has_ended:
                     holders[item] = self._me
                 elif holding.revision is None and holding.refused_at <= self._mirror.revision:
                     del self._holdings[item]
             elif kv is None or (kv.create_revision, holders[item]) != (holding.revision, self._me):
                 holding.is_gone = True
                 holding.end()
-                if holding.task.done():
+                if holding.has_ended:
                     del self._holdings[item]
         for item, holder in holders.items():
             if holder == self._me and item not in self._holdings:
@@ -277,8 +281,8 @@ class Membership:
             try:
                 async with self._slots:
                     return await attempt()
-            except PASSING as error:
-                _logger.debug("the share of %r waits: %s", self._name, error)
+            except (*PASSING, NoSpaceError) as error:
+                _logger.info("a share of %r waits: %s", self._name, error)
             await anyio.sleep(backoff.next_delay())
 
     async def _join(self) -> None:

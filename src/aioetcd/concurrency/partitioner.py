@@ -15,7 +15,7 @@ from aioetcd.compare import Compare
 from aioetcd.concurrency._membership import Membership
 from aioetcd.concurrency._parts import Parts
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.errors import LeaseLostError, LeaseNotFoundError
+from aioetcd.errors import LeaseLostError, LeaseNotFoundError, NoSpaceError
 from aioetcd.keys import encode, encode_key
 from aioetcd.lease import MAX_TTL
 from aioetcd.types.store import KeyValue
@@ -211,7 +211,7 @@ class Partitioner(Generic[AnyStr], metaclass=NoPublicConstructor):
                 )
                 try:
                     await membership.run()
-                except (*PASSING, LeaseLostError, LeaseNotFoundError) as error:
+                except (*PASSING, NoSpaceError, LeaseLostError, LeaseNotFoundError) as error:
                     if error is membership.failure:
                         raise
                     _logger.warning(

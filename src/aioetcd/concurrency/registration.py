@@ -13,6 +13,7 @@ from aioetcd.compare import Compare
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._tenure import Tenure
 from aioetcd.concurrency._upkeep import Upkeep
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import ClientClosedError, CompactedError, EtcdError, LeaseLostError
 from aioetcd.keys import encode, encode_key
 from aioetcd.lease import MAX_TTL
@@ -68,6 +69,43 @@ class Registration(Upkeep):
         """Whether it is there just now, as far as this client knows."""
         return self._is_registered
 
+    async def update(
+        self, value: str | bytes, *, timeout: float | Default | None = DEFAULT
+    ) -> None:
+        """Have others see another value (RPC ``Txn``).
+
+        Where it is not registered just now, they do as soon as it is again.
+
+        Args:
+            value: What they see.
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
+
+        Raises:
+            TypeError: A value that is neither str nor bytes.
+            RuntimeError: Outside of the block.
+            EtcdError: By cause; then they see it when it is registered the next time, or before.
+
+        Example:
+            async with client.registration("/services/a", "starting") as registration:
+                await registration.update("ready")
+                (await client.kv.get("/services/a")).text  # "ready"
+        """
+        encoded = encode("value", value)
+        if not self._is_ready or self._left:
+            raise RuntimeError("a registration is updated inside its block")
+        self._value = encoded
+        if self._is_registered and self._tenure is not None:
+            await self._show(self._tenure.lease_id, timeout)
+
+    async def _show(self, lease_id: int, timeout: float | Default | None) -> None:
+        """Put the value, if the key is ours."""
+        await self._parts.kv.txn(
+            compare=[Compare.lease(self._key) == lease_id],
+            success=[Op.put(self._key, self._value, lease=lease_id)],
+            timeout=timeout,
+        )
+
     def _let_go(self) -> asyncio.Task[None] | None:
         self._is_registered = False
         tenure, self._tenure = self._tenure, None
@@ -118,7 +156,10 @@ class Registration(Upkeep):
 
     async def _keep(self, lease_id: int) -> None:
         """Have the key there, or let another one have it, until it is deleted."""
+        value = self._value
         self._is_registered, seen_at = await self._put(lease_id)
+        if self._is_registered and value is not self._value:  # it was updated meanwhile
+            await self._show(lease_id, DEFAULT)
         if self._is_registered:
             self._is_ready = self._had_it = True
             self._pulse()
