@@ -114,7 +114,7 @@ async def test_registry() -> None:
 
 
 async def test_flags(server: EtcdServer, client: Client) -> None:
-    """Changes are applied, what makes no sense is off, and without the store all stays as it was."""
+    """Changes are applied, what makes no sense is off; without the store all stays as it was."""
     assert (await run("flags.py")).splitlines() == [
         "checkout: True",
         "one that is not there: False",

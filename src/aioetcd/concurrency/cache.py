@@ -354,7 +354,7 @@ class Cache(Upkeep, Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
         Example:
             async with client.cache("/config/", prefix=True) as cache:
                 await client.kv.put("/config/a", "1")
-                await cache.wait_until(lambda cache: "/config/a" in cache)
+                await cache.wait_until(lambda cache: b"/config/a" in cache)
                 len(cache)  # 1
         """
         check_callable("predicate", predicate)
