@@ -320,6 +320,21 @@ async def test_an_item_that_is_deleted_by_hand(client: Client) -> None:
     check_never_twice(shop.stints)
 
 
+async def test_an_item_that_is_taken_by_hand(client: Client) -> None:
+    """By who puts its key anew, without the lease: its work is cancelled, and it is left to him."""
+    shop = Shop()
+    partitioner = client.partitioner(NAME, ITEMS, ttl=60)
+    running = asyncio.create_task(partitioner.run(shop.work))
+    await until(lambda: len(shop.working) == 9)
+    await client.kv.put(shop.working["i3"].key, "by hand")
+    await until(lambda: "i3" not in shop.working)
+    assert partitioner.held == {*ITEMS} - {"i3"}
+    running.cancel()
+    await asyncio.wait([running])
+    assert [*await partitioner.holders()] == ["i3"]
+    await client.kv.delete(NAME, prefix=True)
+
+
 async def test_a_member_that_is_deleted_by_hand(server: EtcdServer, client: Client) -> None:
     """It comes back, and its works go on."""
     shop = Shop()

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from time import monotonic
 import anyio
 import pytest
 
-from aioetcd import Client, EventType
+from aioetcd import Client, EventType, Share
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.shop import NAME, Shop, Stint, check_never_twice, members_of
 from tests.concurrency.test_election import until_nothing_is_left
@@ -47,6 +48,50 @@ async def test_a_lease_that_is_revoked(client: Client) -> None:
     await asyncio.wait([running])
     check_never_twice(shop.stints)
     await until_nothing_is_left(client)
+
+
+async def test_cancelled_while_it_ends_for_another_reason(client: Client) -> None:
+    """It does not join again."""
+    shop = Shop()
+    partitioner = client.partitioner(NAME, ITEMS, ttl=60)
+    running = asyncio.create_task(partitioner.run(shop.work))
+    await until(lambda: len(shop.working) == 12)
+    shop.slow[ITEMS[0]] = asyncio.Event()
+    await client.lease.revoke(shop.working[ITEMS[0]].lease_id)
+    await until(lambda: len(shop.working) == 1)
+    running.cancel()
+    for _ in range(3):
+        await client.ping()
+    assert not running.done()
+    shop.slow.pop(ITEMS[0]).set()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert shop.begun == 12
+    await until_nothing_is_left(client)
+
+
+@pytest.mark.fault("X3")
+async def test_x3_a_loop_that_is_blocked(faulty: Faulty) -> None:
+    """For longer than the lease lives: nobody begins to work then, and it joins again."""
+    partitioner = faulty.client.partitioner(NAME, ITEMS[:3], ttl=1)
+    begun: list[Share[str]] = []
+    is_blocked = asyncio.Event()
+
+    async def work(share: Share[str]) -> None:
+        guarded = await faulty.client.kv.txn(compare=[share.is_owner()])
+        assert guarded.succeeded
+        begun.append(share)
+        if len(begun) == 3 and not is_blocked.is_set():
+            is_blocked.set()
+            time.sleep(2.5)  # noqa: ASYNC251
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(partitioner.run(work))
+    await until(lambda: len(begun) == 6)
+    assert len({share.lease_id for share in begun}) == 2
+    assert len(partitioner.held) == 3
+    running.cancel()
+    await asyncio.wait([running])
 
 
 @pytest.mark.fault("L2")

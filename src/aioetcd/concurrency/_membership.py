@@ -203,7 +203,7 @@ class Membership:
     def _lost(self, error: LeaseLostError) -> None:
         is_closed = error.reason == "closed"
         self._finish(ClientClosedError("the client is closed") if is_closed else error)
-        self._end_all()
+        self._end_all()  # at once: `run` may be pausing
 
     def _end_all(self) -> None:
         for holding in self._holdings.values():
