@@ -70,6 +70,35 @@ async def test_cancelled_while_it_ends_for_another_reason(client: Client) -> Non
     await until_nothing_is_left(client)
 
 
+async def test_k4_what_is_given_back_late(faulty: Faulty) -> None:
+    """The key of who has the item by then is not deleted."""
+    shop = Shop()
+    partitioner = faulty.client.partitioner(NAME, ITEMS[:2], ttl=60)
+    running = asyncio.create_task(partitioner.run(shop.work))
+    await until(lambda: len(shop.working) == 2)
+    shop.slow[ITEMS[1]] = asyncio.Event()
+    key = shop.working[ITEMS[0]].key
+    faulty.proxy.hang()
+    await faulty.oracle.kv.delete(key)
+    await faulty.oracle.kv.put(key, "another's")
+    running.cancel()
+
+    def is_given_back() -> bool:  # which is on its way when that the member leaves is
+        return any("member of" in task.get_name() for task in asyncio.all_tasks())
+
+    await until(is_given_back)
+    await faulty.proxy.heal()
+
+    async def has_arrived() -> bool:
+        return (await faulty.oracle.kv.get(f"{NAME}/members/", prefix=True)).count == 0
+
+    await until(has_arrived)
+    shop.slow.pop(ITEMS[1]).set()
+    await asyncio.wait([running])
+    assert (await faulty.oracle.kv.get(key)).text == "another's"
+    await faulty.oracle.kv.delete(key)
+
+
 @pytest.mark.fault("X3")
 async def test_x3_a_loop_that_is_blocked(faulty: Faulty) -> None:
     """For longer than the lease lives: nobody begins to work then, and it joins again."""
