@@ -344,7 +344,7 @@ async def processes() -> AsyncIterator[list[Process]]:
 
 
 @pytest.mark.outside("its members are programs that know no prefix")
-@pytest.mark.fault("X")
+@pytest.mark.alone("X1: it measures how soon others have the items")
 async def test_a_member_that_is_killed(quick_server: EtcdServer) -> None:
     """Others have its items within the time to live of its lease, and two seconds."""
     await quick_server.clear()
@@ -369,7 +369,7 @@ async def test_a_member_that_is_killed(quick_server: EtcdServer) -> None:
 
 
 @pytest.mark.outside("its members are programs that know no prefix")
-@pytest.mark.fault("X1")
+@pytest.mark.alone("X1: it measures how soon processes of others have the items")
 @pytest.mark.timeout(SECONDS + 120)
 async def test_x1_members_that_come_and_go(quick_server: EtcdServer, rng: random.Random) -> None:
     """Killed, ended in order, begun: no item is ever held twice, nor by nobody for long.
