@@ -99,6 +99,49 @@ async def test_settings() -> None:
     ]
 
 
+async def test_registry() -> None:
+    """Who becomes busy is seen to be, and who is killed is gone when the lease is over."""
+    lines = (await run("registry.py")).splitlines()
+    seen = [line.removeprefix("there: ") for line in lines if line.startswith("there: ")]
+    begun = seen.index("a well, b well, c well")
+    assert seen[begun:] == [
+        "a well, b well, c well",
+        "a well, b busy, c well",
+        "a well, b busy",
+    ]
+    assert {"a ends", "b ends"} <= {*lines}
+    assert "c ends" not in lines
+
+
+async def test_flags(server: EtcdServer, client: Client) -> None:
+    """Changes are applied, what makes no sense is off; without the store all stays as it was."""
+    assert (await run("flags.py")).splitlines() == [
+        "checkout: True",
+        "one that is not there: False",
+        'checkout after {"percent": 0}: False',
+        "checkout after no flag at all: False",
+        'checkout after {"percent": 100}: True',
+        "checkout without the store: True",
+        "well enough: True",
+        "checkout when the store is back: False",
+        "up to date: True",
+    ]
+    command = [sys.executable, str(EXAMPLES / "flags.py"), server.endpoint]
+    async with await anyio.open_process(command, stderr=None) as process:
+        assert process.stdout is not None
+        with anyio.fail_after(20):
+            out, number = b"", 0
+            while b"\n" not in out:  # it follows what changes after it has begun
+                number += 1
+                await client.kv.put("/flags/a", f'{{"percent": {number % 100}}}')
+                with anyio.move_on_after(0.2):
+                    out += await process.stdout.receive()
+        assert out.startswith(b"a: ")
+        process.terminate()
+    await client.kv.delete("/flags/a")
+    assert "refused" in await run("flags.py", NOBODY, code=1)
+
+
 async def test_discovery() -> None:
     """SIGTERM is seen at once, ``kill -9`` when the lease is over, and a lost lease is replaced."""
     lines = (await run("discovery.py")).splitlines()

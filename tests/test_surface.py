@@ -59,7 +59,7 @@ PUBLIC = {
     "CampaignResponse": "header leader",
     "Cache": (
         "__aenter__ __contains__ __getitem__ __iter__ __len__ changes get is_connected items kv "
-        "revision stale_for sync values wait_for"
+        "revision stale_for sync values wait_for wait_until"
     ),
     "CacheChanges": "__aiter__ __anext__",
     "Change": "key new new_kv old old_kv",
@@ -90,6 +90,7 @@ PUBLIC = {
     "EventType": "DELETE PUT",
     "GetManyResponse": "as_dict header kvs",
     "GetResponse": "as_dict count kv kvs more text value",
+    "Group": "join members",
     "HasLease": "lease_id",
     "HashKVResponse": "compact_revision hash hash_revision header",
     "HashResponse": "hash header",
@@ -122,7 +123,8 @@ PUBLIC = {
     "MemberAddResponse": "header member members",
     "MemberList": "header members",
     "Namespace": (
-        "cache election kv lease lock locks namespace registration rwlock semaphore session watch"
+        "cache election group kv lease lock locks namespace partitioner registration rwlock "
+        "semaphore session watch"
     ),
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -131,12 +133,13 @@ PUBLIC = {
     "Op": "delete get put txn",
     "OpResponse": "header",
     "PartialWriteError": "failed",
+    "Partitioner": "held holders run",
     "Permission": "key range_end type",
     "PermissionType": "READ READWRITE WRITE",
     "PutManyResponse": "revisions",
     "PutResponse": "prev_kv",
     "RWLock": "read write",
-    "Registration": "__aenter__ is_registered",
+    "Registration": "__aenter__ is_registered update",
     "Remote": "campaign leader lock observe proclaim resign unlock",
     "RemoteLockResponse": "header key",
     "RemoteResponse": "header",
@@ -145,6 +148,7 @@ PUBLIC = {
     "Role": "header name permissions",
     "RoleList": "header names",
     "Session": "__aenter__ expires_in is_lost lease_id wait_lost",
+    "Share": "is_owner item key lease_id revision",
     "SnapshotChunk": "data remaining version",
     "SortOrder": "ASCEND DESCEND NONE",
     "SortTarget": "CREATE KEY MOD VALUE VERSION",
@@ -283,6 +287,7 @@ UNMADE = [
     "CompareTarget",
     "KV",
     "Election",
+    "Group",
     "KeepAlive",
     "Leaders",
     "Leadership",
@@ -291,10 +296,12 @@ UNMADE = [
     "Maintenance",
     "Namespace",
     "Op",
+    "Partitioner",
     "RWLock",
     "Registration",
     "Remote",
     "Session",
+    "Share",
     "Watch",
     "Watcher",
 ]

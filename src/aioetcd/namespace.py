@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import Any, AnyStr, TypeVar, overload
 
 from aioetcd._checks import check_int
 from aioetcd._constructor import NoPublicConstructor, create
@@ -13,8 +13,10 @@ from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import (
     Cache,
     Election,
+    Group,
     Lock,
     OnLost,
+    Partitioner,
     Parts,
     Registration,
     RWLock,
@@ -326,6 +328,54 @@ class Namespace(metaclass=NoPublicConstructor):
                 (await client.kv.get("/services/a")).text  # "10.0.0.7:80"
         """
         return create(Registration, self._parts, key, value, ttl=ttl)
+
+    def group(self, name: str | bytes) -> Group:
+        """Give a group: join it, or see who is there. Nothing is sent yet.
+
+        Args:
+            name: Its name, with or without a slash at the end; not another one's name followed by a
+                slash and more.
+
+        Raises:
+            ValueError: An empty name.
+            TypeError: A name that is neither str nor bytes.
+
+        Example:
+            async with client.group("/workers").join("host-7", "10.0.0.7:80"):
+                (await client.kv.get("/workers/host-7")).text  # "10.0.0.7:80"
+        """
+        stem = encode_key(encode_key(name, "name").removesuffix(b"/"), "name")
+        return create(Group, self._parts, stem, self.namespace(stem + b"/")._parts)
+
+    def partitioner(
+        self,
+        name: str | bytes,
+        items: Iterable[AnyStr],
+        *,
+        value: str | bytes = b"",
+        ttl: int = 10,
+    ) -> Partitioner[AnyStr]:
+        """Make a partitioner: items shared out among those who run it. Nothing is sent yet.
+
+        A member costs a lease, kept alive, two reads, a txn, and a watch, which tells it of each
+        item that changes hands; an item costs a txn to have, and one to give back.
+
+        Args:
+            name: Its name; not another one's name followed by a slash and more.
+            items: What is shared out, at least one; all members must have the same.
+            value: What others see of this member.
+            ttl: Seconds after which others have its items when this process is gone, from 1 to
+                9 000 000 000.
+
+        Raises:
+            ValueError: An empty name, no items, an empty one, one that is there twice, or `ttl` out
+                of its limits.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            client.partitioner("/crawl", ["a.example", "b.example"]).held  # frozenset()
+        """
+        return create(Partitioner, self._parts, name, items, value=value, ttl=ttl)
 
     @overload
     def cache(self, key: str | bytes, *, prefix: bool = False) -> Cache[bytes]: ...
