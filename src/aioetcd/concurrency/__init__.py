@@ -1,20 +1,24 @@
-"""Recipes over the services: sessions, locks, elections."""
+"""Recipes over the services: sessions, locks, elections, transactions."""
 
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._queued import queued_at
 from aioetcd.concurrency.cache import Cache, CacheChanges, Change
+from aioetcd.concurrency.counter import Counter
 from aioetcd.concurrency.election import Election, Leaders, Leadership
 from aioetcd.concurrency.lock import Lock
 from aioetcd.concurrency.registration import Registration
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
+from aioetcd.concurrency.stm import Isolation, Stm, Transaction
 
 __all__ = [
     "Cache",
     "CacheChanges",
     "Change",
+    "Counter",
     "Election",
+    "Isolation",
     "Leaders",
     "Leadership",
     "Lock",
@@ -23,5 +27,7 @@ __all__ = [
     "RWLock",
     "Registration",
     "Session",
+    "Stm",
+    "Transaction",
     "queued_at",
 ]
