@@ -84,6 +84,8 @@ async def losing(
     faulty: Faulty, function: Move, *, applied: bool, **options: Any
 ) -> AsyncIterator[asyncio.Task[Any]]:
     """Run a transaction; the block is for what others do before the client knows of the loss."""
+    if "receipt" in options:  # or what is lost is its creation
+        await faulty.oracle.kv.put("receipt", "somebody's")
     before = (await faulty.oracle.kv.get("k")).header.revision
     lost = Losing(faulty, function, applied=applied)
     running = asyncio.ensure_future(faulty.client.stm(lost, **options))
@@ -181,7 +183,6 @@ async def test_k3_with_a_receipt(
         tries += 1
         return await function(tx)
 
-    await faulty.oracle.kv.put("receipt", "somebody's")
     options = {"receipt": "receipt", "isolation": isolation}
     async with losing(faulty, run, applied=applied, **options) as running:
         kv = faulty.oracle.kv
@@ -372,8 +373,7 @@ class Bank:
 
             async def transfer(tx: Transaction, source: str = source, target: str = target) -> bool:
                 self.outcomes["tries"] += 1
-                money = await tx.get_many([source, target])
-                there, here = (int(each or 0) for each in money.values())
+                there, here = int(await tx.get(source) or 0), int(await tx.get(target) or 0)
                 if there < 10:
                     return False
                 tx.put(source, str(there - 10))
@@ -393,9 +393,8 @@ class Bank:
         """Read all accounts in a transaction, again and again."""
 
         async def add(tx: Transaction) -> int:
-            total = sum([int(await tx.get(key) or 0) for key in ACCOUNTS[:5]])
-            money = await tx.get_many(ACCOUNTS)
-            return total + sum(int(money[key.encode()] or 0) for key in ACCOUNTS[5:])
+            # Not `get_many`: etcd before 3.5.7 dies of one that is cut off.
+            return sum([int(await tx.get(key) or 0) for key in ACCOUNTS])
 
         while not self._is_over:
             try:

@@ -35,8 +35,8 @@ from aioetcd.errors import (
     StmConflictError,
 )
 from aioetcd.keys import encode, encode_key
+from aioetcd.kv._many import in_few_tasks
 from aioetcd.ops import Op
-from aioetcd.types.answers import GetResponse
 from aioetcd.types.leases import LeaseLike
 from aioetcd.types.store import KeyValue
 
@@ -290,32 +290,42 @@ class Transaction(metaclass=NoPublicConstructor):
     async def _read(
         self, names: Sequence[bytes], revision: int | None, *, serializable: bool
     ) -> None:
-        gets = [
-            Op.get(name, revision=revision, serializable=serializable)
-            for name in dict.fromkeys(names)
-        ]
-        if self._receipt_key is not None and self._receipt is None and revision is None:
-            gets.append(Op.get(self._receipt_key))
+        keys = [*dict.fromkeys(names)]
+        if self._receipt_key is None or self._receipt is not None or revision is not None:
+            self._saw(await self._ask(keys, revision, serializable=serializable))
+            return
+
+        async def ask(keys: Sequence[bytes]) -> _Read:
+            is_receipt = keys[0] == self._receipt_key  # which is not to be an old one
+            return await self._ask(keys, None, serializable=serializable and not is_receipt)
+
+        # Not in one txn: etcd before 3.5.7 dies of one that only reads, and is cancelled.
+        pieces = [keys, [self._receipt_key]]
+        for found in await in_few_tasks(pieces, ask, goes_on=lambda _: False):
+            if isinstance(found, EtcdError):
+                raise found
+            if found is not None and self._receipt_key in found.kvs:
+                self._receipt = found.kvs[self._receipt_key]
+            elif found is not None:
+                self._saw(found)
+
+    async def _ask(
+        self, keys: Sequence[bytes], revision: int | None, *, serializable: bool
+    ) -> _Read:
+        gets = [Op.get(key, revision=revision, serializable=serializable) for key in keys]
         left = seconds_left(self._deadline)
         try:
-            found: Sequence[GetResponse]
-            if len(gets) == 1:
-                found = [
-                    await self._kv.get(
-                        names[0], revision=revision, serializable=serializable, timeout=left
-                    )
-                ]
-                header = found[0].header
-            else:
-                result = await self._kv.txn(success=gets, timeout=left)
-                found, header = [result[get] for get in gets], result.header
+            if len(keys) == 1:
+                one = await self._kv.get(
+                    keys[0], revision=revision, serializable=serializable, timeout=left
+                )
+                return _Read(one.header.revision, {keys[0]: one.kv})
+            many = await self._kv.txn(success=gets, timeout=left)
         except CompactedError as error:
             self._compacted = error
             raise
-        kvs = {name: each.kv for name, each in zip(dict.fromkeys(names), found, strict=False)}
-        if len(found) > len(kvs):
-            self._receipt = found[-1].kv
-        self._saw(_Read(header.revision, kvs))
+        kvs = {key: many[get].kv for key, get in zip(keys, gets, strict=True)}
+        return _Read(many.header.revision, kvs)
 
     def _saw(self, read: _Read) -> None:
         if self._isolation._reads_one_revision and self._revision is None:
