@@ -27,7 +27,7 @@ async def test_it_counts(client: Client) -> None:
     await client.kv.put("/visits", "100")
     assert await counter.add() == 101
     await client.kv.delete("/visits", prefix=True)
-    assert await counter.add(10**30) == 10**30
+    assert await counter.add(2**62) == 2**62
 
 
 @pytest.mark.parametrize("value", ["", "x", "1.5", " 1", "1_0", "٣", "+1", "1" * 2000])
