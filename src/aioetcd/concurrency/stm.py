@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import secrets
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import monotonic
 from typing import Generic, NamedTuple, TypeVar
@@ -35,7 +35,6 @@ from aioetcd.errors import (
     StmConflictError,
 )
 from aioetcd.keys import encode, encode_key
-from aioetcd.kv._many import in_few_tasks
 from aioetcd.ops import Op
 from aioetcd.types.leases import LeaseLike
 from aioetcd.types.store import KeyValue
@@ -131,6 +130,9 @@ class Transaction(metaclass=NoPublicConstructor):
     async def get(self, key: str | bytes) -> bytes | None:
         """Give a key's value (RPC ``Range``); None where it is missing, or deleted here.
 
+        Args:
+            key: The key.
+
         Raises:
             ValueError: An empty key, or the receipt's.
             TypeError: A key that is neither str nor bytes.
@@ -153,6 +155,9 @@ class Transaction(metaclass=NoPublicConstructor):
         """Give the values of many keys, 128 at the most, in one round trip (RPC ``Txn``).
 
         It is also for what is to be read soon: who reads it again asks nobody.
+
+        Args:
+            keys: The keys.
 
         Raises:
             ValueError: An empty key, or the receipt's.
@@ -179,6 +184,9 @@ class Transaction(metaclass=NoPublicConstructor):
         """Give the revision of a key's last change in the store; 0 where it is missing.
 
         What was written here does not count, and the key counts as read.
+
+        Args:
+            key: The key.
 
         Raises:
             ValueError: An empty key, or the receipt's.
@@ -225,6 +233,9 @@ class Transaction(metaclass=NoPublicConstructor):
 
     def delete(self, key: str | bytes) -> None:
         """Delete a key when the transaction is committed; of several writes the last one counts.
+
+        Args:
+            key: The key.
 
         Raises:
             ValueError: An empty key, or the receipt's.
@@ -295,19 +306,18 @@ class Transaction(metaclass=NoPublicConstructor):
             self._saw(await self._ask(keys, revision, serializable=serializable))
             return
 
-        async def ask(keys: Sequence[bytes]) -> _Read:
-            is_receipt = keys[0] == self._receipt_key  # which is not to be an old one
-            return await self._ask(keys, None, serializable=serializable and not is_receipt)
-
         # Not in one txn: etcd before 3.5.7 dies of one that only reads, and is cancelled.
-        pieces = [keys, [self._receipt_key]]
-        for found in await in_few_tasks(pieces, ask, goes_on=lambda _: False):
-            if isinstance(found, EtcdError):
-                raise found
-            if found is not None and self._receipt_key in found.kvs:
-                self._receipt = found.kvs[self._receipt_key]
-            elif found is not None:
-                self._saw(found)
+        found, receipt = await asyncio.gather(
+            self._ask(keys, None, serializable=serializable),
+            self._ask([self._receipt_key], None, serializable=False),  # not an old one
+            return_exceptions=True,  # so that none is left behind
+        )
+        if isinstance(found, BaseException):
+            raise found
+        if isinstance(receipt, BaseException):
+            raise receipt
+        self._receipt = receipt.kvs[self._receipt_key]
+        self._saw(found)
 
     async def _ask(
         self, keys: Sequence[bytes], revision: int | None, *, serializable: bool
@@ -557,7 +567,7 @@ class Stm(Generic[_T]):
 
 def _fresh() -> bytes:
     """Give a value that nobody else writes."""
-    return secrets.token_hex(16).encode()
+    return os.urandom(16).hex().encode()
 
 
 def _explained(doubt: EtcdError) -> EtcdError:
