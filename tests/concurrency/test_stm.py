@@ -21,7 +21,7 @@ from aioetcd import (
     TooManyOpsError,
     Transaction,
 )
-from aioetcd.testing import EtcdCluster
+from aioetcd.testing import EtcdCluster, FaultProxy
 
 SNAPSHOT, SERIALIZABLE = Isolation.SERIALIZABLE_SNAPSHOT, Isolation.SERIALIZABLE
 REPEATABLE, COMMITTED = Isolation.REPEATABLE_READS, Isolation.READ_COMMITTED
@@ -256,9 +256,12 @@ async def test_what_reading_costs(client: Client, isolation: Isolation) -> None:
 
 
 @pytest.mark.parametrize("isolation", [SNAPSHOT, SERIALIZABLE, REPEATABLE])
-async def test_another_try_is_one_call(client: Client, isolation: Isolation) -> None:
+async def test_another_try_is_one_call(
+    direct: Client, proxy: FaultProxy, isolation: Isolation
+) -> None:
     """A failed commit has read for the next try, which may then read more at that revision."""
-    await client.kv.put_many({"a": "1", "b": "1"})
+    await direct.kv.put_many({"a": "1", "b": "1"})
+    proxy.delay(0.02)  # so that a pause is less than a round trip
     tries = 0
 
     async def run(tx: Transaction) -> list[bytes | None]:
@@ -266,22 +269,37 @@ async def test_another_try_is_one_call(client: Client, isolation: Isolation) -> 
         tries += 1
         seen = [await tx.get("a"), await tx.get("b")]
         if tries == 1:
-            await client.kv.put_many({"a": "2", "b": "2"})
+            await direct.kv.put_many({"a": "2", "b": "2"})
             tx.put("k", "mine")
             return []
         if isolation is not REPEATABLE:
-            await client.kv.put_many({"a": "3", "c": "3"})
+            await direct.kv.put_many({"a": "3", "c": "3"})
         return [*seen, await tx.get("c")]
 
-    # Two reads, a change, and a commit; then a change or a commit, and a read.
-    assert (
-        await calls_of(
-            client, run_it := asyncio.ensure_future(client.stm(run, isolation=isolation))
-        )
-        == 6
-    )
-    assert run_it.result() == [b"2", b"2", None]
+    async with Client(proxy.endpoint) as client:
+        assert await client.stm(run, isolation=isolation) == [b"2", b"2", None]
+        # Two reads and a commit; then a read, and of repeatable ones the commit.
+        assert client.stats().calls == 4 + (isolation is REPEATABLE)
     assert tries == 2
+
+
+async def test_nobody_starves(client: Client) -> None:
+    """After a pause a try reads anew: what was read before it would be old."""
+
+    async def run(tx: Transaction) -> None:
+        await tx.get("busy")
+        tx.put("k", "mine")
+
+    async def be_busy() -> None:
+        while True:
+            await client.kv.put("busy", "x")
+            await asyncio.sleep(0.015)
+
+    interfering = Interfering(client, run, put="busy", times=6)
+    busy = asyncio.ensure_future(be_busy())
+    await client.stm(interfering)
+    assert interfering.tries < 40
+    busy.cancel()
 
 
 async def test_what_was_read_for_a_try_and_is_not_used(client: Client) -> None:
@@ -337,6 +355,7 @@ async def test_a_deadline_is_for_all_of_it(client: Client) -> None:
     interfering = Interfering(client, blind, put="k", times=10**9)
     with pytest.raises((DeadlineExceededError, NoEndpointError)) as caught:
         await client.stm(interfering, tries=None, timeout=0.5)
+    assert isinstance(caught.value, EtcdError)
     assert caught.value.maybe_applied is False
 
     async def dawdle(tx: Transaction) -> None:

@@ -391,12 +391,14 @@ class Stm(Generic[_T]):
         self._seconds = parts.calls.resolve_timeout(timeout)
         self._deadline: float | None = None
         self._number = 0
+        # What the last failed commit has read, and the seconds that it took.
         self._prefetched: _Read | None = None
+        self._took = 0.0
 
     async def run(self) -> _T:
         """Give what the function returned in the try that holds."""
         self._deadline = deadline_in(self._seconds)
-        backoff = Backoff(0.002, 0.2)
+        backoff = Backoff(0.002, 0.05)
         while True:
             self._number += 1
             why, results = await self._try()
@@ -407,6 +409,8 @@ class Stm(Generic[_T]):
             delay = backoff.next_delay()
             if self._deadline is not None and monotonic() + delay >= self._deadline:
                 raise self._late() from why
+            if delay > self._took:  # then it is older than what a read would give
+                self._prefetched = None
             await anyio.sleep(delay)
 
     async def _try(self) -> tuple[EtcdError | None, list[_T]]:
@@ -486,6 +490,7 @@ class Stm(Generic[_T]):
         looks = {key: Op.get(key) for key in commit.compared}
         if commit.receipt is not None:
             looks[commit.receipt.seen.key] = Op.get(commit.receipt.seen.key)
+        sent_at = monotonic()
         result = await self._kv.txn(
             compare=commit.comparisons,
             # Comparisons alone the member would answer from what it has, which may be old.
@@ -497,6 +502,7 @@ class Stm(Generic[_T]):
             return None
         now = {key: result[look].kv for key, look in looks.items()}
         self._prefetched = _Read(result.header.revision, now)
+        self._took = monotonic() - sent_at
         keys = commit.changed(now)
         return StmConflictError(
             f"the transaction was not committed in {self._tries_made}: others changed "
