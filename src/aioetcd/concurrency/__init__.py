@@ -3,6 +3,7 @@
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._queued import queued_at
+from aioetcd.concurrency._transaction import Isolation, Transaction
 from aioetcd.concurrency.cache import Cache, CacheChanges, Change
 from aioetcd.concurrency.counter import Counter
 from aioetcd.concurrency.election import Election, Leaders, Leadership
@@ -10,7 +11,7 @@ from aioetcd.concurrency.lock import Lock
 from aioetcd.concurrency.registration import Registration
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
-from aioetcd.concurrency.stm import Isolation, Stm, Transaction
+from aioetcd.concurrency.stm import Stm
 
 __all__ = [
     "Cache",

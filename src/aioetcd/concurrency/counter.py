@@ -10,7 +10,8 @@ import anyio
 from aioetcd._checks import check_int
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd.concurrency._parts import Parts
-from aioetcd.concurrency.stm import Isolation, Stm, Transaction
+from aioetcd.concurrency._transaction import Isolation, Transaction
+from aioetcd.concurrency.stm import Stm
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import DeadlineExceededError
 from aioetcd.keys import encode_key
