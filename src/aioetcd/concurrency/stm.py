@@ -220,12 +220,22 @@ class Stm(Generic[_T]):
             if commit.receipt is not None:
                 return await self._end(commit.receipt)
             if commit.can_be_judged:
-                keys = [*keys_of(commit)]
-                found = await self._kv.get_many(keys, timeout=seconds_left(self._deadline))
-                return commit.fate(dict(zip(keys, found.kvs, strict=True)))
+                return commit.fate(await self._read_again(commit))
         except (EtcdError, TimeoutError) as error:
             raise _explained(doubt) from error
         return Fate.UNKNOWN
+
+    async def _read_again(self, commit: Commit) -> dict[bytes, KeyValue | None]:
+        """Read all keys of a commit, at one revision."""
+        # Not in one txn: etcd before 3.5.7 dies of one that only reads, and is cut off.
+        now: dict[bytes, KeyValue | None] = {}
+        revision: int | None = None
+        for key in keys_of(commit):
+            left = seconds_left(self._deadline)
+            found = await self._kv.get(key, revision=revision, timeout=left)
+            revision = revision or found.header.revision
+            now[key] = found.kv
+        return now
 
     async def _end(self, receipt: Receipt) -> Fate:
         """Change the receipt, so that no copy of the commit can be applied; or see who did."""
