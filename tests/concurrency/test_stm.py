@@ -301,6 +301,15 @@ async def test_k12_members_that_are_behind() -> None:
         behind = next(each for each in cluster.members if each is not leader)
         async with Client(leader.endpoint) as client, Client(behind.endpoint) as isolated:
             await client.kv.put_many({"a": "1", "b": "1"})
+
+            async def read_on(tx: Transaction) -> bytes | None:
+                await tx.get("a")
+                await cluster.isolate(behind)
+                return await tx.get("b")  # of the same revision any member may tell
+
+            assert await isolated.stm(read_on, timeout=3) == b"1"
+            await cluster.rejoin(behind)
+            await cluster.wait_healthy()
             await isolated.ping()
             assert (await isolated.kv.get("b")).value == b"1"
             await cluster.isolate(behind)
