@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter as Tally
-from time import monotonic
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -104,26 +104,46 @@ async def test_counters_of_many_clients(client: Client, server: EtcdServer) -> N
     assert sorted(values) == [*range(1, 41)]
 
 
-async def add_for(counter: Counter, seconds: float, tally: Tally[str], timeout: float) -> None:
-    """Add for some time, and count what became of it."""
-    until_then = monotonic() + seconds
-    while monotonic() < until_then:
-        try:
-            await counter.add(timeout=timeout)
-        except EtcdError as error:
-            tally["unknown" if error.maybe_applied else "failed"] += 1
-        else:
-            tally["ok"] += 1
+class Adding:
+    """Three tasks that add to one key, each by a counter of its own, until enough has happened.
+
+    Attributes:
+        tally: What became of the additions.
+    """
+
+    def __init__(self, client: Client, *, timeout: float) -> None:
+        self.tally: Tally[str] = Tally()
+        self._counters = [client.counter("k") for _ in range(3)]
+        self._timeout = timeout
+        self._is_over = False
+
+    async def _add(self, counter: Counter) -> None:
+        while not self._is_over:
+            try:
+                await counter.add(timeout=self._timeout)
+            except EtcdError as error:
+                self.tally["unknown" if error.maybe_applied else "failed"] += 1
+            else:
+                self.tally["ok"] += 1
+
+    async def over(self, faults: int, fault: Callable[[], Awaitable[None]]) -> int:
+        """Add over so many faults, and until some are made; give the number in the end."""
+        adding = asyncio.gather(*map(self._add, self._counters))
+        while faults > 0 or self.tally["ok"] < 50:
+            await fault()
+            faults -= 1
+        self._is_over = True
+        await adding
+        print(dict(self.tally))  # noqa: T201
+        return await self._counters[0].value()
 
 
 @pytest.mark.fault("K5")
 async def test_k5_answers_are_lost(client: Client, server: EtcdServer, rng: random.Random) -> None:
     """Wherever it is cut, and whatever is swallowed: each addition is made, and once."""
-    tally: Tally[str] = Tally()
     async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as through:
-        counters = [through.counter("k") for _ in range(3)]
-        adding = asyncio.gather(*(add_for(each, 4, tally, 10) for each in counters))
-        while not adding.done():
+
+        async def fault() -> None:
             match rng.randrange(3):
                 case 0:
                     proxy.cut_after(rng.randint(1, 500))
@@ -134,49 +154,42 @@ async def test_k5_answers_are_lost(client: Client, server: EtcdServer, rng: rand
                     await asyncio.sleep(rng.uniform(0, 0.05))
                     await proxy.heal()
             await asyncio.sleep(rng.uniform(0, 0.1))
-        await adding
+
+        adding = Adding(through, timeout=20)
+        value = await adding.over(50, fault)
         assert proxy.cuts > 10
-    print(dict(tally))  # noqa: T201
-    assert tally["ok"] > 20
-    assert tally["unknown"] == tally["failed"] == 0
-    assert await client.counter("k").value() == tally["ok"]
+    assert {**adding.tally} == {"ok": value}
 
 
 @pytest.mark.fault("K5")
 async def test_k5_a_server_is_killed(own_server: EtcdServer, rng: random.Random) -> None:
     """Requests are stopped at any point, by SIGSTOP and `kill -9`: each is made once (K2)."""
-    tally: Tally[str] = Tally()
+
+    async def fault() -> None:
+        await asyncio.sleep(rng.uniform(0.05, 0.3))
+        await own_server.pause()
+        await asyncio.sleep(rng.uniform(0, 0.02))
+        await own_server.kill()
+        await own_server.start()
+
     async with Client(own_server.endpoint) as client:
-        counters = [client.counter("k") for _ in range(3)]
-        adding = asyncio.gather(*(add_for(each, 5, tally, 20) for each in counters))
-        while not adding.done():
-            await asyncio.sleep(rng.uniform(0.05, 0.3))
-            await own_server.pause()
-            await asyncio.sleep(rng.uniform(0, 0.02))
-            await own_server.kill()
-            await own_server.start()
-        await adding
-        print(dict(tally))  # noqa: T201
-        assert tally["ok"] > 20
-        assert tally["unknown"] == 0
-        assert await counters[0].value() == tally["ok"]
+        adding = Adding(client, timeout=30)
+        value = await adding.over(8, fault)
+        assert {**adding.tally} == {"ok": value}
 
 
 @pytest.mark.fault("K5")
 async def test_k5_a_leader_is_paused(rng: random.Random) -> None:
     """What a leader does late is not done twice, nor is it denied (K4)."""
-    tally: Tally[str] = Tally()
     async with EtcdCluster(3) as cluster, Client(cluster.endpoints) as client:
-        counters = [client.counter("k") for _ in range(3)]
-        adding = asyncio.gather(*(add_for(each, 8, tally, 6) for each in counters))
-        while not adding.done():
+
+        async def fault() -> None:
             leader = await cluster.leader()
             await asyncio.sleep(rng.uniform(0.05, 0.3))
             await leader.pause()
             await asyncio.sleep(rng.uniform(1.5, 3))
             await leader.resume()
-        await adding
-        print(dict(tally))  # noqa: T201
-        assert tally["ok"] > 20
-        value = await counters[0].value()
-        assert tally["ok"] <= value <= tally["ok"] + tally["unknown"]
+
+        adding = Adding(client, timeout=6)
+        value = await adding.over(3, fault)
+        assert adding.tally["ok"] <= value <= adding.tally["ok"] + adding.tally["unknown"]
