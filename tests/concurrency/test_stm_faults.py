@@ -9,12 +9,24 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 
-from aioetcd import Client, EtcdError, Isolation, Transaction
+from aioetcd import (
+    KV,
+    Client,
+    EtcdError,
+    Isolation,
+    PermissionDeniedError,
+    Transaction,
+    UnavailableError,
+)
+from aioetcd._constructor import create
+from aioetcd._transport.calls import Calls
+from aioetcd._transport.methods import TXN, Method
+from aioetcd.concurrency import Stm
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.harness import Faulty
 from tests.waiting import until
@@ -218,37 +230,125 @@ async def test_k3_a_receipt_whose_history_is_gone(faulty: Faulty) -> None:
         assert caught.value.__cause__ is not None
 
 
+@pytest.mark.fault("K3")
 async def test_k3_there_is_time_to_find_out(faulty: Faulty) -> None:
-    """An answer that does not come takes half of the time; the connection is then another one."""
-    lost = Losing(faulty, increment, applied=True)
-    running = asyncio.ensure_future(faulty.client.stm(lost, receipt="receipt", timeout=3))
-    await lost.lost()
-    await faulty.proxy.heal()  # which resets what has a hole
-    assert await running == 1
+    """An answer that does not come takes half of the time; then another endpoint is asked."""
+    endpoints = [faulty.proxy.endpoint, faulty.server.endpoint]
+    async with Client(endpoints) as client:
+        await client.kv.put("receipt", "somebody's")
+        tries = 0
+
+        async def run(tx: Transaction) -> int:
+            nonlocal tries
+            tries += 1
+            count = await increment(tx)
+            faulty.proxy.blackhole(client_to_server=False)
+            return count
+
+        assert await client.stm(run, receipt="receipt", timeout=4) == 1
+    assert tries == 1
     assert await value(faulty) == b"1"
     await faulty.oracle.kv.delete("", prefix=True)
 
 
-async def test_k4_a_late_request(client: Client, server: EtcdServer) -> None:
-    """One that arrives when the same was already sent again is not applied."""
+async def test_k3_surely_not_applied(faulty: Faulty) -> None:
+    """Where there is to be no other try, the error says that nothing was written."""
+    options = {"receipt": "receipt", "tries": 1}
+    async with losing(faulty, increment, applied=False, **options) as running:
+        await faulty.proxy.heal()
+        faulty.proxy.cut()
+        with pytest.raises(EtcdError) as caught:
+            await running
+        assert caught.value.maybe_applied is False
+        assert await value(faulty) is None
+
+
+class Late:
+    """Stands before a client's calls, and keeps the first txn that writes under way.
+
+    Args:
+        calls: They.
+        refused: What becomes of the next ones; None where they are made.
+
+    Attributes:
+        request: That txn.
+    """
+
+    def __init__(self, calls: Calls, refused: EtcdError | None = None) -> None:
+        self._calls = calls
+        self._refused = refused
+        self.prefix = calls.prefix
+        self.request: Any = None
+
+    async def unary(self, method: Method[Any, Any], request: Any, timeout: Any = None) -> Any:
+        if method is TXN and self.request is None:
+            self.request = request
+            raise UnavailableError("the answer was lost", maybe_applied=True)
+        if method is TXN and self._refused is not None:
+            raise self._refused
+        return await self._calls.unary(method, request, timeout)
+
+    async def arrive(self) -> bool:
+        """Have it arrive; give whether it is applied."""
+        response = await self._calls.unary(TXN, self.request)
+        return bool(response.succeeded)
+
+
+async def with_late(
+    client: Client, function: Move, receipt: str | None, refused: EtcdError | None = None
+) -> tuple[Any, Late]:
+    """Run a transaction whose first commit is late; give what it returns."""
+    late = Late(client._calls, refused)
+    parts = client._parts._replace(kv=create(KV, cast("Calls", late)))
+    stm = Stm(
+        parts,
+        function,
+        isolation=Isolation.SERIALIZABLE_SNAPSHOT,
+        tries=None,
+        receipt=receipt,
+        timeout=10,
+    )
+    return await stm.run(), late
+
+
+@pytest.mark.parametrize("receipt", [None, "receipt"])
+async def test_k4_a_late_commit(client: Client, receipt: str | None) -> None:
+    """One that arrives when all is done already is not applied a second time."""
     await client.kv.put("k", "6")
-    async with FaultProxy(server.endpoint) as slow, FaultProxy(server.endpoint) as quick:
-        async with Client(slow.endpoint) as through:
-            await through.ping()
-            tries = 0
-
-            async def run(tx: Transaction) -> int:
-                nonlocal tries
-                tries += 1
-                count = await increment(tx)
-                if tries == 1:
-                    slow.delay(0.5)
-                    through.set_endpoints([quick.endpoint])
-                return count
-
-            assert await through.stm(run, receipt="receipt", timeout=0.8) == 7
-        await slow.heal()
+    result, late = await with_late(client, increment, receipt)
+    assert result == 7
+    assert await late.arrive() is False
     assert (await client.kv.get("k")).value == b"7"
+
+
+async def test_k4_what_is_refused_the_second_time(client: Client) -> None:
+    """That the second copy was not applied says nothing of the first."""
+    await client.kv.put("k", "6")
+    with pytest.raises(UnavailableError) as caught:
+        await with_late(client, increment, None, refused=PermissionDeniedError("no longer"))
+    assert caught.value.maybe_applied is True
+
+
+@pytest.mark.parametrize("others", ["nobody", "create"])
+async def test_k4_what_was_given_up_is_never_applied(client: Client, others: str) -> None:
+    """Also where the next try wants nothing, and what it compares is as it was again."""
+    tries = 0
+
+    async def run(tx: Transaction) -> str:
+        nonlocal tries
+        tries += 1
+        await tx.get("k")
+        if tries == 1:
+            tx.put("k", "mine")
+            if others == "create":
+                await client.kv.put("k", "another's")
+        return f"after {tries}"
+
+    result, late = await with_late(client, run, "receipt")
+    assert result == "after 2"
+    await client.kv.delete("k")
+    assert await late.arrive() is False
+    assert (await client.kv.get("k")).kv is None
 
 
 Cancel = Callable[[asyncio.Task[Any], anyio.CancelScope], object]

@@ -178,8 +178,8 @@ class Stm(Generic[_T]):
         sent_at = monotonic()
         result = await self._kv.txn(
             compare=commit.comparisons,
-            # Comparisons alone the member would answer from what it has, which may be old.
-            success=commit.operations or [Op.get(key) for key in commit.compared[:1]],
+            success=commit.operations,
+            # Without these, comparisons alone are answered from what the member has: an old state.
             failure=[*looks.values()],
             timeout=left,
         )
