@@ -30,6 +30,7 @@ OWN_FACTS: dict[type[e.EtcdError], dict[str, object]] = {
     e.CompactedError: {**SERVER_FACTS, "compact_revision": 42},
     e.UnsupportedByServerError: {**SERVER_FACTS, "server_version": "3.4.1", "needs": "3.7.0"},
     e.PartialWriteError: {"failed": {}, "maybe_applied": True},
+    e.StmConflictError: {"keys": (b"/a",), "tries": 3},
     e.LeaseLostError: {"lease_id": 7, "reason": "revoked"},
     e.LeaseExpiredError: {"lease_id": 7},
     e.LockNotAcquiredError: {"holder": HOLDER},

@@ -90,6 +90,22 @@ async def test_transfer(server: EtcdServer, client: Client) -> None:
     }
 
 
+async def test_bank(server: EtcdServer, client: Client) -> None:
+    """However often connections are cut, money is neither made nor lost."""
+    lines = (await run("bank.py", "--seconds", "2")).splitlines()
+    done = re.match(r"(\d+) transfers, 0 unknown; (\d+) connections were cut", lines[0])
+    assert done, lines
+    assert int(done[1]) > 10
+    assert int(done[2]) > 3
+    audited = re.match(r"(\d+) times the sum was right; in the end it is 10000$", lines[1])
+    assert audited, lines
+    assert int(audited[1]) > 10
+    await run("bank.py", "--seconds", "0.2", "--endpoints", server.endpoint)
+    found = await client.kv.get("/bank/account", prefix=True)
+    assert sum(int(kv.text) for kv in found.kvs) == 10_000
+    assert "no endpoint" in await run("bank.py", "--endpoints", NOBODY, code=1)
+
+
 async def test_settings() -> None:
     """A change is seen, and so is one after etcd was away."""
     assert (await run("settings.py")).splitlines() == [

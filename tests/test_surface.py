@@ -78,6 +78,7 @@ PUBLIC = {
     "CompactedError": "compact_revision",
     "Compare": "__bool__ create_revision exists lease missing mod_revision unchanged value version",
     "CompareTarget": "__gt__ __lt__",
+    "Counter": "add value",
     "DeadlineExceededError": "timeout",
     "Default": "DEFAULT",
     "DeleteManyResponse": "deleted",
@@ -94,6 +95,7 @@ PUBLIC = {
     "HasLease": "lease_id",
     "HashKVResponse": "compact_revision hash hash_revision header",
     "HashResponse": "hash header",
+    "Isolation": "READ_COMMITTED REPEATABLE_READS SERIALIZABLE SERIALIZABLE_SNAPSHOT",
     "KV": "compact delete delete_many get get_many put put_many scan txn update",
     "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
     "KeyValue": "create_revision key lease mod_revision text value version",
@@ -123,8 +125,8 @@ PUBLIC = {
     "MemberAddResponse": "header member members",
     "MemberList": "header members",
     "Namespace": (
-        "cache election group kv lease lock locks namespace partitioner registration rwlock "
-        "semaphore session watch"
+        "cache counter election group kv lease lock locks namespace partitioner "
+        "registration rwlock semaphore session stm watch"
     ),
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -156,7 +158,9 @@ PUBLIC = {
         "db_size db_size_in_use db_size_quota downgrade_target errors header is_leader "
         "is_learner leader raft_applied_index raft_index raft_term storage_version version"
     ),
+    "StmConflictError": "keys tries",
     "TLS": "ca cert key server_name",
+    "Transaction": "delete get get_many put revision",
     "TxnResponse": "__getitem__ responses succeeded",
     "UnsupportedByServerError": "needs server_version",
     "User": "header name roles",
@@ -246,8 +250,10 @@ def names_in(annotation: str) -> set[str]:
 def is_of_python(name: str, cls: type) -> bool:
     """Whether a name in an annotation needs no import of ours."""
     modules = (builtins, typing, collections.abc, types, os)
-    variable = vars(sys.modules[cls.__module__]).get(name)
-    return any(hasattr(module, name) for module in modules) or isinstance(variable, typing.TypeVar)
+    variables = (vars(sys.modules[base.__module__]).get(name) for base in bases_of_ours(cls))
+    return any(hasattr(module, name) for module in modules) or any(
+        isinstance(variable, typing.TypeVar) for variable in variables
+    )
 
 
 def test_exported_names_are_ours_and_documented() -> None:
@@ -285,6 +291,7 @@ UNMADE = [
     "Cluster",
     "Compare",
     "CompareTarget",
+    "Counter",
     "KV",
     "Election",
     "Group",
@@ -302,6 +309,7 @@ UNMADE = [
     "Remote",
     "Session",
     "Share",
+    "Transaction",
     "Watch",
     "Watcher",
 ]

@@ -220,6 +220,23 @@ class PartialWriteError(EtcdError):
         self.failed = failed
 
 
+class StmConflictError(EtcdError):
+    """A transaction was not committed, because others changed what it relies on, in each try.
+
+    Attributes:
+        keys: The keys that they changed in the last one.
+        tries: How many there were.
+    """
+
+    keys: tuple[bytes, ...]
+    tries: int
+
+    def __init__(self, message: str, *, keys: tuple[bytes, ...], tries: int) -> None:
+        super().__init__(message)
+        self.keys = keys
+        self.tries = tries
+
+
 class LeaseError(EtcdError):
     """About a lease."""
 

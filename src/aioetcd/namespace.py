@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, AnyStr, TypeVar, overload
 
 from aioetcd._checks import check_int
@@ -12,8 +12,10 @@ from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import (
     Cache,
+    Counter,
     Election,
     Group,
+    Isolation,
     Lock,
     OnLost,
     Partitioner,
@@ -21,6 +23,8 @@ from aioetcd.concurrency import (
     Registration,
     RWLock,
     Session,
+    Stm,
+    Transaction,
     queued_at,
 )
 from aioetcd.config.timeouts import DEFAULT, Default
@@ -407,3 +411,80 @@ class Namespace(metaclass=NoPublicConstructor):
                 cache["/config/a"]  # 1
         """
         return create(Cache, self._parts, key, prefix=prefix, decode=decode)
+
+    async def stm(
+        self,
+        fn: Callable[[Transaction], Awaitable[_T]],
+        *,
+        isolation: Isolation = Isolation.SERIALIZABLE_SNAPSHOT,
+        tries: int | None = 100,
+        receipt: str | bytes | None = None,
+        timeout: float | Default | None = DEFAULT,
+    ) -> _T:
+        """Run a function over keys as a transaction (RPCs ``Range``, ``Txn``), until it holds.
+
+        What the function reads is what the store had; what it writes is written when it has
+        returned, all of it at one revision, if by then nobody has changed what it relies on.
+        Otherwise it runs again. It costs a round trip for each read that is not prefetched, and one
+        to commit; who only reads need not commit.
+
+        Where the answer to a commit is lost, the keys are read again. If they are as before, the
+        same is sent again, where that cannot be applied twice; if they show that it was not and
+        never will be applied, the function runs again. Otherwise it is an error that says so,
+        unless there is a receipt.
+
+        To be cancelled writes nothing, or all: when the commit was under way, nobody knows.
+
+        Args:
+            fn: Is given the `Transaction`. What it returns is returned; what it raises is raised,
+                and nothing is written. It may run several times, and should do nothing else.
+            isolation: What it relies on.
+            tries: How often it may run, from 1 on; None is no limit.
+            receipt: A key of its own kind, to which each commit puts a value that nobody else
+                writes: it tells of every commit whether it was applied. Of those who share one only
+                one commits at a time; leave it alone otherwise.
+            timeout: The deadline in seconds for all of this; None is none. The function itself is
+                not cancelled by it.
+
+        Raises:
+            ValueError: `tries` below 1, or an empty `receipt`.
+            TypeError: An argument is of the wrong type.
+            StmConflictError: Others were faster, in each of the tries.
+            CompactedError: In the last of them, what was to be read was compacted.
+            TooManyOpsError: It reads or writes more than 128 keys, by the server's default.
+            DeadlineExceededError: It did not hold until then, or as of any call.
+            EtcdError: By cause; `maybe_applied` where nobody can say whether it was written.
+
+        Example:
+            async def move(tx: Transaction) -> int:
+                money = await tx.get_many(["/accounts/a", "/accounts/b"])
+                a, b = [int(each or 0) for each in money.values()]
+                tx.put("/accounts/a", str(a - 5))
+                tx.put("/accounts/b", str(b + 5))
+                return a - 5
+
+            await client.stm(move)  # -5
+        """
+        stm = Stm(
+            self._parts, fn, isolation=isolation, tries=tries, receipt=receipt, timeout=timeout
+        )
+        return await stm.run()
+
+    def counter(self, key: str | bytes) -> Counter:
+        """Give a counter under a key: a number to which each addition is made once.
+
+        Nothing is sent yet. Its tasks should share one; it also has the key ``KEY/receipt``.
+
+        Args:
+            key: The key.
+
+        Raises:
+            ValueError: An empty key.
+            TypeError: A key that is neither str nor bytes.
+
+        Example:
+            visits = client.counter("/visits")
+            await visits.add()  # 1
+            await visits.value()  # 1
+        """
+        return create(Counter, self._parts, key)

@@ -1,9 +1,11 @@
-"""Recipes over the services: sessions, locks, elections."""
+"""Recipes over the services: sessions, locks, elections, transactions."""
 
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._queued import queued_at
+from aioetcd.concurrency._transaction import Isolation, Transaction
 from aioetcd.concurrency.cache import Cache, CacheChanges, Change
+from aioetcd.concurrency.counter import Counter
 from aioetcd.concurrency.election import Election, Leaders, Leadership
 from aioetcd.concurrency.group import Group
 from aioetcd.concurrency.lock import Lock
@@ -11,13 +13,16 @@ from aioetcd.concurrency.partitioner import Partitioner, Share
 from aioetcd.concurrency.registration import Registration
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
+from aioetcd.concurrency.stm import Stm
 
 __all__ = [
     "Cache",
     "CacheChanges",
     "Change",
+    "Counter",
     "Election",
     "Group",
+    "Isolation",
     "Leaders",
     "Leadership",
     "Lock",
@@ -28,5 +33,7 @@ __all__ = [
     "Registration",
     "Session",
     "Share",
+    "Stm",
+    "Transaction",
     "queued_at",
 ]
