@@ -54,6 +54,7 @@ PUBLIC = {
     ),
     "AuthResponse": "header",
     "AuthStatus": "enabled header revision",
+    "Barrier": "hold release wait",
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
     "CampaignResponse": "header leader",
@@ -82,6 +83,7 @@ PUBLIC = {
     "Default": "DEFAULT",
     "DeleteManyResponse": "deleted",
     "DeleteResponse": "deleted prev_kvs",
+    "DoubleBarrier": ("__aenter__ expires_in is_lost is_owner key lease_id revision wait_lost"),
     "DowngradeResponse": "header version",
     "Election": "campaign candidates leader observe run",
     "ElectionTimeoutError": "leader timeout",
@@ -122,7 +124,8 @@ PUBLIC = {
     "MemberAddResponse": "header member members",
     "MemberList": "header members",
     "Namespace": (
-        "cache election kv lease lock locks namespace registration rwlock semaphore session watch"
+        "barrier cache double_barrier election kv lease lock locks namespace priority_queue queue "
+        "registration rwlock semaphore session watch"
     ),
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -133,8 +136,10 @@ PUBLIC = {
     "PartialWriteError": "failed",
     "Permission": "key range_end type",
     "PermissionType": "READ READWRITE WRITE",
+    "PriorityQueue": "put",
     "PutManyResponse": "revisions",
     "PutResponse": "prev_kv",
+    "Queue": "get poll put size",
     "RWLock": "read write",
     "Registration": "__aenter__ is_registered",
     "Remote": "campaign leader lock observe proclaim resign unlock",
@@ -275,12 +280,14 @@ def test_every_public_name_is_documented() -> None:
 
 UNMADE = [
     "Auth",
+    "Barrier",
     "Cache",
     "CacheChanges",
     "Change",
     "Cluster",
     "Compare",
     "CompareTarget",
+    "DoubleBarrier",
     "KV",
     "Election",
     "KeepAlive",
@@ -291,6 +298,8 @@ UNMADE = [
     "Maintenance",
     "Namespace",
     "Op",
+    "PriorityQueue",
+    "Queue",
     "RWLock",
     "Registration",
     "Remote",
