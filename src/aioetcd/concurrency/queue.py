@@ -8,6 +8,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from time import monotonic
 
 import anyio
@@ -61,7 +62,10 @@ class Queue(metaclass=NoPublicConstructor):
         # What was there when it was looked for last, and nobody here has claimed.
         self._page: deque[Seen] = deque()
         self._seen_at = 0
+        self._claiming: set[bytes] = set()
+        # Whose turn it is to look for more, and how it is told that there may be.
         self._turn = asyncio.Lock()
+        self._waiting: anyio.CancelScope | None = None
 
     def __repr__(self) -> str:
         """Show the name."""
@@ -186,19 +190,26 @@ class Queue(metaclass=NoPublicConstructor):
 
     async def _next(self, *, waits: bool) -> Seen | None:
         """Give the first one that nobody here has claimed; with `waits`, as soon as there is."""
-        self._parts.transport.check_usable()
-        while not self._page:
+        while True:
+            # So that whoever gives up without a connection has asked nobody.
+            await self._parts.transport.wait_connected()
+            if self._page:
+                return self._page.popleft()
             kvs, self._seen_at = await self._list()
             self._add(Seen(kv, self._seen_at) for kv in kvs)
             if not self._page:
                 if not waits:
                     return None
                 await self._wait()
-        return self._page.popleft()
+
+    def _place(self, item: KeyValue) -> tuple[bytes, int]:
+        """Give what items are sorted by."""
+        return b"", item.create_revision
 
     def _add(self, items: Iterable[Seen]) -> None:
-        """Note what was found; nothing was known before."""
-        self._page.extend(items)
+        """Note what was found, but for what somebody here claims just now."""
+        found = (seen for seen in items if seen.kv.key not in self._claiming)
+        self._page = deque(sorted([*self._page, *found], key=lambda seen: self._place(seen.kv)))
 
     async def _list(self) -> tuple[Iterable[KeyValue], int]:
         """Read the first ones, in order."""
@@ -208,7 +219,7 @@ class Queue(metaclass=NoPublicConstructor):
         return found.kvs, found.header.revision
 
     async def _wait(self) -> None:
-        """Wait until something is put. If the history was compacted, look again."""
+        """Wait until something is put, or may be there again. It may be for nothing."""
         watch = self._parts.watcher(
             self._items,
             prefix=True,
@@ -216,14 +227,12 @@ class Queue(metaclass=NoPublicConstructor):
             only=EventType.PUT,
             timeout=None,
         )
-        try:
+        with anyio.CancelScope() as self._waiting, suppress(CompactedError):
             async with watch:
                 async for batch in watch.batches():
                     if batch.events:
                         self._add(Seen(event.kv, event.mod_revision) for event in batch.events)
                         return
-        except CompactedError:
-            pass
 
     def _first(self, item: KeyValue) -> tuple[Compare, ...]:
         """Make what must hold for an item to be the first."""
@@ -239,6 +248,8 @@ class Queue(metaclass=NoPublicConstructor):
             seconds=math.inf,
             give_up=claim.give_up,
         )
+        self._claiming.add(seen.kv.key)
+        task.add_done_callback(lambda _: self._settled(claim, seen))
         patience = [] if transport.timeout is None else [transport.timeout]
         if deadline is not None:
             patience.append(max(deadline - monotonic(), 0.0) + PATIENCE)
@@ -255,10 +266,17 @@ class Queue(metaclass=NoPublicConstructor):
             task.add_done_callback(lambda _: self._give_back(claim))
             raise
         if claim.error is not None:
-            if not claim.error.maybe_applied:
-                self._page.appendleft(seen)
             raise claim.error
         return claim
+
+    def _settled(self, claim: Claim, seen: Seen) -> None:
+        """Let others have it, where it may still be there."""
+        self._claiming.discard(seen.kv.key)
+        if claim.error is not None:
+            if not claim.error.maybe_applied:
+                self._add([seen])
+            if self._waiting is not None:
+                self._waiting.cancel()
 
     def _give_back(self, claim: Claim) -> None:
         """Put back what nobody waits for any more."""
@@ -332,15 +350,12 @@ class PriorityQueue(Queue):
         """Give the part of the key that tells it."""
         return item.key[len(self._items) :].partition(b"/")[0]
 
+    def _place(self, item: KeyValue) -> tuple[bytes, int]:
+        return self._priority(item), item.create_revision
+
     def _first(self, item: KeyValue) -> tuple[Compare, ...]:
         end = self._items + self._priority(item) + b"/"
         return (Compare.missing(self._items, range_end=end),)
-
-    def _add(self, items: Iterable[Seen]) -> None:
-        def place(seen: Seen) -> tuple[bytes, int]:
-            return self._priority(seen.kv), seen.kv.create_revision
-
-        super()._add(sorted(items, key=place))
 
     async def _list(self) -> tuple[Iterable[KeyValue], int]:
         kv = self._parts.kv
