@@ -136,7 +136,6 @@ PUBLIC = {
     "PartialWriteError": "failed",
     "Permission": "key range_end type",
     "PermissionType": "READ READWRITE WRITE",
-    "PriorityQueue": "put",
     "PutManyResponse": "revisions",
     "PutResponse": "prev_kv",
     "Queue": "get poll put size",

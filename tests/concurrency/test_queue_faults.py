@@ -16,6 +16,7 @@ from aioetcd import (
     DeadlineExceededError,
     EtcdError,
     NoEndpointError,
+    NoSpaceError,
     PermissionDeniedError,
     PermissionType,
     Queue,
@@ -323,3 +324,25 @@ async def test_refused() -> None:
             assert [type(each) for each in done] == [PermissionDeniedError] * 7
             await root.auth.grant_permission("worker", PermissionType.READWRITE, NAME, prefix=True)
             assert await rest(queue) == [0, 1, 2]
+
+
+@pytest.mark.fault("R1: five servers that are filled")
+async def test_r1_no_space() -> None:
+    """A full server refuses claims, of which it applies some: what they took is given."""
+    args = ["--quota-backend-bytes=500000", "--backend-batch-limit=1"]
+    refused = 0
+    for _ in range(5):
+        async with EtcdServer(args=args) as server, Client(server.endpoint, timeout=20) as client:
+            await asyncio.gather(*(fifo(client).put(str(number)) for number in range(100)))
+            junk = [client.kv.put(f"{name}", b"x" * 4_000) for name in range(200)]
+            queue = fifo(client)
+            both = [each for put in junk for each in (put, queue.poll())]
+            ends = (await asyncio.gather(*both, return_exceptions=True))[1::2]
+            there = (await client.kv.get(f"{NAME}/items/", prefix=True)).kvs
+        given = [int(end) for end in ends if isinstance(end, bytes)]
+        errors = [end for end in ends if isinstance(end, BaseException)]
+        assert {type(error) for error in errors} <= {NoSpaceError}
+        assert not any(isinstance(error, EtcdError) and error.maybe_applied for error in errors)
+        assert sorted(given + [int(kv.value) for kv in there]) == [*range(100)]
+        refused += len(errors)
+    assert refused

@@ -13,7 +13,7 @@ What holds at any moment:
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
@@ -23,15 +23,16 @@ import anyio
 
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.backoff import PASSING, Backoff
-from aioetcd._transport.methods import IDEMPOTENT_TXN, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
+from aioetcd._transport.methods import (
+    IDEMPOTENT_TXN,
+    LEASE_GRANT,
+    LEASE_REVOKE,
+    RANGE,
+    TXN,
+)
 from aioetcd.compare import Compare
 from aioetcd.concurrency._parts import Parts
-from aioetcd.errors import (
-    CompactedError,
-    EtcdError,
-    LeaseExistsError,
-    LeaseNotFoundError,
-)
+from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError
 from aioetcd.lease import new_lease_id
 from aioetcd.ops import Op
 from aioetcd.types.answers import GetResponse
@@ -41,6 +42,11 @@ from aioetcd.types.store import KeyValue
 _PATIENCE = 10.0
 # For so long an answer may be missing to what puts an item back.
 _GUARDED = 600
+
+
+def new_id() -> bytes:
+    """Give what nobody else has."""
+    return os.urandom(8).hex().encode()
 
 
 class Seen(NamedTuple):
@@ -77,7 +83,7 @@ class Claim:
         self._seen_at = seen.revision
         self._receipt = receipt
         self._first = first
-        self._id = secrets.token_hex(8).encode()
+        self._id = new_id()
         self._is_sent = False
 
     async def settle(self, seconds: float) -> None:
@@ -88,17 +94,12 @@ class Claim:
             is_first, self._is_sent = not self._is_sent, True
             try:
                 await self._try(is_first, deadline)
-            except CompactedError as error:
-                self.give_up(str(error))
-            except EtcdError as error:
-                if is_first and not error.maybe_applied:
-                    self.error = error
-                elif not isinstance(error, PASSING):
-                    self.give_up(str(error))
-                elif monotonic() >= deadline:
+            except PASSING:
+                if monotonic() >= deadline:
                     raise
-                else:
-                    await anyio.sleep(backoff.next_delay())
+                await anyio.sleep(backoff.next_delay())
+            except EtcdError as error:
+                self.give_up(str(error))
 
     def give_up(self, why: str) -> None:
         """Nobody will know what became of it."""
@@ -111,25 +112,53 @@ class Claim:
 
     async def _try(self, is_first: bool, deadline: float) -> None:
         look, receipt = Op.get(self.item.key, keys_only=True), Op.get(self._receipt)
-        op = Op.txn(
+        claim = Op.txn(
             # Once it may have been applied, one that is must end it.
             compare=[Compare.unchanged(self.item), *(self._first if is_first else ())],
             success=[Op.delete(self.item.key), Op.put(self._receipt, self._id)],
             failure=[look, receipt],
         )
-        raw = await self._calls.last_unary(TXN, op._request, self._bound(deadline))
-        result = op._response(raw)
-        # It was perhaps sent twice where the client has closed meanwhile.
-        is_first = is_first and self._transport.ending.reason is None
+        bound = _bound(self._transport.timeout, deadline)
+        try:
+            raw = await self._calls.last_unary(TXN, claim._request, bound)
+        except EtcdError as error:
+            if self._is_only(is_first) and not error.maybe_applied:
+                self.error = error
+            elif isinstance(error, PASSING):
+                raise
+            else:
+                await self._look(error, is_first, deadline)
+            return
+        result = claim._response(raw)
         if result.succeeded:
             self.is_taken = True
-        elif is_first:
+        elif self._is_only(is_first):
             self.is_taken = False
             self.is_overtaken = result[look].kv is not None
         elif not self._is_item(result[look].kv):
             self.is_taken = await self._was_ours(
                 result[receipt].kv, result.header.revision, deadline
             )
+
+    async def _look(self, refusal: EtcdError, is_first: bool, deadline: float) -> None:
+        """See whether what the server has refused was done: without space, some of it is.
+
+        By single reads: without space it refuses txns that only read, too.
+        """
+        found = await self._get(self.item.key, None, deadline)
+        revision = found.header.revision
+        if not self._is_item(found.kv):
+            receipt = (await self._get(self._receipt, revision, deadline)).kv
+            self.is_taken = await self._was_ours(receipt, revision, deadline)
+        elif self._is_only(is_first):
+            refusal.maybe_applied = False
+            self.error = refusal
+        else:
+            raise refusal
+
+    def _is_only(self, is_first: bool) -> bool:
+        """Whether it was sent once: where the client closes meanwhile, it may be sent again."""
+        return is_first and self._transport.ending.reason is None
 
     async def _was_ours(self, receipt: KeyValue | None, revision: int, deadline: float) -> bool:
         """Whether the item, which is gone at a revision, was taken here.
@@ -155,12 +184,10 @@ class Claim:
     def _is_item(self, kv: KeyValue | None) -> bool:
         return kv is not None and kv.mod_revision == self.item.mod_revision
 
-    async def _get(self, key: bytes, revision: int, deadline: float) -> GetResponse:
+    async def _get(self, key: bytes, revision: int | None, deadline: float) -> GetResponse:
         op = Op.get(key, revision=revision)
-        return op._response(await self._calls.last_unary(RANGE, op._request, self._bound(deadline)))
-
-    def _bound(self, deadline: float) -> float:
-        return _bound(self._transport.timeout, deadline)
+        bound = _bound(self._transport.timeout, deadline)
+        return op._response(await self._calls.last_unary(RANGE, op._request, bound))
 
 
 class Return:

@@ -199,13 +199,8 @@ class DoubleBarrier(Queued):
         EtcdError: By cause.
 
     Example:
-        async def work(part: int) -> None:
-            async with client.double_barrier("/barriers/step-1", 2) as barrier:
-                barrier.is_lost  # False
-
-        async with asyncio.TaskGroup() as tasks:
-            for part in range(2):
-                tasks.create_task(work(part))
+        async with client.double_barrier("/barriers/step-1", 1) as barrier:
+            barrier.is_lost  # False
     """
 
     _kind = "double barrier"
@@ -335,8 +330,7 @@ class DoubleBarrier(Queued):
 
     def _late(self, holder: KeyValue | None, seconds: float) -> DeadlineExceededError:
         return DeadlineExceededError(
-            f"the double barrier {self._name!r} was not entered, because {self._count} were never "
-            "there",
+            f"there were fewer than {self._count} to enter the double barrier {self._name!r}",
             timeout=seconds,
         )
 

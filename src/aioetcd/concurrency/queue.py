@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,7 +16,7 @@ from aioetcd._checks import check_int, check_seconds
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._transport.supervisor import PATIENCE
 from aioetcd.compare import Compare
-from aioetcd.concurrency._claim import Claim, Return, Seen
+from aioetcd.concurrency._claim import Claim, Return, Seen, new_id
 from aioetcd.concurrency._parts import Parts
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import CompactedError, DeadlineExceededError, EtcdError
@@ -149,7 +148,7 @@ class Queue(metaclass=NoPublicConstructor):
     ) -> None:
         kv = self._parts.kv
         deadline = deadline_in(self._parts.calls.resolve_timeout(timeout))
-        key = prefix + secrets.token_hex(8).encode()
+        key = prefix + new_id()
         try:
             await kv.put(key, value, timeout=seconds_left(deadline))
         except EtcdError as error:
@@ -285,7 +284,7 @@ class Queue(metaclass=NoPublicConstructor):
             _logger.error("nobody has waited for it any more: %s", claim.error)
         if not claim.is_taken:
             return
-        guard = self._receipt + b"/" + secrets.token_hex(8).encode()
+        guard = self._receipt + b"/" + new_id()
 
         def warn(why: str) -> None:
             _logger.error(
