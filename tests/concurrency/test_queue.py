@@ -160,14 +160,23 @@ async def test_each_is_given_once(
     assert await left(client) == [NAME.encode() + b"/receipt"]
 
 
-async def test_one_page_for_all_tasks(client: Client) -> None:
-    """Those who get from one object claim different items, at one request each."""
-    queue = client.queue(NAME)
-    await put_all(queue, range(64))
-    before = client.stats().calls
-    values = await asyncio.gather(*(queue.get() for _ in range(64)))
-    assert sorted(int(value) for value in values) == [*range(64)]
-    assert client.stats().calls - before == 64 + 2  # two pages
+@pytest.mark.parametrize("delay", [0.0, 0.05])
+async def test_one_page_for_all_tasks(server: EtcdServer, client: Client, delay: float) -> None:
+    """Those who get from one object claim different items, at one request each.
+
+    What they claim just now hides nothing from the others, and is not waited for.
+    """
+    await put_all(fifo(client), range(150))
+    async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as own:
+        await own.ping()
+        proxy.delay(delay)
+        queue = fifo(own)
+        before = own.stats().calls
+        async with asyncio.timeout(10):
+            values = await asyncio.gather(*(queue.get() for _ in range(150)))
+        assert sorted(int(value) for value in values) == [*range(150)]
+        assert own.stats().calls - before <= 150 + 5  # pages
+        assert own.stats().watches == 0
 
 
 async def test_what_another_has_taken(client: Client) -> None:

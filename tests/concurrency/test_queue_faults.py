@@ -115,6 +115,23 @@ async def test_k3_overtaken_meanwhile(torn: Faulty) -> None:
         assert await late.get() == b"7"
 
 
+@either
+async def test_k3_others_wait_for_what_is_in_doubt(torn: Faulty, make: Make) -> None:
+    """One that nobody waits for any more is in the way of those beside it, and then no more."""
+    queue = await begin(torn, make, 2)
+    torn.proxy.blackhole(client_to_server=False)
+    getting = asyncio.create_task(queue.get())
+    await until_taken(torn, 0)
+    getting.cancel()
+    others = [asyncio.create_task(queue.get()) for _ in range(2)]
+    before = torn.client.stats().calls
+    await make(torn.oracle).put("2")
+    await torn.proxy.heal()
+    async with asyncio.timeout(10):
+        assert sorted(await asyncio.gather(*others)) == [b"1", b"2"]
+    assert torn.client.stats().calls - before < 30
+
+
 async def test_what_cannot_be_known(torn: Faulty) -> None:
     """Where the history is gone that says who has it, the error names the item."""
     queue = await begin(torn, fifo)
@@ -305,6 +322,7 @@ async def test_no_connection(torn: Faulty) -> None:
 
 
 @pytest.mark.fault("a server of its own")
+@pytest.mark.outside("what a user may do")
 async def test_refused() -> None:
     """What is surely not taken is given to the next one, in its place, also to who waits."""
     async with (
@@ -329,12 +347,12 @@ async def test_refused() -> None:
 @pytest.mark.fault("R1: five servers that are filled")
 async def test_r1_no_space() -> None:
     """A full server refuses claims, of which it applies some: what they took is given."""
-    args = ["--quota-backend-bytes=500000", "--backend-batch-limit=1"]
+    args = ["--quota-backend-bytes=2000000", "--backend-batch-limit=1"]
     refused = 0
     for _ in range(5):
         async with EtcdServer(args=args) as server, Client(server.endpoint, timeout=20) as client:
             await asyncio.gather(*(fifo(client).put(str(number)) for number in range(100)))
-            junk = [client.kv.put(f"{name}", b"x" * 4_000) for name in range(200)]
+            junk = [client.kv.put(f"{name}", b"x" * 20_000) for name in range(200)]
             queue = fifo(client)
             both = [each for put in junk for each in (put, queue.poll())]
             ends = (await asyncio.gather(*both, return_exceptions=True))[1::2]

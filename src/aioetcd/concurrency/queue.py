@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -21,6 +21,7 @@ from aioetcd.concurrency._parts import Parts
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import CompactedError, DeadlineExceededError, EtcdError
 from aioetcd.keys import encode_key
+from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import EventType, KeyValue, SortTarget
 
 __all__ = ["PriorityQueue", "Queue"]
@@ -62,6 +63,7 @@ class Queue(metaclass=NoPublicConstructor):
         self._page: deque[Seen] = deque()
         self._seen_at = 0
         self._claiming: set[bytes] = set()
+        self._is_held_up = False  # by that alone
         # Whose turn it is to look for more, and how it is told that there may be.
         self._turn = asyncio.Lock()
         self._waiting: anyio.CancelScope | None = None
@@ -199,6 +201,7 @@ class Queue(metaclass=NoPublicConstructor):
             if not self._page:
                 if not waits:
                     return None
+                self._is_held_up = bool(kvs)
                 await self._wait()
 
     def _place(self, item: KeyValue) -> tuple[bytes, int]:
@@ -210,12 +213,16 @@ class Queue(metaclass=NoPublicConstructor):
         found = (seen for seen in items if seen.kv.key not in self._claiming)
         self._page = deque(sorted([*self._page, *found], key=lambda seen: self._place(seen.kv)))
 
-    async def _list(self) -> tuple[Iterable[KeyValue], int]:
-        """Read the first ones, in order."""
-        found = await self._parts.kv.get(
-            self._items, prefix=True, sort_target=SortTarget.CREATE, limit=_PAGE
-        )
+    async def _list(self) -> tuple[Sequence[KeyValue], int]:
+        """Read the first ones, and the revision."""
+        found = await self._oldest(self._items)
         return found.kvs, found.header.revision
+
+    async def _oldest(self, prefix: bytes) -> GetResponse:
+        limit = _PAGE + len(self._claiming)  # which may still be there
+        return await self._parts.kv.get(
+            prefix, prefix=True, sort_target=SortTarget.CREATE, limit=limit
+        )
 
     async def _wait(self) -> None:
         """Wait until something is put, or may be there again. It may be for nothing."""
@@ -269,13 +276,12 @@ class Queue(metaclass=NoPublicConstructor):
         return claim
 
     def _settled(self, claim: Claim, seen: Seen) -> None:
-        """Let others have it, where it may still be there."""
+        """Have others go on, and take it where it is still there."""
         self._claiming.discard(seen.kv.key)
-        if claim.error is not None:
-            if not claim.error.maybe_applied:
-                self._add([seen])
-            if self._waiting is not None:
-                self._waiting.cancel()
+        if claim.error is not None and not claim.error.maybe_applied:
+            self._add([seen])
+        if self._waiting is not None and (claim.error is not None or self._is_held_up):
+            self._waiting.cancel()
 
     def _give_back(self, claim: Claim) -> None:
         """Put back what nobody waits for any more."""
@@ -356,19 +362,24 @@ class PriorityQueue(Queue):
         end = self._items + self._priority(item) + b"/"
         return (Compare.missing(self._items, range_end=end),)
 
-    async def _list(self) -> tuple[Iterable[KeyValue], int]:
-        kv = self._parts.kv
+    def _add(self, items: Iterable[Seen]) -> None:
+        found = [*items]
+        first = min(found, key=lambda seen: self._place(seen.kv), default=None)
+        # As long as nobody knows whether that is taken, it is in the way of all others.
+        if first is None or first.kv.key not in self._claiming:
+            super()._add(found)
+
+    async def _list(self) -> tuple[Sequence[KeyValue], int]:
         while True:
-            found = await kv.get(self._items, prefix=True, limit=_PAGE)
+            limit = _PAGE + len(self._claiming)
+            found = await self._parts.kv.get(self._items, prefix=True, limit=limit)
             if not found.more:
                 return found.kvs, found.header.revision
             # By their keys those of the last priority come in any order, and not all of them do.
             last = self._priority(found.kvs[-1])
-            whole = [each for each in found.kvs if self._priority(each) != last]
+            whole = [kv for kv in found.kvs if self._priority(kv) != last]
             if whole:
                 return whole, found.header.revision
-            found = await kv.get(
-                self._items + last + b"/", prefix=True, sort_target=SortTarget.CREATE, limit=_PAGE
-            )
+            found = await self._oldest(self._items + last + b"/")
             if found.kvs:
                 return found.kvs, found.header.revision
