@@ -29,7 +29,7 @@ from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import queue, soon, wait_for_queue, watches_created
 from tests.concurrency.test_barrier import compact
 from tests.concurrency.test_election import until_nothing_is_left
-from tests.harness import Faulty, until_answer_lost
+from tests.harness import Faulty
 from tests.programs import PREAMBLE
 from tests.waiting import until
 
@@ -195,13 +195,13 @@ async def test_the_last_one_is_stuck(client: Client) -> None:
 
 async def test_keys_that_are_no_partys(client: Client) -> None:
     """What has no lease, or another's name, does not count."""
-    await client.kv.put(f"{NAME}/7b", "")
-    (lease,) = await by_hand(client, 1)
-    await client.kv.delete(NAME + "/", prefix=True)
-    await client.kv.put(f"{NAME}/{lease + 1:x}", "", lease=lease)
-    with pytest.raises(DeadlineExceededError):
-        await Rooms().visit(client, 2, timeout=0.2)
-    await client.lease.revoke(lease)
+    async with client.session(ttl=60) as session:
+        await client.kv.put(f"{NAME}/7b", "")
+        await client.kv.put(f"{NAME}/{session.lease_id + 1:x}", "", lease=session)
+        for count in (2, 3):
+            with pytest.raises(DeadlineExceededError):
+                await Rooms().visit(client, count, timeout=0.2)
+        assert [kv.version for kv in await parties(client)] == [1, 1]
 
 
 async def test_too_few_come(client: Client) -> None:
@@ -439,20 +439,22 @@ async def test_compacted_while_cut_off(client: Client, server: EtcdServer) -> No
 
 async def test_k3_opened_while_its_own_answer_was_lost(faulty: Faulty) -> None:
     """Who does not know yet that its key was put is in, and changes nothing about that."""
-    faulty.proxy.blackhole(client_to_server=False)
     rooms = Rooms()
+    faulty.proxy.delay(0.1)
     visiting = asyncio.create_task(rooms.visit(faulty.client, 2))
-
-    async def is_granted() -> bool:
-        return bool(await faulty.lease_ids())
-
-    await until_answer_lost(faulty.proxy, is_granted)
-    await faulty.proxy.heal()
     await wait_for_queue(faulty.oracle, 1, NAME)
-    (kv,) = await parties(faulty.oracle)
+    faulty.proxy.blackhole(client_to_server=False)  # the answer is on its way
+    await faulty.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+    other = asyncio.create_task(rooms.visit(faulty.oracle, 2))
+
+    async def is_opened() -> bool:
+        return [kv.version for kv in await parties(faulty.oracle)][:1] == [2]
+
+    await until(is_opened)
+    assert not visiting.done()
+    await faulty.proxy.heal()
     async with asyncio.timeout(10):
-        revision = await rooms.visit(faulty.oracle, 2)
-        assert await visiting == revision > kv.mod_revision
+        assert await visiting == await other
 
 
 @pytest.mark.fault("sixty broken connections")
