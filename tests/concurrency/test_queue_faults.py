@@ -25,7 +25,7 @@ from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.test_barrier import compact
 from tests.concurrency.test_queue import NAME, either, fifo, left, put_all, rest, urgent
 from tests.concurrency.test_queue import Make as Make  # noqa: PLC0414
-from tests.harness import Faulty, until_answer_lost
+from tests.harness import Faulty, faulty_client, until_answer_lost
 from tests.waiting import lateness, until
 
 
@@ -130,6 +130,36 @@ async def test_k3_others_wait_for_what_is_in_doubt(torn: Faulty, make: Make) -> 
     async with asyncio.timeout(10):
         assert sorted(await asyncio.gather(*others)) == [b"1", b"2"]
     assert torn.client.stats().calls - before < 30
+
+
+@pytest.mark.fault("K3: a claim that waits before it tries again")
+async def test_k3_held_up(quick_server: EtcdServer) -> None:
+    """Who waits for what is in doubt goes on when somebody else turns out to have taken it."""
+    await quick_server.clear()
+    async with faulty_client(quick_server, timeout=0.3) as faulty:
+        oracle = faulty.oracle.priority_queue(NAME)
+        queue = await begin(faulty, urgent, 3)
+        faulty.proxy.blackhole()
+        with pytest.raises(DeadlineExceededError):
+            await queue.get()
+        await anyio.sleep(2)  # so that the pauses between its tries have grown
+        await faulty.proxy.heal()
+        async with asyncio.timeout(10):
+            getting = asyncio.create_task(_persist(queue))
+            await until(lambda: queue._is_held_up or getting.done())
+            if not getting.done():  # else it was quick this time, and has put it back, behind
+                assert await oracle.get() == b"1"
+            assert await getting == b"2"
+        await faulty.oracle.kv.delete(NAME + "/", prefix=True)
+
+
+async def _persist(queue: Queue) -> bytes:
+    """Get one over any outage."""
+    while True:
+        try:
+            return await queue.get()
+        except EtcdError as error:
+            assert not error.maybe_applied  # noqa: PT017
 
 
 async def test_what_cannot_be_known(torn: Faulty) -> None:

@@ -280,7 +280,7 @@ class Queue(metaclass=NoPublicConstructor):
         self._claiming.discard(seen.kv.key)
         if claim.error is not None and not claim.error.maybe_applied:
             self._add([seen])
-        if self._waiting is not None and (claim.error is not None or self._is_held_up):
+        if self._waiting is not None and self._is_held_up:
             self._waiting.cancel()
 
     def _give_back(self, claim: Claim) -> None:
