@@ -187,6 +187,12 @@ async def test_what_another_has_taken(client: Client) -> None:
     assert [int(await second.get()) for _ in range(39)] == [*range(1, 40)]
     await second.put("40")
     assert int(await first.get()) == 40
+    await put_all(second, range(5))
+    assert int(await first.get()) == 0
+    assert await rest(second) == [*range(1, 5)]
+    async with asyncio.timeout(10):
+        with pytest.raises(DeadlineExceededError):
+            await first.get(timeout=0.3)
 
 
 # Priorities.
@@ -204,13 +210,16 @@ async def test_the_most_urgent_first(client: Client, rng: random.Random) -> None
 async def test_nobody_is_overtaken(client: Client) -> None:
     """What is more urgent than what was read is given first, also to who has read before."""
     queue = client.priority_queue(NAME)
-    for number in range(3):
+    for number in range(10):
         await queue.put(str(number), priority=5)
     assert int(await queue.get()) == 0
-    await client.priority_queue(NAME).put("7", priority=4)
-    await client.priority_queue(NAME).put("8", priority=4)
-    await client.priority_queue(NAME).put("9", priority=6)
-    assert await rest(queue) == [7, 8, 1, 2, 9]
+    await client.priority_queue(NAME).put("17", priority=4)
+    await client.priority_queue(NAME).put("18", priority=4)
+    await client.priority_queue(NAME).put("19", priority=6)
+    before = client.stats().calls
+    assert await queue.get() == b"17"
+    assert client.stats().calls - before == 3  # it is refused once, and reads again
+    assert await rest(queue) == [18, *range(1, 10), 19]
 
 
 async def test_several_come_while_it_waits(client: Client) -> None:

@@ -144,12 +144,14 @@ async def test_k3_held_up(quick_server: EtcdServer) -> None:
             await queue.get()
         await anyio.sleep(2)  # so that the pauses between its tries have grown
         await faulty.proxy.heal()
+        before = faulty.client.stats().calls
         async with asyncio.timeout(10):
             getting = asyncio.create_task(_persist(queue))
             await until(lambda: queue._is_held_up or getting.done())
             if not getting.done():  # else it was quick this time, and has put it back, behind
                 assert await oracle.get() == b"1"
             assert await getting == b"2"
+        assert faulty.client.stats().calls - before < 30
         await faulty.oracle.kv.delete(NAME + "/", prefix=True)
 
 
