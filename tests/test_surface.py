@@ -54,6 +54,7 @@ PUBLIC = {
     ),
     "AuthResponse": "header",
     "AuthStatus": "enabled header revision",
+    "Barrier": "hold release wait",
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
     "CampaignResponse": "header leader",
@@ -83,6 +84,7 @@ PUBLIC = {
     "Default": "DEFAULT",
     "DeleteManyResponse": "deleted",
     "DeleteResponse": "deleted prev_kvs",
+    "DoubleBarrier": ("__aenter__ expires_in is_lost is_owner key lease_id revision wait_lost"),
     "DowngradeResponse": "header version",
     "Election": "campaign candidates leader observe run",
     "ElectionTimeoutError": "leader timeout",
@@ -125,8 +127,9 @@ PUBLIC = {
     "MemberAddResponse": "header member members",
     "MemberList": "header members",
     "Namespace": (
-        "cache counter election group kv lease lock locks namespace partitioner "
-        "registration rwlock semaphore session stm watch"
+        "barrier cache counter double_barrier election group kv lease lock locks "
+        "namespace partitioner priority_queue queue registration rwlock semaphore "
+        "session stm watch"
     ),
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -140,6 +143,7 @@ PUBLIC = {
     "PermissionType": "READ READWRITE WRITE",
     "PutManyResponse": "revisions",
     "PutResponse": "prev_kv",
+    "Queue": "get poll put size",
     "RWLock": "read write",
     "Registration": "__aenter__ is_registered update",
     "Remote": "campaign leader lock observe proclaim resign unlock",
@@ -285,6 +289,7 @@ def test_every_public_name_is_documented() -> None:
 
 UNMADE = [
     "Auth",
+    "Barrier",
     "Cache",
     "CacheChanges",
     "Change",
@@ -292,6 +297,7 @@ UNMADE = [
     "Compare",
     "CompareTarget",
     "Counter",
+    "DoubleBarrier",
     "KV",
     "Election",
     "Group",
@@ -304,6 +310,8 @@ UNMADE = [
     "Namespace",
     "Op",
     "Partitioner",
+    "PriorityQueue",
+    "Queue",
     "RWLock",
     "Registration",
     "Remote",

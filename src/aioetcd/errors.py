@@ -406,3 +406,7 @@ class ElectionTimeoutError(ElectionError, TimeoutError):
 
 class LeadershipLostError(ElectionError):
     """The leadership, or the candidacy, is gone: lease lost, or the key was deleted."""
+
+
+class BarrierLostError(EtcdError):
+    """The place in a double barrier is gone: lease lost, or the key was deleted."""

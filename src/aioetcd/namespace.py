@@ -11,8 +11,10 @@ from aioetcd._prefixed import Prefixed
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
 from aioetcd.concurrency import (
+    Barrier,
     Cache,
     Counter,
+    DoubleBarrier,
     Election,
     Group,
     Isolation,
@@ -20,6 +22,8 @@ from aioetcd.concurrency import (
     OnLost,
     Partitioner,
     Parts,
+    PriorityQueue,
+    Queue,
     Registration,
     RWLock,
     Session,
@@ -380,6 +384,96 @@ class Namespace(metaclass=NoPublicConstructor):
             client.partitioner("/crawl", ["a.example", "b.example"]).held  # frozenset()
         """
         return create(Partitioner, self._parts, name, items, value=value, ttl=ttl)
+
+    def barrier(self, key: str | bytes) -> Barrier:
+        """Give a barrier: a key that holds up whoever waits for it. Nothing is sent.
+
+        Args:
+            key: The key; the Go client's barriers on it are understood.
+
+        Raises:
+            ValueError: It is empty.
+            TypeError: It is neither str nor bytes.
+
+        Example:
+            barrier = client.barrier("/barriers/migration")
+            await barrier.hold()  # True
+            await barrier.release()
+            await barrier.wait()
+        """
+        return create(Barrier, self._parts, key)
+
+    def double_barrier(
+        self,
+        name: str | bytes,
+        count: int,
+        *,
+        ttl: int | None = None,
+        timeout: float | None = None,
+        on_lost: OnLost = "cancel",
+    ) -> DoubleBarrier:
+        """Make what so many enter and leave together, for an ``async with``.
+
+        Each party costs a lease, kept alive; a txn, and a read of those who wait; a watch on its
+        own key; and a txn of the last one. Nothing is sent before it is entered.
+
+        Args:
+            name: Its name; not another one's name followed by a slash and more.
+            count: So many enter together, from 1 on; all who use the name must agree. The server
+                takes up to 128 by default (``--max-txn-ops``).
+            ttl: Seconds after which a party whose process is gone does not count any more, from 1
+                to 9 000 000 000, 10 by default.
+            timeout: Wait so many seconds at the most for the others to come, and again for them to
+                leave; None waits without limit.
+            on_lost: ``"cancel"`` cancels the body when the place is lost, and the block raises
+                `BarrierLostError`; ``"ignore"`` leaves it to `DoubleBarrier.wait_lost`.
+
+        Raises:
+            ValueError: An empty name, `count`, `ttl` or `timeout` out of its limits.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            async with client.double_barrier("/barriers/step-1", 1) as barrier:
+                barrier.is_lost  # False
+        """
+        return create(
+            DoubleBarrier, self._parts, name, count, ttl=ttl, timeout=timeout, on_lost=on_lost
+        )
+
+    def queue(self, name: str | bytes) -> Queue:
+        """Give a queue, whose items are each taken once, the first one first. Nothing is sent.
+
+        Args:
+            name: Its name; not another one's name followed by a slash and more.
+
+        Raises:
+            ValueError: It is empty.
+            TypeError: It is neither str nor bytes.
+
+        Example:
+            queue = client.queue("/queues/mails")
+            await queue.put("hello")
+            await queue.get()  # b"hello"
+        """
+        return create(Queue, self._parts, name)
+
+    def priority_queue(self, name: str | bytes) -> PriorityQueue:
+        """Give a queue whose most urgent items are taken first. Nothing is sent.
+
+        Args:
+            name: Its name, which is no `queue`'s; not another one's followed by a slash and more.
+
+        Raises:
+            ValueError: It is empty.
+            TypeError: It is neither str nor bytes.
+
+        Example:
+            queue = client.priority_queue("/queues/mails")
+            await queue.put("newsletter", priority=9)
+            await queue.put("password reset", priority=1)
+            await queue.get()  # b"password reset"
+        """
+        return create(PriorityQueue, self._parts, name)
 
     @overload
     def cache(self, key: str | bytes, *, prefix: bool = False) -> Cache[bytes]: ...
