@@ -78,6 +78,7 @@ PUBLIC = {
     "CompactedError": "compact_revision",
     "Compare": "__bool__ create_revision exists lease missing mod_revision unchanged value version",
     "CompareTarget": "__gt__ __lt__",
+    "DeadJob": "attempts id value",
     "DeadlineExceededError": "timeout",
     "Default": "DEFAULT",
     "DeleteManyResponse": "deleted",
@@ -94,6 +95,8 @@ PUBLIC = {
     "HashKVResponse": "compact_revision hash hash_revision header",
     "HashResponse": "hash header",
     "KV": "compact delete delete_many get get_many put put_many scan txn update",
+    "Job": "__aenter__ ack attempt id is_owner key requeue revision value",
+    "JobCounts": "claimed dead delayed waiting",
     "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
     "KeyValue": "create_revision key lease mod_revision text value version",
     "LeaderKey": "key lease name revision",
@@ -122,7 +125,8 @@ PUBLIC = {
     "MemberAddResponse": "header member members",
     "MemberList": "header members",
     "Namespace": (
-        "cache election kv lease lock locks namespace registration rwlock semaphore session watch"
+        "cache election kv lease lock locks namespace registration rwlock semaphore session watch "
+        "work_queue"
     ),
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -162,6 +166,8 @@ PUBLIC = {
         "stale_for"
     ),
     "Watcher": "__call__",
+    "WorkQueue": "counts dead discard put retry worker",
+    "Worker": "__aenter__ __aiter__ __anext__ expires_in is_lost lease_id take wait_lost",
 }
 """What each exported class adds to those that it inherits from."""
 
@@ -283,6 +289,7 @@ UNMADE = [
     "CompareTarget",
     "KV",
     "Election",
+    "Job",
     "KeepAlive",
     "Leaders",
     "Leadership",
@@ -297,6 +304,8 @@ UNMADE = [
     "Session",
     "Watch",
     "Watcher",
+    "WorkQueue",
+    "Worker",
 ]
 """The classes that a client, or a method of theirs, makes."""
 

@@ -11,6 +11,7 @@ from aioetcd.concurrency import (
     CacheChanges,
     Change,
     Election,
+    Job,
     Leaders,
     Leadership,
     Lock,
@@ -18,6 +19,8 @@ from aioetcd.concurrency import (
     Registration,
     RWLock,
     Session,
+    Worker,
+    WorkQueue,
 )
 from aioetcd.config.client import ClientOptions
 from aioetcd.config.srv import Resolver
@@ -38,6 +41,7 @@ from aioetcd.errors import (
     EtcdError,
     FutureRevisionError,
     InvalidRequestError,
+    JobLostError,
     KeyNotFoundError,
     LeadershipLostError,
     LearnerError,
@@ -65,6 +69,8 @@ from aioetcd.errors import (
     UnavailableError,
     UnhealthyClusterError,
     UnsupportedByServerError,
+    WorkerLostError,
+    WorkQueueError,
 )
 from aioetcd.keys import prefix_end
 from aioetcd.kv import KV
@@ -95,6 +101,7 @@ from aioetcd.types.auth import (
     UserList,
 )
 from aioetcd.types.cluster import Member, MemberAddResponse, MemberLike, MemberList
+from aioetcd.types.jobs import DeadJob, JobCounts
 from aioetcd.types.leases import (
     HasLease,
     Lease,
@@ -170,6 +177,7 @@ __all__ = [
     "Compare",
     "CompareTarget",
     "CorruptClusterError",
+    "DeadJob",
     "DeadlineExceededError",
     "Default",
     "DeleteManyResponse",
@@ -189,6 +197,9 @@ __all__ = [
     "HashKVResponse",
     "HashResponse",
     "InvalidRequestError",
+    "Job",
+    "JobCounts",
+    "JobLostError",
     "KeepAlive",
     "KeyNotFoundError",
     "KeyValue",
@@ -265,6 +276,10 @@ __all__ = [
     "UserList",
     "Watch",
     "Watcher",
+    "WorkQueue",
+    "WorkQueueError",
+    "Worker",
+    "WorkerLostError",
     "__version__",
     "prefix_end",
 ]

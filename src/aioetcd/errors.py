@@ -389,3 +389,18 @@ class ElectionTimeoutError(ElectionError, TimeoutError):
 
 class LeadershipLostError(ElectionError):
     """The leadership, or the candidacy, is gone: lease lost, or the key was deleted."""
+
+
+class WorkQueueError(EtcdError):
+    """About a work queue."""
+
+
+class JobLostError(WorkQueueError):
+    """The job is not this worker's any more: its claim is gone, and it is handed out again.
+
+    Where `maybe_applied` is true, it may have been acknowledged all the same.
+    """
+
+
+class WorkerLostError(WorkQueueError):
+    """The worker's lease is lost, and with it every job that it had: they are handed out again."""

@@ -19,6 +19,7 @@ from aioetcd.concurrency import (
     Registration,
     RWLock,
     Session,
+    WorkQueue,
     queued_at,
 )
 from aioetcd.config.timeouts import DEFAULT, Default
@@ -326,6 +327,27 @@ class Namespace(metaclass=NoPublicConstructor):
                 (await client.kv.get("/services/a")).text  # "10.0.0.7:80"
         """
         return create(Registration, self._parts, key, value, ttl=ttl)
+
+    def work_queue(self, name: str | bytes, *, max_attempts: int | None = None) -> WorkQueue:
+        """Give a queue of jobs, which workers are handed out at least once. Nothing is sent yet.
+
+        Args:
+            name: Its name; not another one's, or a lock's, followed by a slash and more.
+            max_attempts: A job that was handed out so often, from 1 on, is put aside by the next
+                worker that would take it: `WorkQueue.dead`. None is no limit. All who use the name
+                should agree.
+
+        Raises:
+            ValueError: An empty name, or `max_attempts` below 1.
+            TypeError: An argument of the wrong type.
+
+        Example:
+            queue = client.work_queue("/work/mail")
+            await queue.put("a letter")
+            async with queue.worker() as worker, await worker.take() as job:
+                job.value  # b"a letter"
+        """
+        return create(WorkQueue, self._parts, name, max_attempts=max_attempts)
 
     @overload
     def cache(self, key: str | bytes, *, prefix: bool = False) -> Cache[bytes]: ...

@@ -9,12 +9,15 @@ from aioetcd.concurrency.lock import Lock
 from aioetcd.concurrency.registration import Registration
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
+from aioetcd.concurrency.work_queue import WorkQueue
+from aioetcd.concurrency.worker import Job, Worker
 
 __all__ = [
     "Cache",
     "CacheChanges",
     "Change",
     "Election",
+    "Job",
     "Leaders",
     "Leadership",
     "Lock",
@@ -23,5 +26,7 @@ __all__ = [
     "RWLock",
     "Registration",
     "Session",
+    "WorkQueue",
+    "Worker",
     "queued_at",
 ]
