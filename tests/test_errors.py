@@ -79,7 +79,7 @@ def make(cls: type[e.EtcdError]) -> e.EtcdError:
         (e.ElectionTimeoutError, [e.ElectionError, TimeoutError]),
         (e.LeadershipLostError, [e.ElectionError]),
         (e.JobLostError, [e.WorkQueueError]),
-        (e.WorkerLostError, [e.WorkQueueError]),
+        (e.WorkerLostError, [e.JobLostError, e.WorkQueueError]),
         (e.MemberNotFoundError, [e.MemberError]),
         (e.NotLeaderError, [e.MemberError]),
         (e.LearnerError, [e.MemberError]),

@@ -402,5 +402,5 @@ class JobLostError(WorkQueueError):
     """
 
 
-class WorkerLostError(WorkQueueError):
+class WorkerLostError(JobLostError):
     """The worker's lease is lost, and with it every job that it had: they are handed out again."""

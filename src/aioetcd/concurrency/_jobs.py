@@ -3,7 +3,8 @@
 Below the queue's name and a slash, `<id>` being a job's:
 
     items/<id>     what the job is; its create revision is its place in the queue
-    claims/<id>    on the lease of the worker that has it: where that is gone, so is this
+    claims/<id>    on the lease of the worker that has it, and gone with that: the revision up to
+                   which that worker knew the queue, in decimal
     attempts/<id>  how often it was handed out, in decimal
     delays/<id>    on a lease of its own, whose time to live is the delay: the server ends it
     dead/<id>      in place of the item, when it was handed out as often as it may be
@@ -271,6 +272,9 @@ class Jobs:
         self._taken: set[bytes] = set()
         # Of these more is known than what was told: they may not be taken until that is told.
         self._behind: set[bytes] = set()
+        # Of those, what somebody else was faster with: as it may be free again by now, those behind
+        # it are not taken either.
+        self._lost: set[bytes] = set()
 
     @property
     def is_any(self) -> bool:
@@ -284,7 +288,11 @@ class Jobs:
             steps: What has changed.
             kvs: All keys of the queue, afterwards.
         """
-        self._kvs = kvs
+        if kvs is not self._kvs:  # they were read again, and what is as it was is not told
+            news, self._kvs = self._behind, kvs
+            self._behind, self._lost = set(), set()
+            for id in news:
+                self._place(id)
         strange = []
         for old, new in steps:
             kv = new or old
@@ -293,6 +301,7 @@ class Jobs:
             if kind not in ("items", "claims", "attempts", "delays"):
                 continue
             self._behind.discard(id)
+            self._lost.discard(id)
             if kind == "claims":
                 if new is not None and self._is_strange(id, new):
                     strange.append(new)
@@ -311,12 +320,13 @@ class Jobs:
         self._taken.add(id)
         return self._look(id)
 
-    def ended(self, found: Found, *, is_known: bool) -> KeyValue | None:
+    def ended(self, found: Found, *, is_known: bool, is_won: bool = False) -> KeyValue | None:
         """It is not about to be taken any more.
 
         Args:
             found: What `take` gave.
             is_known: Whether the server has said that it may not be taken any more.
+            is_won: Whether that is because it was taken here.
 
         Returns:
             The claim on this lease that is there, and that nobody here knows of.
@@ -325,6 +335,8 @@ class Jobs:
         self._taken.discard(id)
         if is_known and self._look(id) == found:
             self._behind.add(id)
+            if not is_won:
+                self._lost.add(id)
         self._place(id)
         claim = self._kvs.get(self._keys.key("claims", id))
         return claim if claim is not None and self._is_strange(id, claim) else None
@@ -356,7 +368,7 @@ class Jobs:
             heapq.heappush(self._places, (found.item.create_revision, id))
 
     def _first(self) -> bytes | None:
-        while self._places:
+        while self._places and not self._lost:
             place, id = self._places[0]
             found = self._may_be_taken(id)
             if found is not None and found.item.create_revision == place:

@@ -131,7 +131,7 @@ class WorkQueue(metaclass=NoPublicConstructor):
         )
 
     async def counts(self, *, timeout: float | Default | None = DEFAULT) -> JobCounts:
-        """Count the jobs, at one revision (RPC ``Txn``); none is sent.
+        """Count the jobs, at one revision (RPC ``Txn``); their values are not sent.
 
         Args:
             timeout: The call's deadline in seconds, waiting for a connection and retries included;

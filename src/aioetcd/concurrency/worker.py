@@ -108,6 +108,8 @@ class Worker(Hold):
         self._listed = asyncio.Event()
         # What waits for an answer, and not for longer than this is held.
         self._scopes: set[anyio.CancelScope] = set()
+        # When a job was given back here at last: it is not overtaken by those behind it.
+        self._requeued = 0
         self._following: asyncio.Task[None] | None = None
         self._taking_back: set[asyncio.Task[None]] = set()
 
@@ -176,7 +178,7 @@ class Worker(Hold):
         backoff = Backoff(0.001, 0.05)
         with self._while_held():
             while self._is_usable():
-                found = self._jobs.take()
+                found = None if self._mirror.revision < self._requeued else self._jobs.take()
                 if found is None:
                     await self._changed.wait()
                     continue
@@ -203,11 +205,11 @@ class Worker(Hold):
             if claim is not None:
                 self._jobs.held[claim.id] = claim.revision
         except LeaseNotFoundError as error:
-            self._lost("its lease is lost (not found)", error)
-            assert self._guard.error is not None
-            raise self._guard.error from error
+            if not self._left:
+                self._lost("its lease is lost (not found)", error)
         finally:
-            strange = self._jobs.ended(found, is_known=is_known)
+            is_won = claim is not None
+            strange = self._jobs.ended(found, is_known=is_known, is_won=is_won)
             if strange is not None:
                 self._take_back(strange)
             self._wake()
@@ -220,7 +222,7 @@ class Worker(Hold):
     def _is_usable(self) -> bool:
         """Whether this is held, and not left."""
         self._tenure.check()  # the event loop may have been blocked
-        if self._guard.error is not None and not self._left:
+        if self._guard.error is not None:
             raise self._guard.error
         if self._error is not None and not self._left:
             raise self._error
@@ -261,7 +263,7 @@ class Worker(Hold):
 
     def _wake(self) -> None:
         """Tell who waits for a job that there is one."""
-        if self._jobs.is_any:
+        if self._mirror.revision >= self._requeued and self._jobs.is_any:
             self._pulse()
 
     def _pulse(self) -> None:
@@ -467,7 +469,7 @@ class Job(metaclass=NoPublicConstructor):
             except asyncio.CancelledError:
                 await self._end_later("acknowledged", None)
                 raise
-        elif not isinstance(exc, JobLostError | WorkerLostError):
+        elif not isinstance(exc, JobLostError):
             failed = isinstance(exc, Exception)
             await self._end_later("given back", self._pause() if failed else None)
 
@@ -487,10 +489,12 @@ class Job(metaclass=NoPublicConstructor):
         return worker._held and not worker._left and not worker.is_lost
 
     def _lost(self, *, maybe_applied: bool) -> JobLostError:
-        lost = JobLostError(
+        loss = self._worker._guard.error
+        kind = JobLostError if loss is None else WorkerLostError
+        lost = kind(
             f"the job {self.id!r} is not this worker's any more", maybe_applied=maybe_applied
         )
-        lost.__cause__ = self._worker._guard.error
+        lost.__cause__ = loss
         return lost
 
     async def _end(self, how: str, delay: int | None, timeout: float | Default | None) -> None:
@@ -529,7 +533,10 @@ class Job(metaclass=NoPublicConstructor):
             if not error.maybe_applied:
                 self._tried.discard(how)
             raise
-        fate = ending.fate(ending.op._response(message), tried_else=tried_else)
+        result = ending.op._response(message)
+        fate = ending.fate(result, tried_else=tried_else)
+        if result.succeeded and how != "acknowledged":
+            worker._requeued = result.header.revision
         if fate is not Fate.ENDED:
             raise self._lost(maybe_applied=fate is Fate.UNKNOWN)
 
