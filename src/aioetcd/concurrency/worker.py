@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from aioetcd._checks import check_seconds
 from aioetcd._constructor import NoPublicConstructor, create
@@ -451,8 +450,7 @@ class Job(metaclass=NoPublicConstructor):
     async def __aenter__(self) -> Self:
         """Begin to handle it."""
         self._check_open()
-        await checkpoint_if_cancelled()
-        return self
+        return self  # waiting for nothing: whoever was cancelled here would have it, and not leave
 
     async def __aexit__(
         self,
