@@ -210,6 +210,8 @@ async def test_k3_a_put_whose_answer_is_lost(
     assert len((await history(faulty.oracle)).puts) == 2
     faulty.proxy.refuse()
     faulty.proxy.cut()
+    with pytest.raises(NoEndpointError):
+        await faulty.client.kv.get("any", timeout=0.3)
     with pytest.raises(NoEndpointError) as refused:
         await own.put("c", timeout=0.3)
     assert not refused.value.maybe_applied

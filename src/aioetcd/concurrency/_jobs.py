@@ -258,10 +258,12 @@ class Jobs:
 
     Attributes:
         held: By id, the create revision of this worker's claim, until it is seen to be gone.
+        workers: How many workers there are.
     """
 
     def __init__(self, keys: Keys, lease: int) -> None:
         self.held: dict[bytes, int] = {}
+        self.workers: int = 0
         self._keys = keys
         self._lease = lease
         self._kvs: Mapping[bytes, KeyValue] = {}
@@ -298,6 +300,8 @@ class Jobs:
             kv = new or old
             assert kv is not None
             kind, id = self._keys.parse(kv.key)
+            if kind == "workers":
+                self.workers += (new is not None) - (old is not None)
             if kind not in ("items", "claims", "attempts", "delays"):
                 continue
             self._behind.discard(id)

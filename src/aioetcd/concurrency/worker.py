@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -48,6 +49,11 @@ _logger: logging.Logger = logging.getLogger("aioetcd.concurrency")
 
 # So long, in seconds, a job at the most is left alone after its body failed.
 _LONGEST_PAUSE = 60
+
+# By so many seconds for each other worker tries to take the same job are spread.
+_SPREAD = 0.001
+
+_chance = random.Random()  # not for secrets
 
 _Call = Callable[[Any, Any, Any], Awaitable[Any]]
 
@@ -180,12 +186,14 @@ class Worker(Hold):
                 found = None if self._mirror.revision < self._requeued else self._jobs.take()
                 if found is None:
                     await self._changed.wait()
-                    continue
-                claim = await self._take_found(found)
-                if claim is not None:
-                    return create(Job, self, claim)
-                # Others look for the next one, too: not all at the same moment.
-                await anyio.sleep(backoff.next_delay())
+                    # Others were told of it too, and do not all try at the same moment.
+                    pause = _chance.uniform(0, _SPREAD * (self._jobs.workers - 1))
+                else:
+                    claim = await self._take_found(found)
+                    if claim is not None:
+                        return create(Job, self, claim)
+                    pause = backoff.next_delay()
+                await anyio.sleep(pause)
         self._is_usable()  # which raises what was lost
         return None
 
