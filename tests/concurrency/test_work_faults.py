@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 
 import anyio
@@ -163,6 +164,7 @@ async def test_k3_a_job_whose_answer_is_lost(
         await asyncio.sleep(0.2)  # nobody takes it back
         assert await is_owner(faulty.oracle, job)
         await job.ack()
+    assert (await history(faulty.oracle)).handed_out == {job.id: 2}
     assert await queue.counts() == NOBODY
     await clean(faulty)
 
@@ -246,6 +248,34 @@ async def test_k4_a_claim_that_arrives_late(
 async def has_attempts(client: Client, version: int) -> bool:
     found = await client.kv.get(f"{NAME}/attempts/", prefix=True)
     return [kv.version for kv in found.kvs] == [version]
+
+
+@pytest.mark.fault("L: a lease is lost, or a worker left, while nobody answers")
+@pytest.mark.parametrize("how", ["left", "lost"])
+async def test_nobody_waits_for_longer_than_the_worker_is_there(
+    faulty: Faulty, queue: WorkQueue, own: WorkQueue, how: str
+) -> None:
+    """Who takes or acknowledges a job while nobody answers is told when that is no use any more."""
+    await queue.put("a")
+    await queue.put("b")
+    with pytest.raises(WorkerLostError) if how == "lost" else nullcontext():
+        async with own.worker(ttl=2, on_lost="ignore") as worker:
+            job = await worker.take()
+            faulty.proxy.blackhole(client_to_server=False)
+            waiting = [asyncio.create_task(worker.take()), asyncio.create_task(job.ack())]
+            await until(is_count(queue, 0, 1, 0, 0))
+            if how == "lost":
+                raise await worker.wait_lost()
+    async with asyncio.timeout(1):
+        for task, error in zip(waiting, (RuntimeError, JobLostError), strict=True):
+            with pytest.raises(WorkerLostError if how == "lost" else error) as caught:
+                await task
+            if isinstance(caught.value, EtcdError):
+                assert caught.value.maybe_applied == (task is waiting[1])
+    await faulty.proxy.heal()
+    await until(faulty.no_leases)
+    assert await drain(queue) == [(b"b", 2)]
+    await clean(faulty)
 
 
 @pytest.mark.fault("W: a compaction while the watch is cut off")

@@ -136,11 +136,11 @@ async def test_what_is_given_back_comes_to_its_old_place(queue: WorkQueue) -> No
     """And is handed out before those that were put later, its attempts counted."""
     await put_all(queue, "a", "b")
     async with queue.worker() as worker:
-        for attempt in (1, 2, 3):
+        for attempt in range(1, 31):
             job = await worker.take()
             assert (job.value, job.attempt) == (b"a", attempt)
             await job.requeue()
-            assert await queue.counts() == JobCounts(2, 0, 0, 0)
+        assert await queue.counts() == JobCounts(2, 0, 0, 0)
         first = await worker.take()
         second = await worker.take()
         assert (first.value, second.value) == (b"a", b"b")
@@ -368,9 +368,10 @@ async def test_a_loss_while_it_waits_for_a_job(
         async with queue.worker(on_lost=on_lost) as worker:  # type: ignore[arg-type]
             takers = [asyncio.create_task(worker.take()) for _ in range(2)]
             await asyncio.sleep(0.01)  # they wait
-            await client.lease.revoke(worker)
+            revoking = asyncio.create_task(client.lease.revoke(worker))
             async for _ in worker:
                 pass
+    await revoking
     await check_is_as_before()
     for taker in takers:
         with pytest.raises(WorkerLostError):
@@ -393,6 +394,38 @@ async def test_a_claim_that_is_deleted_by_hand(queue: WorkQueue, client: Client)
         assert await is_owner(client, again)
         await again.ack()
     assert await queue.counts() == JobCounts(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["items", "claims", "delays", "attempts", None])
+async def test_a_job_is_taken_as_it_was_seen(
+    queue: WorkQueue, client: Client, kind: str | None
+) -> None:
+    """Whatever has changed since then: it is not taken."""
+    await queue.put("a")
+    async with queue.worker() as worker:
+        found = worker._jobs.take()
+        assert found is not None
+        if kind is not None:
+            await client.kv.put(f"{NAME}/{kind}/{found.id.decode()}", "b")
+        claiming = worker._keys.claim(found, lease=worker.lease_id, seen=1)
+        result = await worker._txn(claiming.op, None)
+        assert result.succeeded == (kind is None)
+        claim = claiming.taken(result, None)
+        assert (claim is None) == (kind is not None)
+        assert (await client.kv.get(f"{NAME}/claims/", prefix=True)).count == (
+            kind in (None, "claims")
+        )
+
+
+async def test_a_worker_whose_key_is_deleted_by_hand(queue: WorkQueue, client: Client) -> None:
+    """It goes on."""
+    async with queue.worker() as worker:
+        taking = asyncio.create_task(worker.take())
+        await asyncio.sleep(0.01)  # it waits
+        await client.kv.delete(f"{NAME}/workers/{worker.lease_id:x}")
+        await queue.put("a")
+        await (await taking).ack()
+    assert await keys(client) == []
 
 
 async def test_what_others_put_by_hand(queue: WorkQueue, client: Client) -> None:

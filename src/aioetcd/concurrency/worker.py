@@ -187,7 +187,7 @@ class Worker(Hold):
                 if found is None:
                     await self._changed.wait()
                     # Others were told of it too, and do not all try at the same moment.
-                    pause = _chance.uniform(0, _SPREAD * (self._jobs.workers - 1))
+                    pause = _chance.uniform(0, _SPREAD * max(self._jobs.workers - 1, 0))
                 else:
                     claim = await self._take_found(found)
                     if claim is not None:
