@@ -79,6 +79,8 @@ def make(cls: type[e.EtcdError]) -> e.EtcdError:
         (e.LockLostError, [e.LockError]),
         (e.ElectionTimeoutError, [e.ElectionError, TimeoutError]),
         (e.LeadershipLostError, [e.ElectionError]),
+        (e.JobLostError, [e.WorkQueueError]),
+        (e.WorkerLostError, [e.JobLostError, e.WorkQueueError]),
         (e.MemberNotFoundError, [e.MemberError]),
         (e.NotLeaderError, [e.MemberError]),
         (e.LearnerError, [e.MemberError]),

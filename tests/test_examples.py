@@ -181,3 +181,25 @@ async def test_leader() -> None:
     ended = [line.removesuffix(" ends") for line in lines if line.endswith(" ends")]
     assert sorted([killed, *ended]) == ["ada", "ben", "cleo"]
     assert lines[-1] == "20 of 20 jobs were done once, by 2 leaders"
+
+
+async def test_jobs() -> None:
+    """Every job is done, though workers are killed; the one that always fails is put aside."""
+    lines = (await run("jobs.py")).splitlines()
+    done = sorted(f"JOB {number}" for number in range(1, 13))
+    assert f"done: {', '.join(done)}" in lines, lines
+    assert [line for line in lines if line.startswith("dead")] == ["dead after 2 attempts: bad"]
+    assert "JobCounts(waiting=0, claimed=0, delayed=0, dead=1)" in lines
+    again = [line for line in lines if re.search(r"has job \d+, attempt 2", line)]
+    assert again, lines  # what the killed ones had
+    ended = {line for line in lines if line.endswith("ends")}
+    assert ended == {"worker 3 ends", "worker 4 ends"}
+
+
+async def test_jobs_of_a_queue_that_is_there(server: EtcdServer, client: Client) -> None:
+    """What was put is counted."""
+    where = ("--endpoints", server.endpoint)
+    assert await run("jobs.py", *where, "put", "a", "b") == ""
+    shown = await run("jobs.py", *where, "show")
+    assert shown == "JobCounts(waiting=2, claimed=0, delayed=0, dead=0)\n"
+    assert "could be reached" in await run("jobs.py", "--endpoints", NOBODY, "show", code=1)

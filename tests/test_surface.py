@@ -80,6 +80,7 @@ PUBLIC = {
     "Compare": "__bool__ create_revision exists lease missing mod_revision unchanged value version",
     "CompareTarget": "__gt__ __lt__",
     "Counter": "add value",
+    "DeadJob": "attempts id value",
     "DeadlineExceededError": "timeout",
     "Default": "DEFAULT",
     "DeleteManyResponse": "deleted",
@@ -99,6 +100,8 @@ PUBLIC = {
     "HashResponse": "hash header",
     "Isolation": "READ_COMMITTED REPEATABLE_READS SERIALIZABLE SERIALIZABLE_SNAPSHOT",
     "KV": "compact delete delete_many get get_many put put_many scan txn update",
+    "Job": "__aenter__ ack attempt id is_owner key requeue revision value",
+    "JobCounts": "claimed dead delayed waiting",
     "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
     "KeyValue": "create_revision key lease mod_revision text value version",
     "LeaderKey": "key lease name revision",
@@ -129,7 +132,7 @@ PUBLIC = {
     "Namespace": (
         "barrier cache counter double_barrier election group kv lease lock locks "
         "namespace partitioner priority_queue queue registration rwlock semaphore "
-        "session stm watch"
+        "session stm watch work_queue"
     ),
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -174,6 +177,8 @@ PUBLIC = {
         "stale_for"
     ),
     "Watcher": "__call__",
+    "WorkQueue": "counts dead discard put retry worker",
+    "Worker": "__aenter__ __aiter__ __anext__ expires_in is_lost lease_id take wait_lost",
 }
 """What each exported class adds to those that it inherits from."""
 
@@ -301,6 +306,7 @@ UNMADE = [
     "KV",
     "Election",
     "Group",
+    "Job",
     "KeepAlive",
     "Leaders",
     "Leadership",
@@ -320,6 +326,8 @@ UNMADE = [
     "Transaction",
     "Watch",
     "Watcher",
+    "WorkQueue",
+    "Worker",
 ]
 """The classes that a client, or a method of theirs, makes."""
 

@@ -16,6 +16,7 @@ from aioetcd.concurrency import (
     Election,
     Group,
     Isolation,
+    Job,
     Leaders,
     Leadership,
     Lock,
@@ -28,6 +29,8 @@ from aioetcd.concurrency import (
     Session,
     Share,
     Transaction,
+    Worker,
+    WorkQueue,
 )
 from aioetcd.config.client import ClientOptions
 from aioetcd.config.srv import Resolver
@@ -49,6 +52,7 @@ from aioetcd.errors import (
     EtcdError,
     FutureRevisionError,
     InvalidRequestError,
+    JobLostError,
     KeyNotFoundError,
     LeadershipLostError,
     LearnerError,
@@ -77,6 +81,8 @@ from aioetcd.errors import (
     UnavailableError,
     UnhealthyClusterError,
     UnsupportedByServerError,
+    WorkerLostError,
+    WorkQueueError,
 )
 from aioetcd.keys import prefix_end
 from aioetcd.kv import KV
@@ -107,6 +113,7 @@ from aioetcd.types.auth import (
     UserList,
 )
 from aioetcd.types.cluster import Member, MemberAddResponse, MemberLike, MemberList
+from aioetcd.types.jobs import DeadJob, JobCounts
 from aioetcd.types.leases import (
     HasLease,
     Lease,
@@ -185,6 +192,7 @@ __all__ = [
     "CompareTarget",
     "CorruptClusterError",
     "Counter",
+    "DeadJob",
     "DeadlineExceededError",
     "Default",
     "DeleteManyResponse",
@@ -207,6 +215,9 @@ __all__ = [
     "HashResponse",
     "InvalidRequestError",
     "Isolation",
+    "Job",
+    "JobCounts",
+    "JobLostError",
     "KeepAlive",
     "KeyNotFoundError",
     "KeyValue",
@@ -289,6 +300,10 @@ __all__ = [
     "UserList",
     "Watch",
     "Watcher",
+    "WorkQueue",
+    "WorkQueueError",
+    "Worker",
+    "WorkerLostError",
     "__version__",
     "prefix_end",
 ]

@@ -410,3 +410,18 @@ class LeadershipLostError(ElectionError):
 
 class BarrierLostError(EtcdError):
     """The place in a double barrier is gone: lease lost, or the key was deleted."""
+
+
+class WorkQueueError(EtcdError):
+    """About a work queue."""
+
+
+class JobLostError(WorkQueueError):
+    """The job is not this worker's any more: its claim is gone, and it is handed out again.
+
+    Where `maybe_applied` is true, it may have been acknowledged all the same.
+    """
+
+
+class WorkerLostError(JobLostError):
+    """The worker's lease is lost, and with it every job that it had: they are handed out again."""

@@ -26,7 +26,7 @@ from aioetcd import (
 from aioetcd._constructor import create
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import TXN, Method
-from aioetcd.concurrency import Stm
+from aioetcd.concurrency.stm import Stm
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.harness import Faulty
 from tests.waiting import until

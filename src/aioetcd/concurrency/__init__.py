@@ -2,7 +2,7 @@
 
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._parts import Parts
-from aioetcd.concurrency._queued import queued_at
+from aioetcd.concurrency._recipes import Recipes
 from aioetcd.concurrency._transaction import Isolation, Transaction
 from aioetcd.concurrency.barrier import Barrier, DoubleBarrier
 from aioetcd.concurrency.cache import Cache, CacheChanges, Change
@@ -15,7 +15,8 @@ from aioetcd.concurrency.queue import PriorityQueue, Queue
 from aioetcd.concurrency.registration import Registration
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
-from aioetcd.concurrency.stm import Stm
+from aioetcd.concurrency.work_queue import WorkQueue
+from aioetcd.concurrency.worker import Job, Worker
 
 __all__ = [
     "Barrier",
@@ -27,6 +28,7 @@ __all__ = [
     "Election",
     "Group",
     "Isolation",
+    "Job",
     "Leaders",
     "Leadership",
     "Lock",
@@ -36,10 +38,11 @@ __all__ = [
     "PriorityQueue",
     "Queue",
     "RWLock",
+    "Recipes",
     "Registration",
     "Session",
     "Share",
-    "Stm",
     "Transaction",
-    "queued_at",
+    "WorkQueue",
+    "Worker",
 ]
