@@ -86,3 +86,6 @@ class Namespace(Recipes):
             (await client.kv.get("/tenant-7/jobs/1")).value  # b"ready"
         """
         return create(Namespace, self._shared, Prefixed(self._calls, encode_key(prefix, "prefix")))
+
+    def _below(self, prefix: bytes) -> Parts:
+        return self.namespace(prefix)._parts

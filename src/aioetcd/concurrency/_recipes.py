@@ -36,8 +36,8 @@ class Recipes(metaclass=NoPublicConstructor):
 
     _parts: Parts
 
-    def namespace(self, prefix: str | bytes) -> Recipes:
-        """Give those on the keys below a prefix."""
+    def _below(self, prefix: bytes) -> Parts:
+        """Give the services on the keys below a prefix."""
         raise NotImplementedError
 
     def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
@@ -278,7 +278,7 @@ class Recipes(metaclass=NoPublicConstructor):
                 (await client.kv.get("/workers/host-7")).text  # "10.0.0.7:80"
         """
         stem = encode_key(encode_key(name, "name").removesuffix(b"/"), "name")
-        return create(Group, self._parts, stem, self.namespace(stem + b"/")._parts)
+        return create(Group, self._parts, stem, self._below(stem + b"/"))
 
     def partitioner(
         self,
