@@ -196,6 +196,10 @@ async def test_what_reading_costs(client: Client, isolation: Isolation) -> None:
         for n in range(128):
             await tx.get(f"k{n}")
 
+    async def run_own(tx: Transaction) -> None:
+        tx.put("own", "1")
+        assert await tx.get("own") == b"1"
+
     async def run_idle(tx: Transaction) -> None:
         assert await tx.get_many([]) == {}
 
@@ -203,6 +207,7 @@ async def test_what_reading_costs(client: Client, isolation: Isolation) -> None:
     cost = await calls_of(client, client.stm(run_prefetched, isolation=isolation))
     assert cost == 1 + committed
     assert await calls_of(client, client.stm(run_idle, isolation=isolation)) == 0
+    assert await calls_of(client, client.stm(run_own, isolation=isolation)) == 1
     assert await calls_of(client, client.stm(increment, isolation=isolation)) == 2
 
 

@@ -25,7 +25,7 @@ from aioetcd import (
 )
 from aioetcd._constructor import create
 from aioetcd._transport.calls import Calls
-from aioetcd._transport.methods import TXN, Method
+from aioetcd._transport.methods import RANGE, TXN, Method
 from aioetcd.concurrency.stm import Stm
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.harness import Faulty
@@ -295,10 +295,14 @@ class Late:
 
 
 async def with_late(
-    client: Client, function: Move, receipt: str | None, refused: EtcdError | None = None
+    client: Client,
+    function: Move,
+    receipt: str | None,
+    refused: EtcdError | None = None,
+    make: type[Late] = Late,
 ) -> tuple[Any, Late]:
     """Run a transaction whose first commit is late; give what it returns."""
-    late = Late(client._calls, refused)
+    late = make(client._calls, refused)
     parts = client._parts._replace(kv=create(KV, cast("Calls", late)))
     stm = Stm(
         parts,
@@ -327,6 +331,31 @@ async def test_k4_what_is_refused_the_second_time(client: Client) -> None:
     with pytest.raises(UnavailableError) as caught:
         await with_late(client, increment, None, refused=PermissionDeniedError("no longer"))
     assert caught.value.maybe_applied is True
+
+
+async def test_k4_it_arrives_while_one_looks(client: Client) -> None:
+    """What is looked at is of one revision, or one would see half of a commit."""
+
+    class Arriving(Late):
+        async def unary(self, method: Method[Any, Any], request: Any, timeout: Any = None) -> Any:
+            answer = await super().unary(method, request, timeout)
+            if method is RANGE and self.request is not None and not self.arrived:
+                self.arrived = True
+                assert await self.arrive()
+            return answer
+
+        arrived = False
+
+    async def move(tx: Transaction) -> None:
+        a, b = int(await tx.get("a") or 0), int(await tx.get("b") or 0)
+        tx.put("a", str(a - 1))
+        tx.put("b", str(b + 1))
+
+    await client.kv.put_many({"a": "5", "b": "5"})
+    with pytest.raises(UnavailableError) as caught:
+        await with_late(client, move, None, make=Arriving)
+    assert caught.value.maybe_applied is True
+    assert (await client.kv.get("", prefix=True)).as_dict() == {b"a": b"4", b"b": b"6"}
 
 
 @pytest.mark.parametrize("others", ["nobody", "create"])
