@@ -9,6 +9,7 @@ from aioetcd.concurrency.cache import Cache, CacheChanges, Change
 from aioetcd.concurrency.counter import Counter
 from aioetcd.concurrency.election import Election, Leaders, Leadership
 from aioetcd.concurrency.group import Group
+from aioetcd.concurrency.job import Job
 from aioetcd.concurrency.lock import Lock
 from aioetcd.concurrency.partitioner import Partitioner, Share
 from aioetcd.concurrency.queue import PriorityQueue, Queue
@@ -16,7 +17,7 @@ from aioetcd.concurrency.registration import Registration
 from aioetcd.concurrency.rwlock import RWLock
 from aioetcd.concurrency.session import Session
 from aioetcd.concurrency.work_queue import WorkQueue
-from aioetcd.concurrency.worker import Job, Worker
+from aioetcd.concurrency.worker import Worker
 
 __all__ = [
     "Barrier",

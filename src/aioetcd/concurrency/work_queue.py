@@ -10,7 +10,8 @@ from aioetcd._transport.methods import TXN
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._jobs import Keys, count_of
 from aioetcd.concurrency._parts import Parts
-from aioetcd.concurrency.worker import Worker, delay_ttl
+from aioetcd.concurrency.job import delay_ttl
+from aioetcd.concurrency.worker import Worker
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import EtcdError, LeaseNotFoundError
 from aioetcd.keys import encode, encode_key
