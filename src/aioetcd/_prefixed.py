@@ -42,6 +42,7 @@ class Prefixed:
 
     def __init__(self, calls: Calls, prefix: bytes) -> None:
         self._calls = calls
+        self.spawn = calls.spawn
         self._prefix = prefix
 
     @property

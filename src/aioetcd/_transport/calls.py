@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 from aioetcd._transport.methods import Method, Request, Response
 from aioetcd.config.endpoints import Endpoint
@@ -54,6 +56,10 @@ class Calls(Protocol):
         self, method: Method[Request, Response], request: Request, timeout: float
     ) -> Response:
         """Call one in order to tidy up; see `Transport.last_unary`."""
+        ...
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
+        """Run something in the background; see `Supervisor.spawn`."""
         ...
 
     def download(

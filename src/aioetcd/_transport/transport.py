@@ -81,6 +81,7 @@ class Transport:
         endpoint_sync: Takes the endpoints that the cluster names.
         tokens: Gives what goes with a call.
         supervisor: The owner of all background tasks.
+        spawn: Starts one.
         timeout: The default deadline of a call in seconds.
         longest_silence: Seconds after which gRPC itself finds a dead connection with open streams.
         monitor: Counts, logs and tells.
@@ -96,6 +97,7 @@ class Transport:
         self.longest_silence: float = config.keepalive_time + config.keepalive_timeout
         self.monitor: Monitor = Monitor(config.observers)
         self.supervisor: Supervisor = Supervisor(self._end)
+        self.spawn = self.supervisor.spawn
         self._credentials = Credentials(
             config.tls,
             channel_options(config.keepalive_time, config.keepalive_timeout),
