@@ -61,11 +61,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a client below a prefix cannot see."""
-    if config.getoption("--namespaced"):
-        for item in items:
-            if (outside := item.get_closest_marker("outside")) is not None:
-                item.add_marker(pytest.mark.skip(reason=f"outside: {outside.args[0]}"))
+    """Leave out what a client below a prefix cannot see, and what is not so in a batch."""
+    for option, name in (("--namespaced", "outside"), ("--batched", "unbatched")):
+        for item in items if config.getoption(option) else ():
+            if (marker := item.get_closest_marker(name)) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"{name}: {marker.args[0]}"))
 
 
 def _ask_through(decorate: Callable[[Calls], Calls]) -> None:

@@ -371,9 +371,11 @@ class Batched:
         at: Endpoint | None = None,
     ) -> Response:
         """Call a unary RPC, with others where that may be."""
-        lane = self._lane(method, request) if at is None else None
-        if lane is None:
+        if at is not None:
             return await self._calls.unary(method, request, timeout, at=at)
+        lane = self._lane(method, request)
+        if lane is None:
+            return await self._calls.unary(method, request, timeout)
         return await lane.call(method, request, timeout)
 
     async def last_unary(
