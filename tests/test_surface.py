@@ -93,7 +93,7 @@ PUBLIC = {
     "HasLease": "lease_id",
     "HashKVResponse": "compact_revision hash hash_revision header",
     "HashResponse": "hash header",
-    "KV": "compact delete delete_many get get_many put put_many scan txn update",
+    "KV": "batched compact delete delete_many get get_many put put_many scan txn update",
     "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
     "KeyValue": "create_revision key lease mod_revision text value version",
     "LeaderKey": "key lease name revision",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from aioetcd._transport.methods import Method, Request, Response
+from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
 
@@ -58,8 +57,9 @@ class Calls(Protocol):
         """Call one in order to tidy up; see `Transport.last_unary`."""
         ...
 
-    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
-        """Run something in the background; see `Supervisor.spawn`."""
+    @property
+    def spawn(self) -> Spawn:
+        """Runs something in the background; see `Supervisor.spawn`."""
         ...
 
     def download(

@@ -98,9 +98,8 @@ class KV(metaclass=NoPublicConstructor):
 
         Example:
             batched = kv.batched()
-            async with asyncio.TaskGroup() as tasks:
-                for number in range(100):
-                    tasks.create_task(batched.put(f"/jobs/{number}", "ready"))
+            puts = [batched.put(f"/jobs/{number}", "ready") for number in range(100)]
+            await asyncio.gather(*puts)
             (await kv.get("/jobs/", prefix=True, count_only=True)).count  # 100
         """
         return create(KV, Batched(self._calls))
@@ -556,20 +555,8 @@ class KV(metaclass=NoPublicConstructor):
             raise TypeError(f"change must be a function, not {type(change).__name__}")
         none = "leave it where it is"
         lease_id = None if lease is None else check_lease("lease", lease, none=none)
-
-        async def get(seconds: float | None) -> KeyValue | None:
-            return (await self.get(name, timeout=seconds)).kv
-
-        async def txn(
-            holds: Compare, then: AnyOp, otherwise: AnyOp, seconds: float | None
-        ) -> TxnResponse:
-            return await self.txn(
-                compare=[holds], success=[then], failure=[otherwise], timeout=seconds
-            )
-
-        seconds = self._calls.resolve_timeout(timeout)
-        updating = Updating(get, txn, key=name, change=change, lease=lease_id)
-        return await updating.run(deadline_in(seconds))
+        updating = Updating(self.get, self.txn, key=name, change=change, lease=lease_id)
+        return await updating.run(deadline_in(self._calls.resolve_timeout(timeout)))
 
     async def compact(
         self,

@@ -33,6 +33,7 @@ from aioetcd._transport.methods import (
     Request,
     Response,
 )
+from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import (
@@ -351,7 +352,7 @@ class Batched:
         self._calls = calls
         self._reads = _Lane(calls, READ_ONLY_TXN)
         self._writes = _Lane(calls, TXN)
-        self.spawn = calls.spawn
+        self.spawn: Spawn = calls.spawn
 
     @property
     def prefix(self) -> bytes:
