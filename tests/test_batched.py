@@ -334,7 +334,9 @@ async def test_k3_each_outcome_is_true(
         async with asyncio.TaskGroup() as tasks:
             for number in range(64):
                 tasks.create_task(write(number))
-            for _ in range(16):
+            # A txn that only reads, and whose connection breaks just so, ends an older server
+            # (etcd #14110, #14891).
+            for _ in range(16 if server.version_info >= (3, 5, 7) else 0):
                 tasks.create_task(read())
             for _ in range(12):
                 await anyio.sleep(rng.uniform(0.05, 0.2))
