@@ -70,8 +70,9 @@ def go_program() -> str | None:
     """Build the program of Go's; None where that cannot be."""
     if shutil.which("go") is None:
         return None
-    script = Path(__file__).parent.parent / "scripts" / "get_go_client.sh"
-    return subprocess.run([script], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    script = Path(__file__).parent.parent / "scripts" / "get_go_program.sh"
+    command = [str(script), "benchmarks/go"]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
 
 
 def resident() -> int:

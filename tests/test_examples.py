@@ -109,3 +109,16 @@ async def test_discovery() -> None:
     assert seen[begun + 3 :] in (["nobody", "revoked"], ["revoked"])  # it may be back at once
     assert "ended ends" in lines
     assert "killed ends" not in lines
+
+
+async def test_leader() -> None:
+    """Another one goes on where the leader is killed, and each job is done once."""
+    lines = (await run("leader.py")).splitlines()
+    led = [line.removesuffix(" leads") for line in lines if line.endswith(" leads")]
+    killed = led[0]
+    assert lines[0] == f"{killed} leads"
+    assert lines[1] == f"{killed} is killed"
+    assert sorted(led) == ["ada", "ben", "cleo"]  # the last one finds that all is done
+    ended = [line.removesuffix(" ends") for line in lines if line.endswith(" ends")]
+    assert sorted([killed, *ended]) == ["ada", "ben", "cleo"]
+    assert lines[-1] == "20 of 20 jobs were done once, by 2 leaders"

@@ -1,6 +1,8 @@
 // What is measured beside aioetcd, with etcd's own client.
 //
-//	go-client scan ENDPOINT PREFIX PAGE    reads all keys of a prefix by pages; prints keys and seconds
+//	go scan ENDPOINT PREFIX PAGE        reads all keys of a prefix by pages; prints keys and seconds
+//	go play ENDPOINT TTL session|each   locks as benchmarks/players.py does, all on one session, or each
+//	                                    on one of its own
 package main
 
 import (
@@ -14,20 +16,27 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 5 || os.Args[1] != "scan" {
-		fail(fmt.Errorf("usage: go-client scan ENDPOINT PREFIX PAGE"))
+	if len(os.Args) != 5 {
+		fail(fmt.Errorf("usage: scan ENDPOINT PREFIX PAGE, or play ENDPOINT TTL session|each"))
 	}
-	page, err := strconv.ParseInt(os.Args[4], 10, 64)
-	fail(err)
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{os.Args[2]}})
 	fail(err)
 	defer client.Close()
 	_, err = client.Get(context.Background(), "connects")
 	fail(err)
-	began := time.Now()
-	count, err := scan(client, os.Args[3], page)
-	fail(err)
-	fmt.Println(count, time.Since(began).Seconds())
+	switch os.Args[1] {
+	case "scan":
+		page, err := strconv.ParseInt(os.Args[4], 10, 64)
+		fail(err)
+		began := time.Now()
+		count, err := scan(client, os.Args[3], page)
+		fail(err)
+		fmt.Println(count, time.Since(began).Seconds())
+	case "play":
+		ttl, err := strconv.Atoi(os.Args[3])
+		fail(err)
+		play(client, ttl, os.Args[4] == "each")
+	}
 }
 
 func scan(client *clientv3.Client, prefix string, page int64) (int, error) {

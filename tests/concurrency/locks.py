@@ -8,17 +8,47 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 import pytest
 
-from aioetcd import Client, Leadership, Lock, Op
+from aioetcd import Client, Leadership, Lock, Op, Session
 from tests.waiting import lateness, until
 
 NAME = "/locks/nightly"
 
 Locks: TypeAlias = Callable[..., Lock]
+
+Held: TypeAlias = Lock | Leadership
+
+EXCLUSIVE = ("lock", "election", "writer", "semaphore")
+"""The kinds of what one holds at a time."""
+
+
+def one_of(
+    kind: str,
+    client: Client,
+    name: str = NAME,
+    *,
+    ttl: int | None = None,
+    session: Session | None = None,
+    **more: Any,
+) -> Held:
+    """Make one of a kind: of `EXCLUSIVE`, or a reader, which waits for a writer alone."""
+    match kind:
+        case "lock":
+            return client.lock(name, ttl=ttl, session=session, **more)
+        case "election":
+            return client.election(name, ttl=ttl, session=session).campaign("a", **more)
+        case "semaphore":
+            return client.semaphore(name, 1, ttl=ttl, session=session, **more)
+        case "writer":
+            return client.rwlock(name, ttl=ttl, session=session).write(**more)
+        case "reader":
+            return client.rwlock(name, ttl=ttl, session=session).read(**more)
+    raise ValueError(kind)
+
 
 on_either_lease = pytest.mark.parametrize("shared", [False, True], ids=["own-lease", "session"])
 """For tests of what is true with a lease of its own as on a session's."""
@@ -70,7 +100,7 @@ async def check_is_as_before() -> None:
         await asyncio.sleep(0)
 
 
-async def is_owner(client: Client, lock: Lock | Leadership) -> bool:
+async def is_owner(client: Client, lock: Held) -> bool:
     """Ask the server, as a guarded write would."""
     result = await client.kv.txn(compare=[lock.is_owner()], success=[Op.get("any")])
     return result.succeeded

@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
 
-from aioetcd import Client, EtcdError, GetResponse, Lock, LockLostError, Op
+from aioetcd import Client, GetResponse, LockLostError, Op
 from aioetcd.concurrency._turn import Turn
-from aioetcd.testing import EtcdServer, FaultProxy, Recorder
-from aioetcd.testing.checkers import assert_clean, check_fencing, check_lock_holds
-from aioetcd.testing.history import GuardedTxn, LockHold
+from aioetcd.testing import EtcdServer, FaultProxy
+from tests.concurrency.counting import Counter, Weather, calm, cuts, kills
 from tests.concurrency.locks import (
+    EXCLUSIVE,
     NAME,
     Locks,
     is_owner,
     locks_of,
     on_either_lease,
+    one_of,
     queue,
     wait_for_queue,
 )
@@ -32,87 +32,6 @@ from tests.waiting import until
 # X1: ten holders, in any weather.
 
 HOLDERS = 10
-
-
-class Counter:
-    """What a lock protects: a number at the server, and the history of who added to it."""
-
-    def __init__(self) -> None:
-        self.recorder = Recorder()
-        self.added = 0
-
-    async def add(self, client: Client, lock: Lock, holder: str) -> None:
-        """Hold the lock for as long as it takes to add one, surely once."""
-        async with lock:
-            acquired_ns = time.monotonic_ns()
-            try:
-                await self._add(client, lock)
-            finally:
-                now = time.monotonic_ns()
-                self.recorder.add(LockHold(NAME, holder, lock.revision, acquired_ns, now))
-
-    async def _add(self, client: Client, lock: Lock) -> None:
-        number, _ = await self._read(client)
-        while await self._read(client) != (number + 1, lock.revision):
-            # While the lock is held a second put of the same changes nothing.
-            value = f"{number + 1} {lock.revision}"
-            try:
-                result = await client.kv.txn(
-                    compare=[lock.is_owner()], success=[Op.put("counter", value)]
-                )
-            except EtcdError:
-                continue
-            assert result.succeeded
-            self.recorder.add(GuardedTxn(NAME, lock.revision, result.header.revision))
-        self.added += 1
-
-    async def _read(self, client: Client) -> tuple[int, int]:
-        number, _, token = ((await client.kv.get("counter")).value or b"0 0").partition(b" ")
-        return int(number), int(token)
-
-    async def check(self, client: Client) -> None:
-        """Nobody was in anybody's way, and the number is right."""
-        assert (await self._read(client))[0] == self.added
-        holds = self.recorder.of(LockHold)
-        assert len(holds) == self.added
-        assert_clean([*check_lock_holds(holds), *check_fencing(self.recorder.of(GuardedTxn))])
-
-
-Weather = Callable[[EtcdServer, FaultProxy, random.Random, Callable[[], bool]], Awaitable[int]]
-
-
-async def calm(
-    server: EtcdServer, proxy: FaultProxy, rng: random.Random, over: Callable[[], bool]
-) -> int:
-    """Nothing happens."""
-    return 0
-
-
-async def cuts(
-    server: EtcdServer, proxy: FaultProxy, rng: random.Random, over: Callable[[], bool]
-) -> int:
-    """All connections are cut, again and again."""
-    happened = 0
-    while not over() and happened < 8:
-        await anyio.sleep(rng.uniform(0.05, 0.25))
-        happened += proxy.cut() > 0
-    return happened
-
-
-async def kills(
-    server: EtcdServer, proxy: FaultProxy, rng: random.Random, over: Callable[[], bool]
-) -> int:
-    """The server crashes and comes back with its data, three times."""
-    # These versions may tell a single member's last write before it is safe (#14370).
-    writes_through = not (3, 5, 0) <= server.version_info < (3, 5, 5)
-    happened = 0
-    while not over() and happened < 3:
-        await anyio.sleep(rng.uniform(0.1, 0.4))
-        pid = server.pid
-        await (server.kill() if writes_through else server.stop())
-        await server.start()
-        happened += server.pid != pid
-    return happened
 
 
 @pytest.mark.fault("X1")
@@ -167,18 +86,24 @@ async def test_x1_ten_holders(
 
 
 @on_either_lease
-async def test_x3_a_holder_whose_loop_is_blocked(quick_server: EtcdServer, shared: bool) -> None:
+@pytest.mark.parametrize("kind", EXCLUSIVE)
+async def test_x3_a_holder_whose_loop_is_blocked(
+    quick_server: EtcdServer, shared: bool, kind: str
+) -> None:
     """It does not know better than the store: what the lock guards does not happen any more."""
     await quick_server.clear()
     holds, is_over = threading.Event(), threading.Event()
     seen: dict[str, object] = {}
 
     async def hold_and_block() -> None:
-        async with (
-            Client(quick_server.endpoint) as client,
-            locks_of(client, shared, ttl=1) as make,
-            make(NAME, on_lost="ignore") as lock,
-        ):
+        async with Client(quick_server.endpoint) as client, AsyncExitStack() as stack:
+            session = None
+            if shared:
+                session = client.session(ttl=1, on_lost="ignore")
+                await stack.enter_async_context(session)
+            ttl = None if shared else 1
+            lock = one_of(kind, client, ttl=ttl, session=session, on_lost="ignore")
+            await stack.enter_async_context(lock)
             await client.kv.put("data", "first")
             is_first = lock.is_owner()
             holds.set()
@@ -190,7 +115,7 @@ async def test_x3_a_holder_whose_loop_is_blocked(quick_server: EtcdServer, share
 
     async def hold_next() -> int:
         async with Client(quick_server.endpoint) as client:
-            async with client.lock(NAME, ttl=60, timeout=8) as lock:
+            async with one_of(kind, client, ttl=60, timeout=8) as lock:
                 result = await client.kv.txn(
                     compare=[lock.is_owner()], success=[Op.put("data", "second")]
                 )
