@@ -28,6 +28,7 @@ from aioetcd import (
     UnavailableError,
 )
 from aioetcd.kv import KV
+from aioetcd.kv._batched import Batched
 from aioetcd.testing import EtcdServer, FaultProxy
 
 
@@ -246,6 +247,7 @@ async def test_one_that_gives_up_changes_nothing_for_others(proxy: FaultProxy) -
         assert b"/b" not in found
         # The key of who gave up is free again, as is everything else.
         await asyncio.gather(*(kv.put(f"/{name}", "w", timeout=2) for name in ("a", "b", "c")))
+        is_idle(kv)
 
 
 async def test_what_hangs_keeps_nobody_waiting(server: EtcdServer) -> None:
@@ -262,6 +264,28 @@ async def test_what_hangs_keeps_nobody_waiting(server: EtcdServer) -> None:
         for each in hung:
             each.cancel()
         await asyncio.wait(hung)
+
+
+async def test_two_batches_begin_at_once(proxy: FaultProxy) -> None:
+    """Those that wait behind two slow ones go together as soon as these count no more."""
+    async with Client(proxy.endpoint) as client:
+        kv = client.kv.batched()
+        await kv.get("connected")
+        proxy.delay(0.4)
+        await asyncio.gather(*(kv.put(f"/k/{n}", "v") for n in range(300)))
+        proxy.delay(0)
+        await asyncio.gather(*(kv.put(f"/k/{n}", "w", timeout=5) for n in range(300)))
+        is_idle(kv)
+
+
+def is_idle(kv: KV) -> None:
+    """Nothing is out, and no key is taken."""
+    batched = kv._calls
+    assert isinstance(batched, Batched)
+    for lane in (batched._reads, batched._writes):
+        assert (lane._out, lane._keys, lane._open) == ({}, {}, set())
+        assert not lane._waiting
+        assert lane._timer is None
 
 
 async def test_a_client_that_closes(proxy: FaultProxy) -> None:
@@ -346,6 +370,8 @@ async def test_k3_each_outcome_is_true(
                     await proxy.heal()
                 proxy.cut()
             stopping = True
+        await until(lambda: not kv._calls._writes._out)  # type: ignore[attr-defined]
+        is_idle(kv)
     perhaps -= ok | never
     written: Counter[bytes] = Counter()
     last = (await client.kv.get("x")).header.revision

@@ -32,6 +32,7 @@ func keyOf(number int) string { return fmt.Sprintf("/k/%08d", number) }
 
 // Does what each line of the standard input says, and prints a line for it.
 func work(client *clientv3.Client) error {
+	fmt.Println("ready")
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		words := strings.Fields(lines.Text())
@@ -81,8 +82,44 @@ func do(client *clientv3.Client, what string, numbers []int) (outcome, error) {
 		return replay(client, 1, int64(numbers[0]), numbers[1])
 	case "fanout":
 		return replay(client, numbers[0], 0, numbers[1])
+	case "many":
+		return putMany(client, numbers[0])
 	}
 	return outcome{}, fmt.Errorf("what is %q?", what)
+}
+
+// Writes so many keys by txns of 128, eight of them at a time, as KV.put_many does.
+func putMany(client *clientv3.Client, count int) (outcome, error) {
+	firsts := make(chan int)
+	failed := make(chan error, 8)
+	var all sync.WaitGroup
+	for writer := 0; writer < 8; writer++ {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			for first := range firsts {
+				var puts []clientv3.Op
+				for number := first; number < first+128 && number < count; number++ {
+					puts = append(puts, clientv3.OpPut(fmt.Sprintf("/m/%08d", number), strings.Repeat("v", 64)))
+				}
+				if _, err := client.Txn(context.Background()).Then(puts...).Commit(); err != nil {
+					failed <- err
+					return
+				}
+			}
+		}()
+	}
+	for first := 0; first < count; first += 128 {
+		firsts <- first
+	}
+	close(firsts)
+	all.Wait()
+	select {
+	case err := <-failed:
+		return outcome{}, err
+	default:
+		return outcome{Calls: count}, nil
+	}
 }
 
 // Lets so many callers call for so many milliseconds.

@@ -17,6 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from copy import copy
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, cast
@@ -215,14 +216,14 @@ class _Lane:
                 return
             token = object()
             try:
-                task = self._calls.spawn(lambda: self._send(batch), "aioetcd batch")  # noqa: B023
+                task = self._calls.spawn(partial(self._send, batch), "aioetcd batch")
             except ClientClosedError as error:
                 for call in batch:
                     call.fail(error)
                 self._release_all(batch)
                 continue
             self._out[token] = monotonic()
-            task.add_done_callback(lambda _: self._ended(token, batch))  # noqa: B023
+            task.add_done_callback(partial(self._ended, token, batch))
 
     def _gather(self) -> list[_Call]:
         """Take from those that wait what goes into one txn."""
@@ -249,7 +250,7 @@ class _Lane:
             if call.method.effect.is_write:
                 self._release(call.request.key)
 
-    def _ended(self, token: object, batch: list[_Call]) -> None:
+    def _ended(self, token: object, batch: list[_Call], _: object) -> None:
         closed = ClientClosedError("the client is closed", maybe_applied=self._txn.effect.is_write)
         for call in batch:  # those that have no answer yet: the task was cancelled
             call.fail(closed)
