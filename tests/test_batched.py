@@ -30,6 +30,7 @@ from aioetcd import (
 from aioetcd.kv import KV
 from aioetcd.kv._batched import Batched
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.waiting import until
 
 
 class Asked(Observer):
