@@ -50,10 +50,14 @@ def test_no_module_is_too_long(module: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_only_the_supervisor_starts_tasks(module: Path) -> None:
-    """A task that nobody owns loses its errors: the supervisor owns them all."""
+    """A task that nobody owns loses its errors: the supervisor owns all but a partitioner's works.
+
+    Those are the user's, and `Partitioner.run` does not end before them.
+    """
     started = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
     found = started.intersection(calls(ast.parse((SOURCE / module).read_text())))
-    assert not found or module == Path("_transport/supervisor.py")
+    owners = [Path("_transport/supervisor.py"), Path("concurrency/_membership.py")]
+    assert not found or module in owners
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)

@@ -90,6 +90,22 @@ async def test_transfer(server: EtcdServer, client: Client) -> None:
     }
 
 
+async def test_bank(server: EtcdServer, client: Client) -> None:
+    """However often connections are cut, money is neither made nor lost."""
+    lines = (await run("bank.py", "--seconds", "2")).splitlines()
+    done = re.match(r"(\d+) transfers, 0 unknown; (\d+) connections were cut", lines[0])
+    assert done, lines
+    assert int(done[1]) > 10
+    assert int(done[2]) > 3
+    audited = re.match(r"(\d+) times the sum was right; in the end it is 10000$", lines[1])
+    assert audited, lines
+    assert int(audited[1]) > 10
+    await run("bank.py", "--seconds", "0.2", "--endpoints", server.endpoint)
+    found = await client.kv.get("/bank/account", prefix=True)
+    assert sum(int(kv.text) for kv in found.kvs) == 10_000
+    assert "no endpoint" in await run("bank.py", "--endpoints", NOBODY, code=1)
+
+
 async def test_settings() -> None:
     """A change is seen, and so is one after etcd was away."""
     assert (await run("settings.py")).splitlines() == [
@@ -97,6 +113,49 @@ async def test_settings() -> None:
         "{'greeting': 'good morning'}",
         "{'greeting': 'good morning', 'colour': 'blue'} after a restart of etcd",
     ]
+
+
+async def test_registry() -> None:
+    """Who becomes busy is seen to be, and who is killed is gone when the lease is over."""
+    lines = (await run("registry.py")).splitlines()
+    seen = [line.removeprefix("there: ") for line in lines if line.startswith("there: ")]
+    begun = seen.index("a well, b well, c well")
+    assert seen[begun:] == [
+        "a well, b well, c well",
+        "a well, b busy, c well",
+        "a well, b busy",
+    ]
+    assert {"a ends", "b ends"} <= {*lines}
+    assert "c ends" not in lines
+
+
+async def test_flags(server: EtcdServer, client: Client) -> None:
+    """Changes are applied, what makes no sense is off; without the store all stays as it was."""
+    assert (await run("flags.py")).splitlines() == [
+        "checkout: True",
+        "one that is not there: False",
+        'checkout after {"percent": 0}: False',
+        "checkout after no flag at all: False",
+        'checkout after {"percent": 100}: True',
+        "checkout without the store: True",
+        "well enough: True",
+        "checkout when the store is back: False",
+        "up to date: True",
+    ]
+    command = [sys.executable, str(EXAMPLES / "flags.py"), server.endpoint]
+    async with await anyio.open_process(command, stderr=None) as process:
+        assert process.stdout is not None
+        with anyio.fail_after(20):
+            out, number = b"", 0
+            while b"\n" not in out:  # it follows what changes after it has begun
+                number += 1
+                await client.kv.put("/flags/a", f'{{"percent": {number % 100}}}')
+                with anyio.move_on_after(0.2):
+                    out += await process.stdout.receive()
+        assert out.startswith(b"a: ")
+        process.terminate()
+    await client.kv.delete("/flags/a")
+    assert "refused" in await run("flags.py", NOBODY, code=1)
 
 
 async def test_discovery() -> None:
@@ -122,3 +181,25 @@ async def test_leader() -> None:
     ended = [line.removesuffix(" ends") for line in lines if line.endswith(" ends")]
     assert sorted([killed, *ended]) == ["ada", "ben", "cleo"]
     assert lines[-1] == "20 of 20 jobs were done once, by 2 leaders"
+
+
+async def test_jobs() -> None:
+    """Every job is done, though workers are killed; the one that always fails is put aside."""
+    lines = (await run("jobs.py")).splitlines()
+    done = sorted(f"JOB {number}" for number in range(1, 13))
+    assert f"done: {', '.join(done)}" in lines, lines
+    assert [line for line in lines if line.startswith("dead")] == ["dead after 2 attempts: bad"]
+    assert "JobCounts(waiting=0, claimed=0, delayed=0, dead=1)" in lines
+    again = [line for line in lines if re.search(r"has job \d+, attempt 2", line)]
+    assert again, lines  # what the killed ones had
+    ended = {line for line in lines if line.endswith("ends")}
+    assert ended == {"worker 3 ends", "worker 4 ends"}
+
+
+async def test_jobs_of_a_queue_that_is_there(server: EtcdServer, client: Client) -> None:
+    """What was put is counted."""
+    where = ("--endpoints", server.endpoint)
+    assert await run("jobs.py", *where, "put", "a", "b") == ""
+    shown = await run("jobs.py", *where, "show")
+    assert shown == "JobCounts(waiting=2, claimed=0, delayed=0, dead=0)\n"
+    assert "could be reached" in await run("jobs.py", "--endpoints", NOBODY, "show", code=1)

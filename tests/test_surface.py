@@ -54,12 +54,13 @@ PUBLIC = {
     ),
     "AuthResponse": "header",
     "AuthStatus": "enabled header revision",
+    "Barrier": "hold release wait",
     "Batch": "events revision",
     "CallReport": "endpoint error method retries seconds",
     "CampaignResponse": "header leader",
     "Cache": (
         "__aenter__ __contains__ __getitem__ __iter__ __len__ changes get is_connected items kv "
-        "revision stale_for sync values wait_for"
+        "revision stale_for sync values wait_for wait_until"
     ),
     "CacheChanges": "__aiter__ __anext__",
     "Change": "key new new_kv old old_kv",
@@ -78,10 +79,13 @@ PUBLIC = {
     "CompactedError": "compact_revision",
     "Compare": "__bool__ create_revision exists lease missing mod_revision unchanged value version",
     "CompareTarget": "__gt__ __lt__",
+    "Counter": "add value",
+    "DeadJob": "attempts id value",
     "DeadlineExceededError": "timeout",
     "Default": "DEFAULT",
     "DeleteManyResponse": "deleted",
     "DeleteResponse": "deleted prev_kvs",
+    "DoubleBarrier": ("__aenter__ expires_in is_lost is_owner key lease_id revision wait_lost"),
     "DowngradeResponse": "header version",
     "Election": "campaign candidates leader observe run",
     "ElectionTimeoutError": "leader timeout",
@@ -90,10 +94,15 @@ PUBLIC = {
     "EventType": "DELETE PUT",
     "GetManyResponse": "as_dict header kvs",
     "GetResponse": "as_dict count kv kvs more text value",
+    "Group": "join members",
     "HasLease": "lease_id",
     "HashKVResponse": "compact_revision hash hash_revision header",
     "HashResponse": "hash header",
     "KV": "batched compact delete delete_many get get_many put put_many scan txn update",
+    "Isolation": "READ_COMMITTED REPEATABLE_READS SERIALIZABLE SERIALIZABLE_SNAPSHOT",
+    "KV": "compact delete delete_many get get_many put put_many scan txn update",
+    "Job": "__aenter__ ack attempt id is_owner key requeue revision value",
+    "JobCounts": "claimed dead delayed waiting",
     "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
     "KeyValue": "create_revision key lease mod_revision text value version",
     "LeaderKey": "key lease name revision",
@@ -122,7 +131,9 @@ PUBLIC = {
     "MemberAddResponse": "header member members",
     "MemberList": "header members",
     "Namespace": (
-        "cache election kv lease lock locks namespace registration rwlock semaphore session watch"
+        "barrier cache counter double_barrier election group kv lease lock locks "
+        "namespace partitioner priority_queue queue registration rwlock semaphore "
+        "session stm watch work_queue"
     ),
     "NoEndpointError": "reasons",
     "Notice": "endpoint error kind method seconds",
@@ -131,12 +142,14 @@ PUBLIC = {
     "Op": "delete get put txn",
     "OpResponse": "header",
     "PartialWriteError": "failed",
+    "Partitioner": "held holders run",
     "Permission": "key range_end type",
     "PermissionType": "READ READWRITE WRITE",
     "PutManyResponse": "revisions",
     "PutResponse": "prev_kv",
+    "Queue": "get poll put size",
     "RWLock": "read write",
-    "Registration": "__aenter__ is_registered",
+    "Registration": "__aenter__ is_registered update",
     "Remote": "campaign leader lock observe proclaim resign unlock",
     "RemoteLockResponse": "header key",
     "RemoteResponse": "header",
@@ -145,6 +158,7 @@ PUBLIC = {
     "Role": "header name permissions",
     "RoleList": "header names",
     "Session": "__aenter__ expires_in is_lost lease_id wait_lost",
+    "Share": "is_owner item key lease_id revision",
     "SnapshotChunk": "data remaining version",
     "SortOrder": "ASCEND DESCEND NONE",
     "SortTarget": "CREATE KEY MOD VALUE VERSION",
@@ -152,7 +166,9 @@ PUBLIC = {
         "db_size db_size_in_use db_size_quota downgrade_target errors header is_leader "
         "is_learner leader raft_applied_index raft_index raft_term storage_version version"
     ),
+    "StmConflictError": "keys tries",
     "TLS": "ca cert key server_name",
+    "Transaction": "delete get get_many put revision",
     "TxnResponse": "__getitem__ responses succeeded",
     "UnsupportedByServerError": "needs server_version",
     "User": "header name roles",
@@ -162,6 +178,8 @@ PUBLIC = {
         "stale_for"
     ),
     "Watcher": "__call__",
+    "WorkQueue": "counts dead discard put retry worker",
+    "Worker": "__aenter__ __aiter__ __anext__ expires_in is_lost lease_id take wait_lost",
 }
 """What each exported class adds to those that it inherits from."""
 
@@ -242,8 +260,10 @@ def names_in(annotation: str) -> set[str]:
 def is_of_python(name: str, cls: type) -> bool:
     """Whether a name in an annotation needs no import of ours."""
     modules = (builtins, typing, collections.abc, types, os)
-    variable = vars(sys.modules[cls.__module__]).get(name)
-    return any(hasattr(module, name) for module in modules) or isinstance(variable, typing.TypeVar)
+    variables = (vars(sys.modules[base.__module__]).get(name) for base in bases_of_ours(cls))
+    return any(hasattr(module, name) for module in modules) or any(
+        isinstance(variable, typing.TypeVar) for variable in variables
+    )
 
 
 def test_exported_names_are_ours_and_documented() -> None:
@@ -275,14 +295,19 @@ def test_every_public_name_is_documented() -> None:
 
 UNMADE = [
     "Auth",
+    "Barrier",
     "Cache",
     "CacheChanges",
     "Change",
     "Cluster",
     "Compare",
     "CompareTarget",
+    "Counter",
+    "DoubleBarrier",
     "KV",
     "Election",
+    "Group",
+    "Job",
     "KeepAlive",
     "Leaders",
     "Leadership",
@@ -291,12 +316,19 @@ UNMADE = [
     "Maintenance",
     "Namespace",
     "Op",
+    "Partitioner",
+    "PriorityQueue",
+    "Queue",
     "RWLock",
     "Registration",
     "Remote",
     "Session",
+    "Share",
+    "Transaction",
     "Watch",
     "Watcher",
+    "WorkQueue",
+    "Worker",
 ]
 """The classes that a client, or a method of theirs, makes."""
 

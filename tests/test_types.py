@@ -21,6 +21,7 @@ from aioetcd import (
     CampaignResponse,
     ClientStats,
     CompactResponse,
+    DeadJob,
     DeleteManyResponse,
     DeleteResponse,
     DowngradeResponse,
@@ -30,6 +31,7 @@ from aioetcd import (
     GetResponse,
     HashKVResponse,
     HashResponse,
+    JobCounts,
     KeyValue,
     LeaderKey,
     LeaderResponse,
@@ -239,6 +241,8 @@ def values() -> list[Any]:
         CampaignResponse(HEADER, LEADER),
         LeaderResponse(HEADER, KV),
         RemoteResponse(HEADER),
+        JobCounts(1, 2, 3, 4),
+        DeadJob(b"id", b"value", 5),
     ]
 
 

@@ -220,6 +220,23 @@ class PartialWriteError(EtcdError):
         self.failed = failed
 
 
+class StmConflictError(EtcdError):
+    """A transaction was not committed, because others changed what it relies on, in each try.
+
+    Attributes:
+        keys: The keys that they changed in the last one.
+        tries: How many there were.
+    """
+
+    keys: tuple[bytes, ...]
+    tries: int
+
+    def __init__(self, message: str, *, keys: tuple[bytes, ...], tries: int) -> None:
+        super().__init__(message)
+        self.keys = keys
+        self.tries = tries
+
+
 class LeaseError(EtcdError):
     """About a lease."""
 
@@ -389,3 +406,22 @@ class ElectionTimeoutError(ElectionError, TimeoutError):
 
 class LeadershipLostError(ElectionError):
     """The leadership, or the candidacy, is gone: lease lost, or the key was deleted."""
+
+
+class BarrierLostError(EtcdError):
+    """The place in a double barrier is gone: lease lost, or the key was deleted."""
+
+
+class WorkQueueError(EtcdError):
+    """About a work queue."""
+
+
+class JobLostError(WorkQueueError):
+    """The job is not this worker's any more: its claim is gone, and it is handed out again.
+
+    Where `maybe_applied` is true, it may have been acknowledged all the same.
+    """
+
+
+class WorkerLostError(JobLostError):
+    """The worker's lease is lost, and with it every job that it had: they are handed out again."""

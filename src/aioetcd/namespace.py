@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, overload
-
-from aioetcd._checks import check_int
-from aioetcd._constructor import NoPublicConstructor, create
+from aioetcd._constructor import create
 from aioetcd._prefixed import Prefixed
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.transport import Transport
-from aioetcd.concurrency import (
-    Cache,
-    Election,
-    Lock,
-    OnLost,
-    Parts,
-    Registration,
-    RWLock,
-    Session,
-    queued_at,
-)
-from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.concurrency import Parts, Recipes
 from aioetcd.keys import encode_key
 from aioetcd.kv import KV
 from aioetcd.lease import Leases, LeaseStreams
-from aioetcd.types.store import KeyValue
 from aioetcd.watch import Watcher, WatchStreams
 
 __all__ = ["Namespace", "Shared"]
-
-_T = TypeVar("_T")
 
 
 class Shared:
@@ -51,7 +33,7 @@ class Shared:
         self.turns: WatchStreams = WatchStreams(transport)
 
 
-class Namespace(metaclass=NoPublicConstructor):
+class Namespace(Recipes):
     """The store below a prefix; ``client.namespace(...)`` makes it. A `Client` is one without.
 
     Keys go in and come out without the prefix: in txns and their comparisons, in events, and in
@@ -105,255 +87,5 @@ class Namespace(metaclass=NoPublicConstructor):
         """
         return create(Namespace, self._shared, Prefixed(self._calls, encode_key(prefix, "prefix")))
 
-    def session(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Session:
-        """Make a session: a lease that is kept alive for an ``async with``.
-
-        Nothing is sent before it is entered.
-
-        Args:
-            ttl: Seconds that the lease lives without being renewed, from 1 to 9 000 000 000; the
-                server may raise it, to 2 at the least by default.
-            on_lost: ``"cancel"`` cancels the body when the lease is lost, and the block raises
-                `LeaseLostError`; ``"ignore"`` leaves it to `Session.wait_lost`.
-
-        Raises:
-            ValueError: `ttl` is out of its limits, or `on_lost` neither of these.
-            TypeError: `ttl` is no int.
-
-        Example:
-            async with client.session(ttl=10) as session:
-                await client.kv.put("/services/a", "10.0.0.7:80", lease=session)
-            (await client.kv.get("/services/a")).value  # None
-        """
-        return create(Session, self._shared.transport, self.lease, ttl=ttl, on_lost=on_lost)
-
-    def lock(
-        self,
-        name: str | bytes,
-        *,
-        session: Session | None = None,
-        ttl: int | None = None,
-        value: str | bytes = b"",
-        blocking: bool = True,
-        timeout: float | None = None,
-        on_lost: OnLost = "cancel",
-    ) -> Lock:
-        """Make a lock on a name, for an ``async with``.
-
-        It costs a lease, kept alive, or a session's; a txn; a watch on its own key; and while it
-        waits, a watch on the key before it. `etcdctl lock` and the Go client's mutex respect it.
-        Nothing is sent before it is entered.
-
-        Args:
-            name: What to lock; not another lock's name followed by a slash and more.
-            session: Whose lease to use; any number of locks may. None gives it one of its own.
-            ttl: Seconds after which others may enter when this process is gone, from 1 to
-                9 000 000 000, 10 by default; with a `session`, that is its own.
-            value: What others see of the holder, for example in `LockNotAcquiredError.holder`.
-            blocking: Wait for one's turn; False fails at once instead.
-            timeout: Wait so many seconds at the most; None waits without limit.
-            on_lost: ``"cancel"`` cancels the body when the lock is lost, and the block raises
-                `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
-
-        Raises:
-            ValueError: An empty name, `ttl` out of its limits or with a `session`, `timeout` with
-                ``blocking=False``, a session of another client.
-            TypeError: An argument of the wrong type.
-
-        Example:
-            async with client.lock("/locks/nightly", value="host-7") as lock:
-                mine = lock.is_owner()
-                saved = await client.kv.txn(compare=[mine], success=[Op.put("/result", "42")])
-                saved.succeeded  # True
-        """
-        return create(
-            Lock,
-            self._parts,
-            name,
-            session=session,
-            ttl=ttl,
-            value=value,
-            blocking=blocking,
-            timeout=timeout,
-            on_lost=on_lost,
-        )
-
-    async def locks(
-        self, name: str | bytes, *, timeout: float | Default | None = DEFAULT
-    ) -> tuple[KeyValue, ...]:
-        """List who holds a lock, and who waits for it (RPC ``Range``), in the order of their turns.
-
-        Args:
-            name: The name of a lock, a readers-writer lock, a semaphore.
-            timeout: The call's deadline in seconds, waiting for a connection and retries included;
-                None is none.
-
-        Returns:
-            Their keys, whose ``value`` is what each wrote for onlookers. The first one is a lock's
-            holder, the first `permits` are a semaphore's, and those of a readers-writer lock are
-            the first one, or all readers before the first writer.
-
-        Raises:
-            ValueError: An empty name.
-            TypeError: A name that is neither str nor bytes.
-            EtcdError: By cause.
-
-        Example:
-            async with client.lock("/locks/nightly", value="host-7"):
-                [kv.text for kv in await client.locks("/locks/nightly")]  # ["host-7"]
-        """
-        return await queued_at(self.kv, encode_key(name) + b"/", timeout=timeout)
-
-    def rwlock(
-        self, name: str | bytes, *, session: Session | None = None, ttl: int | None = None
-    ) -> RWLock:
-        """Give a readers-writer lock on a name. Nothing is sent yet.
-
-        Its keys are aioetcd's own: Go's recipe of that name does not understand them.
-
-        Args:
-            name: What to lock; not another lock's name, nor that followed by a slash and more.
-            session: Whose lease to use: one reader and one writer at a time. None gives each one
-                of its own.
-            ttl: Seconds after which others may enter when this process is gone, from 1 to
-                9 000 000 000, 10 by default; with a `session`, that is its own.
-
-        Raises:
-            ValueError: An empty name, `ttl` out of its limits or with a `session`, a session of
-                another client.
-            TypeError: An argument of the wrong type.
-
-        Example:
-            async with client.rwlock("/locks/catalogue").read():
-                (await client.kv.get("/catalogue")).value  # None
-        """
-        return create(RWLock, self._parts, name, session=session, ttl=ttl)
-
-    def semaphore(
-        self,
-        name: str | bytes,
-        permits: int,
-        *,
-        session: Session | None = None,
-        ttl: int | None = None,
-        value: str | bytes = b"",
-        blocking: bool = True,
-        timeout: float | None = None,
-        on_lost: OnLost = "cancel",
-    ) -> Lock:
-        """Make a lock on a name that some may hold at a time, for an ``async with``.
-
-        It is as fair as a lock, and lost as one. Its `Lock.revision` is no fencing token: several
-        are inside. `etcdctl lock` on the same name waits for all of them.
-
-        Args:
-            name: What to lock; not another lock's name, nor that followed by a slash and more.
-            permits: So many may hold it at a time, from 1 on; all who use the name must agree.
-            session: Whose lease to use: one at a time. None gives it one of its own.
-            ttl: Seconds after which others may enter when this process is gone, from 1 to
-                9 000 000 000, 10 by default; with a `session`, that is its own.
-            value: What others see of the holder.
-            blocking: Wait for one's turn; False fails at once instead.
-            timeout: Wait so many seconds at the most; None waits without limit.
-            on_lost: ``"cancel"`` cancels the body when the permit is lost, and the block raises
-                `LockLostError`; ``"ignore"`` leaves it to `Lock.wait_lost`.
-
-        Raises:
-            ValueError: As of `lock`, or `permits` below 1.
-            TypeError: An argument of the wrong type.
-
-        Example:
-            async with client.semaphore("/limits/api", 2), client.semaphore("/limits/api", 2):
-                len(await client.locks("/limits/api"))  # 2
-        """
-        return create(
-            Lock,
-            self._parts,
-            name,
-            session=session,
-            ttl=ttl,
-            value=value,
-            blocking=blocking,
-            timeout=timeout,
-            on_lost=on_lost,
-            permits=check_int("permits", permits, 1),
-        )
-
-    def election(
-        self, name: str | bytes, *, session: Session | None = None, ttl: int | None = None
-    ) -> Election:
-        """Give an election: campaign in it, or see who leads.
-
-        `etcdctl elect` and the Go client's elections understand it. Nothing is sent yet.
-
-        Args:
-            name: Its name; not another one's name followed by a slash and more.
-            session: Whose lease candidates use: one of them at a time stands for election. None
-                gives each one of its own.
-            ttl: Seconds after which others may lead when this process is gone, from 1 to
-                9 000 000 000, 10 by default; with a `session`, that is its own.
-
-        Raises:
-            ValueError: An empty name, `ttl` out of its limits or with a `session`, a session of
-                another client.
-            TypeError: An argument of the wrong type.
-
-        Example:
-            async with client.election("/jobs").campaign("host-7") as leadership:
-                leadership.is_lost  # False
-        """
-        return create(Election, self._parts, name, session=session, ttl=ttl)
-
-    def registration(
-        self, key: str | bytes, value: str | bytes = b"", *, ttl: int = 10
-    ) -> Registration:
-        """Make a registration: a key that is there for an ``async with``, and comes back when lost.
-
-        It costs a lease, kept alive, a put, and a watch on its key. Nothing is sent before it is
-        entered.
-
-        Args:
-            key: The key, one for each who registers.
-            value: What others see.
-            ttl: Seconds after which it is gone when this process is, from 1 to 9 000 000 000.
-
-        Raises:
-            ValueError: An empty key, or `ttl` out of its limits.
-            TypeError: An argument of the wrong type.
-
-        Example:
-            async with client.registration("/services/a", "10.0.0.7:80"):
-                (await client.kv.get("/services/a")).text  # "10.0.0.7:80"
-        """
-        return create(Registration, self._parts, key, value, ttl=ttl)
-
-    @overload
-    def cache(self, key: str | bytes, *, prefix: bool = False) -> Cache[bytes]: ...
-
-    @overload
-    def cache(
-        self, key: str | bytes, *, prefix: bool = False, decode: Callable[[bytes], _T]
-    ) -> Cache[_T]: ...
-
-    def cache(
-        self, key: str | bytes, *, prefix: bool = False, decode: Callable[[bytes], Any] = bytes
-    ) -> Cache[Any]:
-        """Make a mapping that follows a key, or all keys below a prefix, for an ``async with``.
-
-        It costs one watch, and the memory of the keys. Nothing is sent before it is entered.
-
-        Args:
-            key: The key, or the prefix.
-            prefix: Follow all keys that begin with `key`; with ``""`` all keys.
-            decode: Makes of a value what the mapping has: ``bytes.decode``, ``json.loads``.
-
-        Raises:
-            ValueError: An empty key without `prefix`.
-            TypeError: An argument of the wrong type.
-
-        Example:
-            await client.kv.put("/config/a", "1")
-            async with client.cache("/config/", prefix=True, decode=int) as cache:
-                cache["/config/a"]  # 1
-        """
-        return create(Cache, self._parts, key, prefix=prefix, decode=decode)
+    def _below(self, prefix: bytes) -> Parts:
+        return self.namespace(prefix)._parts

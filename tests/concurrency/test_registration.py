@@ -146,6 +146,53 @@ async def test_it_takes_nothing_back(client: Client) -> None:
             assert second.is_registered
 
 
+async def test_another_value(client: Client) -> None:
+    """It is seen at once, also when it comes back, and not where another one has the key."""
+    registration = client.registration(KEY, "1", ttl=60)
+    with pytest.raises(RuntimeError, match="inside its block"):
+        await registration.update("2")
+    async with registration:
+        before = await there(client)
+        await registration.update("2")
+        second = await there(client)
+        assert before is not None
+        assert second is not None
+        assert (second.text, second.lease, second.version) == ("2", before.lease, 2)
+        assert registration.is_registered
+        await client.kv.delete(KEY)
+        assert (await until_it_is_back(client, second)).text == "2"
+        await until(lambda: registration.is_registered)
+        with pytest.raises(TypeError, match=r"^value must be"):
+            await registration.update(7)  # type: ignore[arg-type]
+        async with client.registration(KEY, "other's", ttl=60):
+            await registration.update("3")
+            third = await there(client)
+            assert third is not None
+            assert third.text == "other's"
+        assert (await until_it_is_back(client, third)).text == "3"
+    with pytest.raises(RuntimeError, match="inside its block"):
+        await registration.update("2")
+    await until_nothing_is_left(client)
+
+
+async def test_another_value_while_it_comes_back(client: Client) -> None:
+    """The last one is what others see in the end, whenever it was given."""
+    async with client.registration(KEY, "0", ttl=60) as registration:
+        for number in range(1, 40):
+            await client.kv.delete(KEY)
+            for _ in range(number % 8):
+                await asyncio.sleep(0)
+            await registration.update(f"{number}")
+            last = None
+
+            async def is_seen(number: int = number) -> bool:
+                nonlocal last
+                last = await there(client)
+                return last is not None and last.text == f"{number}"
+
+            await until(is_seen)
+
+
 async def test_entering_fails(server: EtcdServer) -> None:
     """By cause, and leaves nothing."""
     async with Client("127.0.0.1:1", timeout=0.3) as nobody:

@@ -66,7 +66,7 @@ class Mirror:
         # What has come and was not given: revisions, and their events.
         self._pending: deque[tuple[int, list[Event]]] = deque()
         self._closed = False
-        self._waiting = anyio.CancelScope()
+        self._waiting: anyio.CancelScope | None = None
         self._watch: Watch | None = None
         self._batches: AsyncIterator[Batch] | None = None
         # When all that the store had was known at the latest, where no watch says so.
@@ -108,7 +108,8 @@ class Mirror:
     async def aclose(self) -> None:
         """Follow no more: whoever waits for `next` is given None."""
         self._closed = True
-        self._waiting.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
         if self._watch is not None:
             await self._watch.aclose()
 

@@ -189,7 +189,7 @@ class Turn:
 
         A key in the way that is none of a queue's is not waited for, but given.
         """
-        first = await self._take_place()
+        first = await self.take_place()
         if first is None or first.key == self.key:
             return None
         if not self.is_queued(first):
@@ -204,7 +204,7 @@ class Turn:
             self._lost("its key was deleted while it waited")
         return None
 
-    async def _take_place(self) -> KeyValue | None:
+    async def take_place(self) -> KeyValue | None:
         """Take a place at the end of the queue; give the first of those that are waited for."""
         result = await self._put_own(
             Compare.create_revision(self.key) == 0,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from abc import ABCMeta
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 from weakref import WeakSet
 
 import anyio
-from anyio.lowlevel import checkpoint
 
-from aioetcd._checks import check_callable, check_int
+from aioetcd._checks import check_callable, check_int, check_seconds
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._transport.backoff import PASSING, Backoff
 from aioetcd.concurrency._mirror import Mirror, Step
 from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._upkeep import Upkeep
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import (
     ClientClosedError,
@@ -119,7 +117,7 @@ class _Meta(NoPublicConstructor, ABCMeta):
     """Makes a mapping that has no public constructor."""
 
 
-class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
+class Cache(Upkeep, Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
     """Keys that follow the store, for the time of a block; ``client.cache(...)`` makes it.
 
     It is a mapping of keys (looked up as str or bytes, iterated as bytes) to decoded values, as the
@@ -150,17 +148,12 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
     def __init__(
         self, parts: Parts, key: str | bytes, *, prefix: bool, decode: Callable[[bytes], _T]
     ) -> None:
-        self._parts = parts
         self._mirror = Mirror(parts, key, prefix=prefix)
+        super().__init__(parts, "cache", parts.calls.prefix + self._mirror.key)
         self._decode: Callable[[bytes], _T] = check_callable("decode", decode)
         # What was decoded already.
         self._values: dict[bytes, _T] = {}
         self._readers: WeakSet[CacheChanges[_T]] = WeakSet()
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._error: EtcdError | None = None
-        self._is_read = False
-        self._left = False
 
     def __repr__(self) -> str:
         """Show how much there is, and of when."""
@@ -341,6 +334,44 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
         revision = await self._mirror.store_revision(seconds)
         await self.wait_for(revision, timeout=seconds_left(deadline))
 
+    async def wait_until(
+        self, predicate: Callable[[Self], object], *, timeout: float | None = None
+    ) -> None:
+        """Wait until it shows what is wanted; what holds but for a moment may be missed.
+
+        Args:
+            predicate: Called with the cache, at once and after changes; true ends the waiting.
+            timeout: Seconds to wait at the most; None is without limit.
+
+        Raises:
+            ValueError: `timeout` is not above 0.
+            TypeError: An argument of the wrong type.
+            DeadlineExceededError: It was not so in time.
+            RuntimeError: Outside of the block.
+            EtcdError: The cache is not kept up any more, by cause.
+            Exception: What `predicate` raises.
+
+        Example:
+            async with client.cache("/config/", prefix=True) as cache:
+                await client.kv.put("/config/a", "1")
+                await cache.wait_until(lambda cache: b"/config/a" in cache)
+                len(cache)  # 1
+        """
+        check_callable("predicate", predicate)
+        seconds = check_seconds("timeout", timeout)
+        deadline = deadline_in(seconds)
+        while True:
+            self._check()
+            if predicate(self):
+                return
+            with anyio.move_on_after(seconds_left(deadline)) as timer:
+                await self._changed.wait()
+            if timer.cancelled_caught:
+                raise DeadlineExceededError(
+                    f"the cache of {self._mirror.key!r} did not show what was waited for in time",
+                    timeout=seconds,
+                )
+
     def changes(self) -> CacheChanges[_T]:
         """Give the changes from now on, for an ``async for``; it may be asked for many times.
 
@@ -358,42 +389,7 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
         self._readers.add(changes)
         return changes
 
-    # The block.
-
-    async def __aenter__(self) -> Self:
-        """Read all keys."""
-        if self._task is not None:
-            raise RuntimeError("a cache can be entered once: make another one")
-        transport = self._parts.transport
-        transport.check_usable()
-        self._task = transport.supervisor.spawn(
-            self._follow, f"aioetcd cache of {self._mirror.key!r}"
-        )
-        self._task.add_done_callback(self._ended)
-        try:
-            while not self._is_read:
-                self._check()
-                await self._changed.wait()
-        except BaseException:
-            self._leave()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Follow no more."""
-        self._leave()
-        await checkpoint()
-
-    def _leave(self) -> None:
-        self._left = True
-        if self._task is not None:
-            self._parts.transport.supervisor.stop(self._task)
-        self._pulse()
+    # Keeping it up.
 
     def _check(self) -> None:
         if self._error is not None:
@@ -401,25 +397,19 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
         if self._task is None or self._left:
             raise RuntimeError("a cache is used inside its block: async with client.cache(...)")
 
-    async def _follow(self) -> None:
+    async def _run(self) -> None:
         try:
             while (changed := await self._mirror.next()) is not None:
                 self._take(changed)
         except EtcdError as error:
             self._error = error
-            if self._is_read and not isinstance(error, ClientClosedError):
-                _logger.warning("the cache of %r is kept up no more: %s", self._mirror.key, error)
+            if self._is_ready and not isinstance(error, ClientClosedError):
+                _logger.warning("the %s is kept up no more: %s", self._label, error)
         finally:
             await self._mirror.aclose()
 
-    def _ended(self, task: object) -> None:
-        # A task that is cancelled before its first step never comes to a `finally` of its own.
-        if self._error is None and not self._left:
-            self._error = ClientClosedError("the client is closed")
-        self._pulse()
-
     def _take(self, changed: list[Step]) -> None:
-        self._is_read = True
+        self._is_ready = True
         for step in changed:
             kv = step.new or step.old
             assert kv is not None
@@ -427,10 +417,6 @@ class Cache(Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
             for reader in self._readers:
                 reader._add(kv.key, step)
         self._pulse()
-
-    def _pulse(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
 
     async def _reach(self, revision: int) -> None:
         backoff = Backoff(0.05, 1.0)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import TracebackType
-from typing import Self
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from aioetcd._checks import check_int
-from aioetcd._constructor import NoPublicConstructor
 from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.supervisor import PATIENCE
 from aioetcd.compare import Compare
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._tenure import Tenure
+from aioetcd.concurrency._upkeep import Upkeep
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import ClientClosedError, CompactedError, EtcdError, LeaseLostError
 from aioetcd.keys import encode, encode_key
 from aioetcd.lease import MAX_TTL
@@ -29,7 +26,7 @@ __all__ = ["Registration"]
 _logger: logging.Logger = logging.getLogger("aioetcd.concurrency")
 
 
-class Registration(metaclass=NoPublicConstructor):
+class Registration(Upkeep):
     """A key that is there for the time of an ``async with``; ``client.registration(...)`` makes it.
 
     It hangs on a lease of its own, which is kept alive: when this process is gone, so is the key,
@@ -55,16 +52,13 @@ class Registration(metaclass=NoPublicConstructor):
     """
 
     def __init__(self, parts: Parts, key: str | bytes, value: str | bytes, *, ttl: int) -> None:
-        self._parts = parts
         self._key = encode_key(key)
+        super().__init__(parts, "registration", self._key)
         self._value = encode("value", value)
         self._ttl = check_int("ttl", ttl, 1, MAX_TTL)
         self._tenure: Tenure | None = None
         self._is_registered = False
-        self._was_registered = self._had_it = False
-        self._error: EtcdError | None = None
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._had_it = False
 
     def __repr__(self) -> str:
         """Show the key."""
@@ -75,43 +69,47 @@ class Registration(metaclass=NoPublicConstructor):
         """Whether it is there just now, as far as this client knows."""
         return self._is_registered
 
-    async def __aenter__(self) -> Self:
-        """Register."""
-        if self._task is not None:
-            raise RuntimeError("a registration can be entered once: make another one")
-        transport = self._parts.transport
-        transport.check_usable()
-        self._task = transport.supervisor.spawn(self._run, f"aioetcd registration of {self._key!r}")
-        self._task.add_done_callback(self._ended)
-        try:
-            while not self._was_registered:
-                if self._error is not None:
-                    raise self._error
-                await self._changed.wait()
-        except BaseException:
-            await self._leave()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+    async def update(
+        self, value: str | bytes, *, timeout: float | Default | None = DEFAULT
     ) -> None:
-        """Delete it."""
-        await self._leave()
-        await checkpoint_if_cancelled()
+        """Have others see another value (RPC ``Txn``).
 
-    async def _leave(self) -> None:
-        supervisor = self._parts.transport.supervisor
-        if self._task is not None:
-            supervisor.stop(self._task)
+        Where it is not registered just now, they do as soon as it is again.
+
+        Args:
+            value: What they see.
+            timeout: The call's deadline in seconds, waiting for a connection and retries included;
+                None is none.
+
+        Raises:
+            TypeError: A value that is neither str nor bytes.
+            RuntimeError: Outside of the block.
+            EtcdError: By cause; then they see it when it is registered the next time, or before.
+
+        Example:
+            async with client.registration("/services/a", "starting") as registration:
+                await registration.update("ready")
+                (await client.kv.get("/services/a")).text  # "ready"
+        """
+        encoded = encode("value", value)
+        if not self._is_ready or self._left:
+            raise RuntimeError("a registration is updated inside its block")
+        self._value = encoded
+        if self._is_registered and self._tenure is not None:
+            await self._show(self._tenure.lease_id, timeout)
+
+    async def _show(self, lease_id: int, timeout: float | Default | None) -> None:
+        """Put the value, if the key is ours."""
+        await self._parts.kv.txn(
+            compare=[Compare.lease(self._key) == lease_id],
+            success=[Op.put(self._key, self._value, lease=lease_id)],
+            timeout=timeout,
+        )
+
+    def _let_go(self) -> asyncio.Task[None] | None:
         self._is_registered = False
         tenure, self._tenure = self._tenure, None
-        revocation = None if tenure is None else tenure.end()
-        if tenure is not None and revocation is not None:
-            await supervisor.wait_tidied(revocation, min(PATIENCE, tenure.bound))
+        return None if tenure is None else tenure.end()
 
     async def _run(self) -> None:
         backoff = Backoff(0.1, 5.0)
@@ -120,7 +118,7 @@ class Registration(metaclass=NoPublicConstructor):
             try:
                 why = await self._hold()
             except EtcdError as error:
-                if isinstance(error, ClientClosedError) or not self._was_registered:
+                if isinstance(error, ClientClosedError) or not self._is_ready:
                     self._error = error
                     return
                 _logger.warning("the key %r is not registered: %s", self._key, error)
@@ -129,13 +127,6 @@ class Registration(metaclass=NoPublicConstructor):
             if self._had_it:
                 backoff.reset()
             await anyio.sleep(backoff.next_delay())
-
-    def _ended(self, task: object) -> None:
-        # A task that is cancelled before its first step never comes to a `finally` of its own.
-        self._is_registered = False
-        if self._error is None:
-            self._error = ClientClosedError("the client is closed")
-        self._changed.set()
 
     async def _hold(self) -> EtcdError | None:
         """Register, and give why that is over, where it is by the loss of the lease."""
@@ -165,10 +156,13 @@ class Registration(metaclass=NoPublicConstructor):
 
     async def _keep(self, lease_id: int) -> None:
         """Have the key there, or let another one have it, until it is deleted."""
+        value = self._value
         self._is_registered, seen_at = await self._put(lease_id)
+        if self._is_registered and value is not self._value:  # it was updated meanwhile
+            await self._show(lease_id, DEFAULT)
         if self._is_registered:
-            self._was_registered = self._had_it = True
-            self._changed.set()
+            self._is_ready = self._had_it = True
+            self._pulse()
         watch = self._parts.watcher(self._key, start_revision=seen_at + 1, timeout=None)
         try:
             async with watch:
@@ -182,7 +176,7 @@ class Registration(metaclass=NoPublicConstructor):
 
     async def _put(self, lease_id: int) -> tuple[bool, int]:
         """Register: at first whoever has the key, then where nobody has; give if it is there."""
-        if not self._was_registered:
+        if not self._is_ready:
             put = await self._parts.kv.put(self._key, self._value, lease=lease_id)
             return True, put.header.revision
         look: Op[GetResponse] = Op.get(self._key)
