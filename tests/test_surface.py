@@ -100,7 +100,6 @@ PUBLIC = {
     "HashResponse": "hash header",
     "KV": "batched compact delete delete_many get get_many put put_many scan txn update",
     "Isolation": "READ_COMMITTED REPEATABLE_READS SERIALIZABLE SERIALIZABLE_SNAPSHOT",
-    "KV": "compact delete delete_many get get_many put put_many scan txn update",
     "Job": "__aenter__ ack attempt id is_owner key requeue revision value",
     "JobCounts": "claimed dead delayed waiting",
     "KeepAlive": "__aenter__ __aiter__ __anext__ aclose expires_in",
