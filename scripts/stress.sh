@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Random faults against a cluster of three for some minutes, and every guarantee checked at the end.
 #
-#   scripts/stress.sh MINUTES [SEED]
+#   scripts/stress.sh MINUTES [SEED] [--batched]
 #
 # AIOETCD_TEST_ETCD names the etcd to take; else it is 3.6.16 where go can build it, else 3.5.1, with
 # which the faults that this server itself does not survive are left out. The seed is printed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if (($# < 1 || $# > 2)); then
+if (($# < 1 || $# > 3)); then
     sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi

@@ -36,6 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="have each client of the tests see the keys below a prefix alone",
     )
     parser.addoption(
+        "--batched",
+        action="store_true",
+        help="have the calls of each client of the tests share round trips",
+    )
+    parser.addoption(
         "--write-tables",
         action="store_true",
         help="write what the tests see of this etcd into the documentation's tables (without -n)",
@@ -46,28 +51,33 @@ def pytest_configure(config: pytest.Config) -> None:
     """Use the event loop that was asked for."""
     if config.getoption("--uvloop"):
         config.pluginmanager.register(_Uvloop(), "uvloop")
+    from aioetcd._prefixed import Prefixed
+    from aioetcd.kv._batched import Batched
+
     if config.getoption("--namespaced"):
-        _see_a_prefix_alone()
+        _ask_through(lambda calls: Prefixed(calls, b"/ns\xff"))
+    if config.getoption("--batched"):
+        _ask_through(Batched)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a client below a prefix cannot see."""
-    if config.getoption("--namespaced"):
-        for item in items:
-            if (outside := item.get_closest_marker("outside")) is not None:
-                item.add_marker(pytest.mark.skip(reason=f"outside: {outside.args[0]}"))
+    """Leave out what a client below a prefix cannot see, and what is not so in a batch."""
+    for option, name in (("--namespaced", "outside"), ("--batched", "unbatched")):
+        for item in items if config.getoption(option) else ():
+            if (marker := item.get_closest_marker(name)) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"{name}: {marker.args[0]}"))
 
 
-def _see_a_prefix_alone() -> None:
+def _ask_through(decorate: Callable[[Calls], Calls]) -> None:
+    """Have clients call through something that stands before the transport."""
     from aioetcd import Client, Namespace
-    from aioetcd._prefixed import Prefixed
 
     init = Namespace.__init__
 
-    def below(self: Namespace, shared: Shared, calls: Calls) -> None:
-        init(self, shared, Prefixed(calls, b"/ns\xff") if isinstance(self, Client) else calls)
+    def decorated(self: Namespace, shared: Shared, calls: Calls) -> None:
+        init(self, shared, decorate(calls) if isinstance(self, Client) else calls)
 
-    Namespace.__init__ = below  # type: ignore[method-assign]
+    Namespace.__init__ = decorated  # type: ignore[method-assign]
 
 
 class _Uvloop:

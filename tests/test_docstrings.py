@@ -8,6 +8,7 @@ states are written and checked as those of the README.
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 import textwrap
@@ -113,7 +114,7 @@ def compile_example(
     (function,) = module.body
     assert isinstance(function, ast.AsyncFunctionDef)
     function.body = Checks(set(example.claims)).visit(ast.parse(example.source)).body
-    namespace: dict[str, Any] = EXPORTED | {"check": check}
+    namespace: dict[str, Any] = EXPORTED | {"asyncio": asyncio, "check": check}
     exec(compile(ast.fix_missing_locations(module), f"<{name}>", "exec"), namespace)
     body: Callable[..., Awaitable[None]] = namespace["example"]
     return lambda client: body(client, client.kv)

@@ -83,6 +83,7 @@ async def test_k2_a_server_that_is_killed_again_and_again(
         assert unknown > 0, "it was never killed while a put was on its way"
 
 
+@pytest.mark.unbatched("what the checkers know of a write is one revision, of its own")
 @pytest.mark.fault("K4")
 async def test_k4_the_leader_stands_still() -> None:
     """Writes on their way to it end in doubt, may come late, and never come twice."""
@@ -230,6 +231,7 @@ async def test_k8_no_quorum_for_a_while() -> None:
         assert (await client.kv.get("k")).value == b"x"
 
 
+@pytest.mark.unbatched("what the checkers know of a write is one revision, of its own")
 @pytest.mark.fault("K9")
 async def test_k9_the_leader_moves_again_and_again() -> None:
     """Sixteen writers hardly notice, and no write comes twice."""

@@ -95,7 +95,7 @@ Checker = Callable[[Path], list[Error]]
 
 def in_function(*parameters: str, names: set[str]) -> str:
     """Give what stands above the body of an example."""
-    imports = f"from aioetcd import {', '.join(sorted(names))}"
+    imports = f"import asyncio; from aioetcd import {', '.join(sorted(names))}"
     return f"{imports}\nasync def example({', '.join(parameters)}) -> None:\n"
 
 

@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for tier in TIERS:
         config.addinivalue_line("markers", f"{tier}: a tier of the suite, see tests/tiers.py")
     config.addinivalue_line("markers", "outside(reason): somebody writes who knows no prefix")
+    config.addinivalue_line("markers", "unbatched(reason): it is not so where calls go together")
 
 
 def pytest_xdist_auto_num_workers() -> int:

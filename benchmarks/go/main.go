@@ -3,6 +3,7 @@
 //	go scan ENDPOINT PREFIX PAGE        reads all keys of a prefix by pages; prints keys and seconds
 //	go play ENDPOINT TTL session|each   locks as benchmarks/players.py does, all on one session, or each
 //	                                    on one of its own
+//	go work ENDPOINT                    works as benchmarks/workers.py does
 package main
 
 import (
@@ -16,8 +17,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 5 {
-		fail(fmt.Errorf("usage: scan ENDPOINT PREFIX PAGE, or play ENDPOINT TTL session|each"))
+	if arguments := map[string]int{"scan": 5, "play": 5, "work": 3}; len(os.Args) < 2 || len(os.Args) != arguments[os.Args[1]] {
+		fail(fmt.Errorf("usage: scan ENDPOINT PREFIX PAGE, play ENDPOINT TTL session|each, or work ENDPOINT"))
 	}
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{os.Args[2]}})
 	fail(err)
@@ -36,6 +37,8 @@ func main() {
 		ttl, err := strconv.Atoi(os.Args[3])
 		fail(err)
 		play(client, ttl, os.Args[4] == "each")
+	case "work":
+		fail(work(client))
 	}
 }
 

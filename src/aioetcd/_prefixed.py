@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from aioetcd._proto import kv_pb2, rpc_pb2
 from aioetcd._transport.calls import Answers, Calls
 from aioetcd._transport.methods import Method, Request, Response
+from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.keys import range_below
@@ -42,6 +43,7 @@ class Prefixed:
 
     def __init__(self, calls: Calls, prefix: bytes) -> None:
         self._calls = calls
+        self.spawn: Spawn = calls.spawn
         self._prefix = prefix
 
     @property

@@ -1,6 +1,6 @@
 """A long run of random faults against a cluster of three, with everything checked at the end.
 
-    python -m tests.stress.run MINUTES [SEED]
+    python -m tests.stress.run MINUTES [SEED] [--batched]
 
 The cluster speaks TLS and wants a user, whose tokens are over after some seconds.
 
@@ -121,8 +121,10 @@ PARTIES: dict[str, dict[Actor, int]] = {
 class Stress:
     """One run."""
 
-    def __init__(self, seconds: float, seed: int, token_key: Path) -> None:
-        self.run = Run(seed)
+    def __init__(
+        self, seconds: float, seed: int, token_key: Path, *, is_batched: bool = False
+    ) -> None:
+        self.run = Run(seed, is_batched=is_batched)
         # Signed ones: others live on for as long as they are used.
         token_key.write_bytes(random.Random(seed).randbytes(32))
         signing = f"priv-key={token_key},sign-method=HS256,ttl={TOKEN_TTL}s"
@@ -413,9 +415,9 @@ def _told(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count)
 
 
-def main(minutes: float, seed: int, token_key: Path) -> int:
+def main(minutes: float, seed: int, token_key: Path, *, is_batched: bool) -> int:
     """Run, report, and give the exit code."""
-    stress = Stress(minutes * 60, seed, token_key)
+    stress = Stress(minutes * 60, seed, token_key, is_batched=is_batched)
     stress.log.listen()
     member = stress.cluster.members[0]
     name = (
@@ -445,7 +447,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("minutes", type=float)
     parser.add_argument("seed", type=int, nargs="?", default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--batched", action="store_true", help="let calls share round trips")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        code = main(arguments.minutes, arguments.seed, Path(folder) / "token.key")
+        code = main(
+            arguments.minutes,
+            arguments.seed,
+            Path(folder) / "token.key",
+            is_batched=arguments.batched,
+        )
     sys.exit(code)

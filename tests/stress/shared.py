@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 
 from aioetcd import Client, ClientClosedError, ClientStats, EtcdError, EventType
+from aioetcd.kv import KV
 from aioetcd.testing.checkers import Violation
 from aioetcd.testing.history import Recorder
 
@@ -119,6 +121,8 @@ class Run:
     Attributes:
         recorder: The history.
         seed: Decides what the actors do, but not when.
+        is_batched: Whether calls that are made at the same time share round trips.
+        batched: The views of the clients that do so.
         lateness: How late the event loop was.
         stopping: Set when no actor shall begin anything new.
         settled: Set when all is well again, and what is open then must have everything.
@@ -132,9 +136,11 @@ class Run:
         shares: What some held at a time.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_batched: bool) -> None:
         self.recorder = Recorder()
         self.seed = seed
+        self.is_batched = is_batched
+        self.batched: WeakKeyDictionary[Client, KV] = WeakKeyDictionary()
         self.lateness = Lateness()
         self.stopping = False
         self.settled = False

@@ -16,8 +16,13 @@ PREFIX, PREFIX_END = b"k/", b"k0"
 
 
 def recorded(run: Run, client: Client, name: str) -> KV:
-    """Give a client's calls as they are written down."""
-    return RecordedClient(client, run.recorder, name).kv
+    """Give a client's calls as they are written down: batched, as the txns that they become."""
+    if not run.is_batched:
+        return RecordedClient(client, run.recorder, name).kv
+    if (kv := run.batched.get(client)) is None:
+        name = name.partition(".")[0]
+        kv = run.batched[client] = RecordedClient(client, run.recorder, name).kv.batched()
+    return kv
 
 
 async def put(run: Run, client: Client, name: str, key: bytes, lease: int | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from aioetcd._transport.methods import Method, Request, Response
+from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
 
@@ -54,6 +55,11 @@ class Calls(Protocol):
         self, method: Method[Request, Response], request: Request, timeout: float
     ) -> Response:
         """Call one in order to tidy up; see `Transport.last_unary`."""
+        ...
+
+    @property
+    def spawn(self) -> Spawn:
+        """Runs something in the background; see `Supervisor.spawn`."""
         ...
 
     def download(

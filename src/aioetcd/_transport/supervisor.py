@@ -18,7 +18,7 @@ import types
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -96,6 +96,10 @@ class Tidying:
             else:
                 return
         self._give_up(why)
+
+
+Spawn: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, None]], str], asyncio.Task[None]]
+"""Runs a job, which has a name, in the background until it ends or its client does."""
 
 
 class Supervisor:

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from aioetcd._transport.connection import Metadata
+from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.user import User
 from aioetcd.errors import (
     AuthNotEnabledError,
@@ -52,7 +53,7 @@ class Tokens:
         user: User | None,
         *,
         authenticate: Callable[[User], Coroutine[Any, Any, str]],
-        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]], str], asyncio.Task[None]],
+        spawn: Spawn,
     ) -> None:
         self.user: User | None = user
         self.generation: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from aioetcd import _decode
 from aioetcd._checks import check_callable, check_flag, check_int, check_lease
-from aioetcd._constructor import NoPublicConstructor
+from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import (
@@ -32,6 +32,7 @@ from aioetcd.errors import (
     PartialWriteError,
 )
 from aioetcd.keys import encode_key
+from aioetcd.kv._batched import Batched
 from aioetcd.kv._many import batches, encoded, in_few_tasks
 from aioetcd.kv._scan import Scan
 from aioetcd.kv._update import Updating
@@ -79,6 +80,29 @@ class KV(metaclass=NoPublicConstructor):
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self._lacking: set[Method[Any, Any]] = set()
+
+    def batched(self) -> KV:
+        """Give the same methods, whose concurrent calls share round trips (RPC ``Txn``).
+
+        A `get`, `put` or `delete` of a single key goes at once while nothing is out. Those that
+        come meanwhile go together as soon as that is back: a lone caller waits no longer than with
+        `KV` itself, and hundreds at a time cost a fraction. Each has its own answer, error,
+        deadline and cancellation, as if it had gone alone. What is otherwise:
+
+        - Writes that travel together share one revision; a watch gives them in one batch.
+        - Of a key, one write is under way at a time, in the order of the calls.
+        - When the answer to a txn is lost, all writes in it may have been applied, and say so.
+
+        Serializable reads, those of a revision or of a range, txns and all other calls go alone.
+        Keep the view and share it: calls travel together with those of the same view.
+
+        Example:
+            batched = kv.batched()
+            puts = [batched.put(f"/jobs/{number}", "ready") for number in range(100)]
+            await asyncio.gather(*puts)
+            (await kv.get("/jobs/", prefix=True, count_only=True)).count  # 100
+        """
+        return create(KV, Batched(self._calls))
 
     async def get(
         self,
@@ -531,20 +555,8 @@ class KV(metaclass=NoPublicConstructor):
             raise TypeError(f"change must be a function, not {type(change).__name__}")
         none = "leave it where it is"
         lease_id = None if lease is None else check_lease("lease", lease, none=none)
-
-        async def get(seconds: float | None) -> KeyValue | None:
-            return (await self.get(name, timeout=seconds)).kv
-
-        async def txn(
-            holds: Compare, then: AnyOp, otherwise: AnyOp, seconds: float | None
-        ) -> TxnResponse:
-            return await self.txn(
-                compare=[holds], success=[then], failure=[otherwise], timeout=seconds
-            )
-
-        seconds = self._calls.resolve_timeout(timeout)
-        updating = Updating(get, txn, key=name, change=change, lease=lease_id)
-        return await updating.run(deadline_in(seconds))
+        updating = Updating(self.get, self.txn, key=name, change=change, lease=lease_id)
+        return await updating.run(deadline_in(self._calls.resolve_timeout(timeout)))
 
     async def compact(
         self,

@@ -16,7 +16,7 @@ _R = TypeVar("_R")
 
 # The server's defaults allow 128 operations and 1.5 MiB.
 TXN_OPS = 128
-_TXN_BYTES = 2**20
+TXN_BYTES = 2**20
 # So many txns are under way at a time.
 _AT_A_TIME = 8
 
@@ -42,7 +42,7 @@ def batches(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[
     size = 0
     for item in items:
         added = size_of(item)
-        if batch and (len(batch) == TXN_OPS or size + added > _TXN_BYTES):
+        if batch and (len(batch) == TXN_OPS or size + added > TXN_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(item)

@@ -74,8 +74,8 @@ class Updating:
     """Changes a key until a change holds.
 
     Args:
-        get: Reads the key, within so many seconds.
-        txn: Makes a txn of a comparison, what to do, and what to do else.
+        get: Reads the key, as `KV.get`.
+        txn: Compares and writes it, as `KV.txn`.
         key: The key.
         change: Makes of what is there what is to be there.
         lease: What to attach it to; None leaves it where it is.
@@ -83,8 +83,8 @@ class Updating:
 
     def __init__(
         self,
-        get: Callable[[float | None], Awaitable[KeyValue | None]],
-        txn: Callable[[Compare, AnyOp, AnyOp, float | None], Awaitable[TxnResponse]],
+        get: Callable[..., Awaitable[GetResponse]],
+        txn: Callable[..., Awaitable[TxnResponse]],
         *,
         key: bytes,
         change: Callable[[KeyValue | None], str | bytes | None],
@@ -99,7 +99,7 @@ class Updating:
     async def run(self, deadline: float | None) -> KeyValue | None:
         """Give what the key is in the end."""
         backoff = Backoff(0.002, 0.2)
-        now = await self._get(seconds_left(deadline))
+        now = await self._read(deadline)
         while True:
             changed = self._change(now)
             value = None if changed is None else encode("the value of change", changed)
@@ -124,13 +124,16 @@ class Updating:
         look: Op[GetResponse] = Op.get(self._key)
         while True:
             try:
-                result = await self._txn(
+                holds = (
                     Compare.missing(self._key)
                     if attempt.seen is None
-                    else Compare.unchanged(attempt.seen),
-                    self._operation(attempt),
-                    look,
-                    seconds_left(deadline),
+                    else Compare.unchanged(attempt.seen)
+                )
+                result = await self._txn(
+                    compare=[holds],
+                    success=[self._operation(attempt)],
+                    failure=[look],
+                    timeout=seconds_left(deadline),
                 )
                 if result.succeeded:
                     return True, self._made(attempt, result)
@@ -142,7 +145,7 @@ class Updating:
                     raise
                 doubt = error
                 try:
-                    now = await self._get(seconds_left(deadline))
+                    now = await self._read(deadline)
                 except EtcdError:
                     raise doubt from None
             if doubt is None:
@@ -156,6 +159,9 @@ class Updating:
             if deadline is not None and monotonic() + delay >= deadline:
                 raise doubt
             await anyio.sleep(delay)
+
+    async def _read(self, deadline: float | None) -> KeyValue | None:
+        return (await self._get(self._key, timeout=seconds_left(deadline))).kv
 
     def _operation(self, attempt: Attempt) -> AnyOp:
         if attempt.value is None:

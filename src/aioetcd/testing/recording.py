@@ -118,6 +118,7 @@ class _Recorded:
         self._name = name
         self.prefix = calls.prefix
         self.resolve_timeout = calls.resolve_timeout
+        self.spawn = calls.spawn
         self.download = calls.download
 
     async def unary(
