@@ -387,6 +387,28 @@ CANCELS: dict[str, Cancel] = {
 }
 
 
+async def test_a_scope_of_its_caller_has_its_own_cancellation(
+    client: Client, rng: random.Random
+) -> None:
+    """At whatever moment its time is over, the block ends, and whoever is around goes on."""
+    ended = 0
+
+    async def move(tx: Transaction) -> None:
+        tx.put("a", str(int(await tx.get("a") or 0) + 1))
+
+    async def run() -> None:
+        nonlocal ended
+        for _ in range(40):
+            with anyio.move_on_after(rng.uniform(0, 0.01)):
+                await client.stm(move, receipt="receipt")
+        ended += 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(run)
+    assert ended == 5
+
+
 @pytest.mark.fault("X5")
 @pytest.mark.parametrize("how", CANCELS)
 @pytest.mark.parametrize("receipt", [None, "receipt"])

@@ -41,6 +41,12 @@ TRAFFIC = (
     "caches compared with the store",
     "registrations",
     "updates",
+    "transfers",
+    "sums",
+    "additions",
+    "items",
+    "jobs handed out",
+    "stints",
     "users of clients that ended",
     "tokens that were over",
 )

@@ -82,7 +82,9 @@ class Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one."""
-        if record.levelno >= logging.ERROR:
+        if "nobody has waited for it" in record.msg or "taken for nobody" in record.msg:
+            self._run.counts["items given up"] += 1
+        elif record.levelno >= logging.ERROR:
             text = logging.Formatter().format(record)
             print(text, file=sys.stderr)
             self._run.violations.append(Violation("logged", text))

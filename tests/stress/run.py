@@ -78,6 +78,16 @@ from tests.stress.recipes import (
     updater,
 )
 from tests.stress.shared import Actor, Party, Run, Stopwatch
+from tests.stress.sharing import (
+    banker,
+    check_sharing,
+    counting,
+    employee,
+    employer,
+    open_accounts,
+    sharder,
+    trader,
+)
 from tests.stress.together import juggler, sharer
 from tests.stress.traffic import KEYS, PREFIX, delete, put, reader, writer
 from tests.stress.watching import watcher
@@ -114,6 +124,17 @@ PARTIES: dict[str, dict[Actor, int]] = {
     **{f"client{number}": {writer: 4, reader: 2, watcher: 3, holder: 3} for number in range(4)},
     **{f"locker{number}": {locker: 2, sharer: 1, juggler: 1, hasty: 2} for number in range(2)},
     **{f"locker{number}": {guest: 4, follower: 2, registrant: 2, updater: 2} for number in (2, 3)},
+    **{
+        f"locker{number}": {
+            banker: 2,
+            counting: 2,
+            trader: 3,
+            employer: 2,
+            employee: 2,
+            sharder: 2,
+        }
+        for number in (4, 5)
+    },
 }
 """The clients, what each does, and how often at a time."""
 
@@ -159,6 +180,7 @@ class Stress:
             self.parties = [Party(name, partial(self._client, name)) for name in PARTIES]
             async with self._control() as control:
                 await self._write(control)
+                await open_accounts(control)
             await self.observer.wait_for(self.run.revision, timeout=10)
             before = await resources(self.cluster)
             self.lateness.most = 0
@@ -355,6 +377,7 @@ class Stress:
         writers = [hold for hold in in_time.of(LockHold) if hold.name == WRITTEN]
         self.violations += check_shares(shares, writers)
         await check_updates(self.run, control)
+        await check_sharing(self.run, control)
         calls = [op for op in recorder.of(Operation) if not op.client.startswith("control")]
         self.violations += check_deadlines(calls, TIMEOUT, self.lateness.between)
         found, excused = excuse_missing(found, recorder.of(Delivery))

@@ -134,6 +134,11 @@ class Run:
         revision: The greatest revision that anybody was told.
         owners: Whose a lease is, or was, for the report of one that is left behind.
         shares: What some held at a time.
+        traded: What was put into a queue, and whether that is certain.
+        taken: What was taken out of it.
+        jobs: Those that were put, by their values.
+        done: How often each was acknowledged.
+        perhaps_done: How often each may have been.
     """
 
     def __init__(self, seed: int, *, is_batched: bool) -> None:
@@ -153,6 +158,11 @@ class Run:
         self.revision = 1
         self.owners: dict[int, str] = {}
         self.shares: list[Share] = []
+        self.traded: dict[bytes, str] = {}
+        self.taken: Counter[bytes] = Counter()
+        self.jobs: set[bytes] = set()
+        self.done: Counter[bytes] = Counter()
+        self.perhaps_done: Counter[bytes] = Counter()
         self._values = 0
         self._inside: dict[object, tuple[str, Client]] = {}
 

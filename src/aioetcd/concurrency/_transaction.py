@@ -15,12 +15,14 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import anyio
+
 from aioetcd._checks import check_lease
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd.concurrency._commit import Commit, Receipt, Write
 from aioetcd.concurrency._parts import Parts
 from aioetcd.config.timeouts import seconds_left
-from aioetcd.errors import CompactedError, FutureRevisionError
+from aioetcd.errors import CompactedError, EtcdError, FutureRevisionError
 from aioetcd.keys import encode, encode_key
 from aioetcd.ops import Op
 from aioetcd.types.leases import LeaseLike
@@ -287,17 +289,22 @@ class Transaction(metaclass=NoPublicConstructor):
             return
 
         # Not in one txn: etcd before 3.5.7 dies of one that only reads, and is cancelled.
-        found, receipt = await asyncio.gather(
-            self._ask(keys, None, serializable=serializable),
-            self._ask([self._receipt_key], None, serializable=False),  # not an old one
-            return_exceptions=True,  # so that none is left behind
-        )
-        if isinstance(found, BaseException):
-            raise found
-        if isinstance(receipt, BaseException):
-            raise receipt
-        self._receipt = receipt.kvs[self._receipt_key]
-        self._saw(found)
+        found: list[Read | EtcdError] = []
+        receipts: list[Read | EtcdError] = []
+
+        async def ask(answers: list[Read | EtcdError], keys: Sequence[bytes], old: bool) -> None:
+            try:
+                answers.append(await self._ask(keys, None, serializable=old))
+            except EtcdError as error:
+                answers.append(error)
+
+        # Tasks of anyio's: they know of the scopes that may cancel whoever waits for them.
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, found, keys, serializable)
+            group.start_soon(ask, receipts, [self._receipt_key], False)
+        read = _given(*found)
+        self._receipt = _given(*receipts).kvs[self._receipt_key]
+        self._saw(read)
 
     async def _ask(
         self, keys: Sequence[bytes], revision: int | None, *, serializable: bool
@@ -334,3 +341,9 @@ class Transaction(metaclass=NoPublicConstructor):
             known=self._known,
             receipt=receipt,
         )
+
+
+def _given(answer: Read | EtcdError) -> Read:
+    if isinstance(answer, EtcdError):
+        raise answer
+    return answer
