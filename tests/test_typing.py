@@ -95,7 +95,7 @@ Checker = Callable[[Path], list[Error]]
 
 def in_function(*parameters: str, names: set[str]) -> str:
     """Give what stands above the body of an example."""
-    imports = f"import asyncio; from aioetcd import {', '.join(sorted(names))}"
+    imports = f"from aioetcd import {', '.join(sorted(names))}"
     return f"{imports}\nasync def example({', '.join(parameters)}) -> None:\n"
 
 
@@ -108,7 +108,8 @@ def of_help(example: Example) -> str:
     """Give an example of a docstring as a file: it has all that is exported."""
     named = {node.id for node in ast.walk(ast.parse(example.source)) if isinstance(node, ast.Name)}
     names = {"Client", "KV"} | (named & EXPORTED.keys())
-    return written_out(example, in_function("client: Client", "kv: KV", names=names))
+    head = in_function("client: Client", "kv: KV", names=names)
+    return written_out(example, f"import asyncio; {head}" if "asyncio" in named else head)
 
 
 def written_out(example: Example, head: str) -> str:

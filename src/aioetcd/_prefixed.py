@@ -51,6 +51,11 @@ class Prefixed:
         """What stands before each key, at the server."""
         return self._calls.prefix + self._prefix
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to use, as far as is known."""
+        return self._calls.is_connected
+
     def resolve_timeout(self, timeout: float | Default | None) -> float | None:
         """Give the deadline in seconds that a call's ``timeout`` means."""
         return self._calls.resolve_timeout(timeout)

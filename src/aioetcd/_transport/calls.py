@@ -58,6 +58,11 @@ class Calls(Protocol):
         ...
 
     @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to use, as far as is known."""
+        ...
+
+    @property
     def spawn(self) -> Spawn:
         """Runs something in the background; see `Supervisor.spawn`."""
         ...

@@ -249,6 +249,11 @@ class Transport:
         request = rpc_pb2.MemberListRequest(linearizable=True)
         return (await self.unary(MEMBER_LIST, request, timeout)).members
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to use, as far as is known."""
+        return self.picker.in_use() is not None
+
     async def wait_connected(self) -> float | None:
         """Wait until there is a server to ask, so that whoever gives up has asked nobody.
 

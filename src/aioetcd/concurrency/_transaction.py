@@ -15,10 +15,9 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import anyio
-
 from aioetcd._checks import check_lease
 from aioetcd._constructor import NoPublicConstructor
+from aioetcd._transport.group import Group
 from aioetcd.concurrency._commit import Commit, Receipt, Write
 from aioetcd.concurrency._parts import Parts
 from aioetcd.config.timeouts import seconds_left
@@ -299,9 +298,9 @@ class Transaction(metaclass=NoPublicConstructor):
                 answers.append(error)
 
         # Tasks of anyio's: they know of the scopes that may cancel whoever waits for them.
-        async with anyio.create_task_group() as group:
-            group.start_soon(ask, found, keys, serializable)
-            group.start_soon(ask, receipts, [self._receipt_key], False)
+        async with Group() as group:
+            group.start(ask(found, keys, serializable), "aioetcd read of a transaction")
+            group.start(ask(receipts, [self._receipt_key], False), "aioetcd read of a receipt")
         read = _given(*found)
         self._receipt = _given(*receipts).kvs[self._receipt_key]
         self._saw(read)

@@ -121,6 +121,10 @@ class _Recorded:
         self.spawn = calls.spawn
         self.download = calls.download
 
+    @property
+    def is_connected(self) -> bool:
+        return self._calls.is_connected
+
     async def unary(
         self, method: Method[Any, Any], message: Any, timeout: float | Default | None
     ) -> Any:
