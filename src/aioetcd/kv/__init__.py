@@ -90,8 +90,8 @@ class KV(metaclass=NoPublicConstructor):
         deadline and cancellation, as if it had gone alone. What is otherwise:
 
         - Writes that travel together share one revision; a watch gives them in one batch.
-        - Of a key, one write is under way at a time, in the order of the calls, until its caller gives
-          up: it may then be applied after the next.
+        - Of a key, one write is under way at a time, in the order of the calls; but what its caller
+          gave up may be applied after the next one.
         - When the answer to a txn is lost, all writes in it may have been applied, and say so.
 
         Serializable reads, those of a revision or of a range, txns and all other calls go alone.
