@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from copy import copy
 from typing import Self, TypeVar
 
 import anyio
@@ -111,7 +110,7 @@ class Leadership(Queued):
         if not result.succeeded:
             if not self._left:
                 self._lost("its key was deleted", None)
-            raise copy(self._guard.error or self._loss("its key was deleted"))
+            raise self._guard.error or self._loss("its key was deleted")
 
     async def resign(self) -> None:
         """Let the next one lead, where it was won without a block; again, it does nothing.
