@@ -211,8 +211,11 @@ async def test_another_value_while_it_comes_back(client: Client) -> None:
             await until(is_seen)
 
 
-async def test_an_update_that_arrives_late(client: Client, server: EtcdServer) -> None:
+async def test_an_update_that_arrives_late(
+    client: Client, server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """One that was given up, and is carried out after a later one, does not stay."""
+    caplog.set_level("INFO", "aioetcd.concurrency")
 
     async def comes_late(value: str) -> None:
         found = await there(client)
@@ -239,6 +242,7 @@ async def test_an_update_that_arrives_late(client: Client, server: EtcdServer) -
         await proxy.accept()
         await until(is_latest)
         await until(lambda: registration.is_registered)
+        assert "is registered again" not in caplog.text  # it was there all the time
 
 
 @pytest.mark.outside("permissions are for keys of the whole store")
