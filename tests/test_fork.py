@@ -227,6 +227,45 @@ async def test_z7_while_open(
     assert (await client.kv.get("child")).kv is None
 
 
+FOLLOWING = """
+async def open_all():
+    global client, cache
+    client = Client(ENDPOINT)
+    cache = client.cache("k")
+    await cache.__aenter__()
+    await client.kv.put("k", "v")
+    await cache.sync()
+
+loop = new_loop()
+loop.run_until_complete(open_all())
+pid = os.fork()
+if pid == 0:
+    before = cache.stale_for
+    time.sleep(0.01)
+    say(cache["k"].decode(), cache.is_connected, 0 <= before < before + 0.01 <= cache.stale_for)
+    for use in (lambda: cache.wait_for(1), cache.sync):
+        try:
+            run(use())
+        except aioetcd.ClientClosedError as error:
+            say(error)
+    os._exit(7)
+say("exit", wait_for(pid))
+loop.run_until_complete(cache.sync())
+say(cache.is_connected, cache.stale_for)
+loop.run_until_complete(client.aclose())
+loop.close()
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_z7_what_follows_the_store(server: EtcdServer, loop: str) -> None:
+    """A cache says in the child that it does so no more."""
+    ended = fork(FOLLOWING, server, loop=loop)
+    assert (ended.code, ended.err) == (0, "")
+    why = "the client is closed: it was opened by the parent process: open one in this process"
+    assert ended.out == ["v False True", why, why, "exit 7", "True None"]
+
+
 AT_ONCE = """
 loop = new_loop()
 for _ in range(15):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import anyio
 import pytest
 
-from aioetcd import Client, Leadership, Lock, Op, Session
+from aioetcd import Client, EtcdError, Leadership, Lock, Op, Session
 from tests.waiting import lateness, until
 
 NAME = "/locks/nightly"
@@ -89,6 +89,34 @@ async def soon(condition: Callable[[], Awaitable[bool]], *, within: float = 1.0)
         await until(condition)
         took = monotonic() - began
     assert took < within + late.seconds
+
+
+async def cancel_after(
+    delay: float, work: Callable[[], Coroutine[Any, Any, object]], *, native: bool
+) -> None:
+    """Cancel what runs after a delay, natively or by a scope; it may have ended well before."""
+    if native:
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(delay)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.exception() is None
+    else:
+        with anyio.move_on_after(delay):
+            await work()
+
+
+async def check_told_anew(use: Callable[[], Awaitable[object]]) -> None:
+    """Each time it raises an error of its own: the traceback of one would grow for ever."""
+    told: list[EtcdError] = []
+    for _ in range(2):
+        with pytest.raises(EtcdError) as caught:
+            await use()
+        told.append(caught.value)
+    first, second = told
+    assert first is not second
+    assert (type(first), str(first)) == (type(second), str(second))
+    assert first.__cause__ is second.__cause__
 
 
 async def check_is_as_before() -> None:

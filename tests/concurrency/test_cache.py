@@ -7,10 +7,12 @@ import json
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from aioetcd import (
@@ -27,6 +29,7 @@ from aioetcd import (
     PermissionType,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.concurrency.locks import cancel_after, check_told_anew
 from tests.waiting import until
 
 PREFIX = "/config/"
@@ -101,8 +104,10 @@ async def test_a_mapping(client: Client) -> None:
         assert cache["/config/c"] == [3]
     assert cache["/config/c"] == [3]
     assert not cache.is_connected
+    calls = client.stats().calls
     with pytest.raises(RuntimeError, match="inside its block"):
         await cache.sync()
+    assert client.stats().calls == calls
     with pytest.raises(RuntimeError, match="inside its block"):
         cache.changes()
     with pytest.raises(RuntimeError, match="entered once"):
@@ -312,12 +317,15 @@ async def test_a_permission_that_is_taken(caplog: pytest.LogCaptureFixture) -> N
             client.cache(PREFIX, prefix=True) as cache,
         ):
             changes = cache.changes()
+            await root.auth.grant_permission("app", PermissionType.READ, PREFIX)
             await root.auth.revoke_permission("app", PREFIX, prefix=True)
+            await cache.sync()  # which has nothing counted
             proxy.cut()
             with anyio.fail_after(10), pytest.raises(PermissionDeniedError):
                 await anext(changes)
             with pytest.raises(PermissionDeniedError):
                 await cache.wait_for(10**9)
+            await check_told_anew(cache.sync)
             assert "is kept up no more" in caplog.text
             assert cache.stale_for is not None
 
@@ -359,6 +367,19 @@ async def test_below_a_prefix(client: Client) -> None:
         await client.kv.put("/tenant-7/config/c", "2")
         await cache.sync()
         assert dict(cache) == {b"/config/a": b"1", b"/config/c": b"2"}
+    async with tenant.cache("", prefix=True) as cache:
+        await tenant.kv.put("d", "3")
+        await cache.sync()
+        assert [*cache] == [b"/config/a", b"/config/c", b"d"]
+
+
+async def test_in_another_event_loop(client: Client) -> None:
+    """Nobody is told there of what is missing."""
+    async with client.cache(PREFIX, prefix=True) as cache:
+        for use in (partial(cache.wait_for, 1), cache.sync):
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await anyio.to_thread.run_sync(asyncio.run, use())
+        await cache.sync()
 
 
 async def test_many_readers_share_one_watch(client: Client) -> None:
@@ -388,16 +409,7 @@ async def test_cancelled_while_entering(client: Client, rng: random.Random, nati
             assert len(cache) == 500
 
     for _ in range(30):
-        delay = rng.uniform(0, 0.02)
-        if native:
-            task = asyncio.ensure_future(enter())
-            await asyncio.sleep(delay)
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled() or task.exception() is None
-        else:
-            with anyio.move_on_after(delay):
-                await enter()
+        await cancel_after(rng.uniform(0, 0.02), enter, native=native)
     await until(lambda: client.stats().watches == 0)
     await enter()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import AsyncExitStack
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from aioetcd import BarrierLostError, Client
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.concurrency.locks import queue, soon, wait_for_queue, watches_created
+from tests.concurrency.locks import cancel_after, queue, soon, wait_for_queue, watches_created
 from tests.concurrency.test_barrier import compact
 from tests.concurrency.test_double_barrier import NAME, Rooms, parties
 from tests.concurrency.test_election import until_nothing_is_left
@@ -173,16 +174,7 @@ async def test_z1_cancelled_at_any_moment(client: Client, rng: random.Random, na
 
     async def cancel(name: str) -> None:
         for _ in range(30):
-            delay = took * rng.uniform(0, 2)
-            if native:
-                task = asyncio.ensure_future(one(name))
-                await asyncio.sleep(delay)
-                task.cancel()
-                await asyncio.wait([task])
-                assert task.cancelled() or task.exception() is None
-            else:
-                with anyio.move_on_after(delay):
-                    await one(name)
+            await cancel_after(took * rng.uniform(0, 2), partial(one, name), native=native)
 
     names = [f"{NAME}-{number // 2}" for number in range(10)]
     began = monotonic()

@@ -26,7 +26,7 @@ from aioetcd import (
     Op,
 )
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
-from tests.concurrency.locks import is_owner
+from tests.concurrency.locks import cancel_after, is_owner
 from tests.waiting import lateness, until
 
 NAME = "/jobs"
@@ -580,16 +580,7 @@ async def test_x5_cancelled_at_random(client: Client, rng: random.Random, native
             await leadership.proclaim("b")
 
     for _ in range(40):
-        delay = rng.uniform(0, 0.03)
-        if native:
-            task = asyncio.ensure_future(lead())
-            await asyncio.sleep(delay)
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled() or task.exception() is None
-        else:
-            with anyio.move_on_after(delay):
-                await lead()
+        await cancel_after(rng.uniform(0, 0.03), lead, native=native)
     assert led > 0
     await election.run(lambda leadership: leadership.proclaim("last"))
     await until_nothing_is_left(client)

@@ -6,11 +6,19 @@ import asyncio
 import random
 from typing import Any
 
-import anyio
 import pytest
 
-from aioetcd import Client, ClientClosedError, KeyValue, NoEndpointError, Registration
+from aioetcd import (
+    Client,
+    ClientClosedError,
+    KeyValue,
+    NoEndpointError,
+    PermissionDeniedError,
+    PermissionType,
+    Registration,
+)
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.concurrency.locks import cancel_after
 from tests.concurrency.test_election import until_nothing_is_left
 from tests.waiting import until
 
@@ -52,8 +60,9 @@ async def test_it_is_there_for_the_block(client: Client) -> None:
         await registration.__aenter__()
 
 
-async def test_it_comes_back(client: Client) -> None:
+async def test_it_comes_back(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     """When its lease is revoked, and when its key is deleted; the block goes on."""
+    caplog.set_level("INFO", "aioetcd.concurrency")
     async with client.registration(KEY, "v", ttl=60) as registration:
         first = await there(client)
         assert first is not None
@@ -61,7 +70,11 @@ async def test_it_comes_back(client: Client) -> None:
         await client.lease.revoke(first.lease)
         second = await until_it_is_back(client, first)
         assert second.lease != first.lease
-        await until(lambda: registration.is_registered)
+        await until(lambda: "is registered again" in caplog.text)
+        lost, again = (record.getMessage() for record in caplog.records)
+        assert "was lost, and is to be registered again: " in lost
+        assert again.endswith(" is registered again")
+        assert registration.is_registered
         await client.kv.delete(KEY)
         third = await until_it_is_back(client, second)
         assert third.lease == second.lease
@@ -85,8 +98,11 @@ async def test_it_comes_back_beyond_a_compaction(client: Client, server: EtcdSer
 
 
 @pytest.mark.fault("L2")
-async def test_l2_cut_off_for_longer_than_it_lives(quick_server: EtcdServer) -> None:
+async def test_l2_cut_off_for_longer_than_it_lives(
+    quick_server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """Others see it go in time; it is back when it can be."""
+    caplog.set_level("INFO", "aioetcd.concurrency")
     async with (
         FaultProxy(quick_server.endpoint) as proxy,
         Client(proxy.endpoint, timeout=1) as cut_off,
@@ -101,7 +117,9 @@ async def test_l2_cut_off_for_longer_than_it_lives(quick_server: EtcdServer) -> 
             return await there(client) is None
 
         await until(is_gone)
-        await until(lambda: not registration.is_registered)
+        await until(lambda: "was lost" in caplog.text)
+        assert not registration.is_registered
+        assert "is registered again" not in caplog.text
         await proxy.accept()
         await until_it_is_back(client, before)
 
@@ -193,6 +211,58 @@ async def test_another_value_while_it_comes_back(client: Client) -> None:
             await until(is_seen)
 
 
+async def test_an_update_that_arrives_late(
+    client: Client, server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was given up, and is carried out after a later one, does not stay."""
+    caplog.set_level("INFO", "aioetcd.concurrency")
+
+    async def comes_late(value: str) -> None:
+        found = await there(client)
+        assert found is not None
+        await client.kv.put(KEY, value, lease=found.lease)
+
+    async def is_latest() -> bool:
+        found = await there(client)
+        return found is not None and found.text == "2"
+
+    async with (
+        FaultProxy(server.endpoint) as proxy,
+        Client(proxy.endpoint) as through,
+        through.registration(KEY, "1", ttl=60) as registration,
+    ):
+        await registration.update("2")
+        await comes_late("1")
+        await until(is_latest)
+        # Also where nobody is told of it.
+        proxy.refuse()
+        proxy.cut()
+        await comes_late("1")
+        await client.kv.compact((await client.kv.put("k", "v")).header.revision)
+        await proxy.accept()
+        await until(is_latest)
+        await until(lambda: registration.is_registered)
+        assert "is registered again" not in caplog.text  # it was there all the time
+
+
+@pytest.mark.outside("permissions are for keys of the whole store")
+async def test_who_may_not_follow_it() -> None:
+    """Entering fails: it would not come back."""
+    auth = ("root", "secret")
+    async with (
+        EtcdServer(quick=True, args=["--bcrypt-cost=4"], auth=auth) as server,
+        Client(server.endpoint, username=auth[0], password=auth[1]) as root,
+    ):
+        await root.auth.add_user("app", "pw")
+        await root.auth.add_role("app")
+        await root.auth.grant_role("app", "app")
+        await root.auth.grant_permission("app", PermissionType.WRITE, KEY)
+        async with Client(server.endpoint, username="app", password="pw") as client:
+            with pytest.raises(PermissionDeniedError):
+                await client.registration(KEY).__aenter__()
+        await until_nothing_is_left(root)
+
+
 async def test_entering_fails(server: EtcdServer) -> None:
     """By cause, and leaves nothing."""
     async with Client("127.0.0.1:1", timeout=0.3) as nobody:
@@ -224,16 +294,7 @@ async def test_cancelled_at_random(client: Client, rng: random.Random, native: b
             pass
 
     for _ in range(30):
-        delay = rng.uniform(0, 0.02)
-        if native:
-            task = asyncio.ensure_future(register())
-            await asyncio.sleep(delay)
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled() or task.exception() is None
-        else:
-            with anyio.move_on_after(delay):
-                await register()
+        await cancel_after(rng.uniform(0, 0.02), register, native=native)
     await until_nothing_is_left(client)
 
 

@@ -21,7 +21,7 @@ from aioetcd import (
     Session,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.concurrency.locks import NAME, Room, is_owner, queue, wait_for_queue
+from tests.concurrency.locks import NAME, Room, check_told_anew, is_owner, queue, wait_for_queue
 from tests.harness import faulty_client, lose_answer
 from tests.waiting import until
 
@@ -214,6 +214,7 @@ async def test_a_session_that_is_not_open(client: Client) -> None:
         await client.lease.revoke(lost.lease_id)
         with pytest.raises(LeaseLostError):
             await client.lock(NAME, session=lost).acquire()
+        await check_told_anew(lambda: client.lock(NAME, session=lost).acquire())
     assert await queue(client) == []
 
 

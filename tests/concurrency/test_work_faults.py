@@ -22,7 +22,7 @@ from aioetcd import (
     WorkQueue,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.concurrency.locks import check_is_as_before, soon
+from tests.concurrency.locks import check_is_as_before, check_told_anew, soon
 from tests.concurrency.work import NAME, begun, drain, history, is_owner, keys
 from tests.harness import Faulty, lose_answer, until_answer_lost
 from tests.waiting import until
@@ -265,7 +265,9 @@ async def test_nobody_waits_for_longer_than_the_worker_is_there(
             waiting = [asyncio.create_task(worker.take()), asyncio.create_task(job.ack())]
             await until(is_count(queue, 0, 1, 0, 0))
             if how == "lost":
-                raise await worker.wait_lost()
+                lost = await worker.wait_lost()
+                await check_told_anew(worker.take)
+                raise lost
     async with asyncio.timeout(1):
         for task, error in zip(waiting, (RuntimeError, JobLostError), strict=True):
             with pytest.raises(WorkerLostError if how == "lost" else error) as caught:

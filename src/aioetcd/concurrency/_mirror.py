@@ -60,6 +60,7 @@ class Mirror:
         self.kvs: dict[bytes, KeyValue] = {}
         self.revision: int = 0
         self._kv = parts.kv
+        self._ending = parts.transport.ending
         self._watcher = parts.watcher
         self._prefix = prefix
         self._backoff = Backoff(0.1, 5.0)
@@ -75,19 +76,23 @@ class Mirror:
     @property
     def is_connected(self) -> bool:
         """Whether changes arrive, as far as this client knows."""
-        return self._watch is not None and self._watch.is_connected
+        # In the child of a fork no watch is told of the end.
+        is_open = self._ending.reason is None
+        return is_open and self._watch is not None and self._watch.is_connected
 
     @property
     def stale_for(self) -> float | None:
         """For how many seconds changes may have been missed so far; None while they arrive."""
-        stale_for = math.inf if self._watch is None else self._watch.stale_for
-        if stale_for is None:
+        if self.is_connected:
             self._current_at = monotonic()
-        return monotonic() - self._current_at if stale_for == math.inf else stale_for
+            return None
+        stale_for = None if self._watch is None else self._watch.stale_for
+        return monotonic() - self._current_at if stale_for in (None, math.inf) else stale_for
 
     async def store_revision(self, timeout: float | Default | None) -> int:
         """Ask the quorum which revision the store is at."""
-        found = await self._kv.get(self.key, prefix=self._prefix, count_only=True, timeout=timeout)
+        # A single key, and one that may be read: the server would count those of a prefix.
+        found = await self._kv.get(self.key or b"\0", count_only=True, timeout=timeout)
         return found.header.revision
 
     async def ask(self) -> None:

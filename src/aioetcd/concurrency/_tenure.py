@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from copy import copy
 from time import monotonic
 
 import anyio
@@ -116,7 +117,7 @@ class Tenure:
         """
         self.check()
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)  # it is told again and again
         if not self._granted or self._ended:
             raise RuntimeError("the session is not open: use it inside its `async with`")
 

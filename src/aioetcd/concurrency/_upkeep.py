@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from copy import copy
 from types import TracebackType
 from typing import Self
 
@@ -53,7 +54,7 @@ class Upkeep(metaclass=NoPublicConstructor):
         try:
             while not self._is_ready:
                 if self._error is not None:
-                    raise self._error
+                    raise copy(self._error)  # it is told again and again
                 await self._changed.wait()
         except BaseException:
             await self._leave()

@@ -6,6 +6,7 @@ import logging
 from abc import ABCMeta
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from contextlib import suppress
+from copy import copy
 from typing import Any, Generic, Self, TypeVar, overload
 from weakref import WeakSet
 
@@ -329,6 +330,7 @@ class Cache(Upkeep, Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
                 await cache.sync()
                 cache["/config/a"]  # b"1"
         """
+        self._check()
         seconds = self._parts.calls.resolve_timeout(timeout)
         deadline = deadline_in(seconds)
         revision = await self._mirror.store_revision(seconds)
@@ -393,9 +395,10 @@ class Cache(Upkeep, Mapping[bytes, _T], Generic[_T], metaclass=_Meta):
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)  # it is told again and again
         if self._task is None or self._left:
             raise RuntimeError("a cache is used inside its block: async with client.cache(...)")
+        self._parts.transport.check_usable()  # nobody keeps it up in a child, or for another loop
 
     async def _run(self) -> None:
         try:

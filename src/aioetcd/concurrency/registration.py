@@ -19,7 +19,7 @@ from aioetcd.keys import encode, encode_key
 from aioetcd.lease import MAX_TTL
 from aioetcd.ops import Op
 from aioetcd.types.answers import GetResponse
-from aioetcd.types.store import EventType
+from aioetcd.types.store import EventType, KeyValue
 
 __all__ = ["Registration"]
 
@@ -96,15 +96,12 @@ class Registration(Upkeep):
             raise RuntimeError("a registration is updated inside its block")
         self._value = encoded
         if self._is_registered and self._tenure is not None:
-            await self._show(self._tenure.lease_id, timeout)
-
-    async def _show(self, lease_id: int, timeout: float | Default | None) -> None:
-        """Put the value, if the key is ours."""
-        await self._parts.kv.txn(
-            compare=[Compare.lease(self._key) == lease_id],
-            success=[Op.put(self._key, self._value, lease=lease_id)],
-            timeout=timeout,
-        )
+            lease_id = self._tenure.lease_id
+            await self._parts.kv.txn(
+                compare=[Compare.lease(self._key) == lease_id],
+                success=[Op.put(self._key, self._value, lease=lease_id)],
+                timeout=timeout,
+            )
 
     def _let_go(self) -> asyncio.Task[None] | None:
         self._is_registered = False
@@ -123,7 +120,9 @@ class Registration(Upkeep):
                     return
                 _logger.warning("the key %r is not registered: %s", self._key, error)
             else:
-                _logger.info("the key %r is registered again: %s", self._key, why)
+                _logger.info(
+                    "the key %r was lost, and is to be registered again: %s", self._key, why
+                )
             if self._had_it:
                 backoff.reset()
             await anyio.sleep(backoff.next_delay())
@@ -156,37 +155,57 @@ class Registration(Upkeep):
 
     async def _keep(self, lease_id: int) -> None:
         """Have the key there, or let another one have it, until it is deleted."""
-        value = self._value
-        self._is_registered, seen_at = await self._put(lease_id)
-        if self._is_registered and value is not self._value:  # it was updated meanwhile
-            await self._show(lease_id, DEFAULT)
-        if self._is_registered:
-            self._is_ready = self._had_it = True
-            self._pulse()
-        watch = self._parts.watcher(self._key, start_revision=seen_at + 1, timeout=None)
+        seen_at = await self._put(lease_id)
+        watch = self._parts.watcher(
+            self._key, start_revision=seen_at + 1, timeout=None if self._is_ready else DEFAULT
+        )
         try:
             async with watch:
+                if self._is_registered:
+                    self._registered()
                 async for event in watch:
                     if event.type is EventType.DELETE:
                         break
-                    self._is_registered = event.kv.lease == lease_id
+                    await self._see(event.kv, lease_id)
         except CompactedError:
             pass  # whatever became of it meanwhile is seen now
         self._is_registered = False
 
-    async def _put(self, lease_id: int) -> tuple[bool, int]:
-        """Register: at first whoever has the key, then where nobody has; give if it is there."""
+    def _registered(self) -> None:
+        """It is there, and followed."""
+        if self._is_ready and not self._had_it:
+            _logger.info("the key %r is registered again", self._key)
+        self._is_ready = self._had_it = True
+        self._pulse()
+
+    async def _put(self, lease_id: int) -> int:
+        """Register, at first whoever has the key, then where nobody has; give the revision."""
         if not self._is_ready:
             put = await self._parts.kv.put(self._key, self._value, lease=lease_id)
-            return True, put.header.revision
+            self._is_registered = True
+            return put.header.revision
         look: Op[GetResponse] = Op.get(self._key)
         result = await self._parts.kv.txn(
             compare=[Compare.missing(self._key)],
-            success=[Op.put(self._key, self._value, lease=lease_id)],
+            success=[Op.put(self._key, self._value, lease=lease_id), look],
             failure=[look],
             idempotent=True,
         )
-        if result.succeeded:
-            return True, result.header.revision
-        kv = result[look].kv
-        return kv is not None and kv.lease == lease_id, result.header.revision
+        if (kv := result[look].kv) is not None:
+            await self._see(kv, lease_id)
+        return result.header.revision
+
+    async def _see(self, kv: KeyValue, lease_id: int) -> None:
+        """See whose the key is, and have it show our value if it is ours.
+
+        It has another one where it was updated while it came back, or where an update that was
+        given up has arrived after a later one.
+        """
+        self._is_registered = kv.lease == lease_id
+        if self._is_registered and kv.value != self._value:
+            await self._parts.kv.txn(
+                compare=[Compare.mod_revision(self._key) == kv.mod_revision],
+                success=[Op.put(self._key, self._value, lease=lease_id)],
+                idempotent=True,
+                timeout=None,
+            )

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Self
 
 import anyio
@@ -202,9 +203,9 @@ class Worker(Hold):
         """Whether this is held, and not left."""
         self._tenure.check()  # the event loop may have been blocked
         if self._guard.error is not None:
-            raise self._guard.error
+            raise copy(self._guard.error)
         if self._error is not None and not self._left:
-            raise self._error
+            raise copy(self._error)
         return self._held and not self._left
 
     @contextmanager
