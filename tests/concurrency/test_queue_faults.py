@@ -23,7 +23,8 @@ from aioetcd import (
     Queue,
     QueueError,
 )
-from aioetcd.concurrency._claim import Return, new_id
+from aioetcd.concurrency._claim import Return
+from aioetcd.concurrency._parts import new_id
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.test_barrier import compact
 from tests.concurrency.test_queue import NAME, either, fifo, left, put_all, rest, urgent

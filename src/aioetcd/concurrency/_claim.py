@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
@@ -34,7 +33,7 @@ from aioetcd._transport.methods import (
     TXN,
 )
 from aioetcd.compare import Compare
-from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._parts import Parts, new_id
 from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError, QueueError
 from aioetcd.lease import new_lease_id
 from aioetcd.ops import Op
@@ -49,11 +48,6 @@ _PATIENCE = 10.0
 _SHOWN = 1000
 # For so long an answer may be missing to what puts an item back.
 _GUARDED = 600
-
-
-def new_id() -> bytes:
-    """Give what nobody else has."""
-    return os.urandom(8).hex().encode()
 
 
 class Seen(NamedTuple):

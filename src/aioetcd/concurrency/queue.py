@@ -15,8 +15,8 @@ from aioetcd._checks import check_int, check_seconds
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._transport.supervisor import PATIENCE
 from aioetcd.compare import Compare
-from aioetcd.concurrency._claim import Claim, Seen, new_id
-from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._claim import Claim, Seen
+from aioetcd.concurrency._parts import Parts, new_id
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import CompactedError, DeadlineExceededError, EtcdError
 from aioetcd.keys import encode_key
