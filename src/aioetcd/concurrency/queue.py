@@ -39,7 +39,8 @@ class Queue(metaclass=NoPublicConstructor):
 
     Any number of tasks and processes may put and get. A `get` that is cancelled while it takes an
     item has it put back, at the end of the queue, in the background; closing the client waits for
-    that up to a second. What could not be put back is logged, with its value.
+    that up to a second. What could not be put back is logged, with the first 1000 bytes of its
+    value.
 
     Example:
         queue = client.queue("/queues/mails")
@@ -91,8 +92,9 @@ class Queue(metaclass=NoPublicConstructor):
     async def get(self, *, timeout: float | None = None) -> bytes:
         """Take the first value, and wait for one where there is none.
 
-        It costs one request (RPC ``Txn``), and another one for each 32 items; where it waits, a
-        watch. Tasks are served in the order of their coming.
+        It costs one request (RPC ``Txn``), and another one for each 32 items; one more for each
+        item that another process was faster with; where it waits, a watch. Tasks are served in the
+        order of their coming.
 
         Args:
             timeout: Wait so many seconds at the most; None waits without limit.
@@ -103,8 +105,8 @@ class Queue(metaclass=NoPublicConstructor):
             DeadlineExceededError: There was nothing within it. With `maybe_applied`, nobody has
                 answered yet whether an item was taken: if so, it will be put back.
             NoEndpointError: No endpoint could be reached.
-            EtcdError: By cause. With `maybe_applied` an item may have been taken, which the text
-                names.
+            QueueError: Nobody can know whether an item was taken here; it has its key and value.
+            EtcdError: By cause.
 
         Example:
             await client.queue("/queues/mails").put("hello")
@@ -288,8 +290,8 @@ class PriorityQueue(Queue):
     """A queue that gives the most urgent first; ``client.priority_queue(name)`` makes it.
 
     Of one priority the first that was put is taken first. Nobody is given a value while there is a
-    more urgent one. It is as a `Queue` otherwise; of those who get from one object, one at a time
-    takes an item.
+    more urgent one, but where the answer to its claim was lost and that has come since. It is as a
+    `Queue` otherwise; of those who get from one object, one at a time takes an item.
 
     Example:
         queue = client.priority_queue("/queues/mails")
