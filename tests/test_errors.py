@@ -31,6 +31,7 @@ OWN_FACTS: dict[type[e.EtcdError], dict[str, object]] = {
     e.UnsupportedByServerError: {**SERVER_FACTS, "server_version": "3.4.1", "needs": "3.7.0"},
     e.PartialWriteError: {"failed": {}, "maybe_applied": True},
     e.StmConflictError: {"keys": (b"/a",), "tries": 3},
+    e.QueueError: {"key": b"/queue/items/1", "value": b"hello", "maybe_applied": True},
     e.LeaseLostError: {"lease_id": 7, "reason": "revoked"},
     e.LeaseExpiredError: {"lease_id": 7},
     e.LockNotAcquiredError: {"holder": HOLDER},

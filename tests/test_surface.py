@@ -122,6 +122,7 @@ PUBLIC = {
     ),
     "LockNotAcquiredError": "holder",
     "LockTimeoutError": "holder timeout",
+    "QueueError": "key value",
     "Maintenance": (
         "alarms cancel_downgrade defragment disarm enable_downgrade hash hash_kv move_leader "
         "snapshot snapshot_to status statuses validate_downgrade"

@@ -412,6 +412,25 @@ class BarrierLostError(EtcdError):
     """The place in a double barrier is gone: lease lost, or the key was deleted."""
 
 
+class QueueError(EtcdError):
+    """Nobody can know any more whether an item of a queue was taken here, or by somebody else.
+
+    Attributes:
+        key: The item's key.
+        value: Its value, which may be lost.
+    """
+
+    key: bytes
+    value: bytes
+
+    def __init__(
+        self, message: str, *, key: bytes, value: bytes, maybe_applied: bool = False
+    ) -> None:
+        super().__init__(message, maybe_applied=maybe_applied)
+        self.key = key
+        self.value = value
+
+
 class WorkQueueError(EtcdError):
     """About a work queue."""
 

@@ -248,6 +248,43 @@ async def test_tasks_that_wait_are_served_by_priority(client: Client) -> None:
 
 
 @either
+async def test_polling_beside_who_waits(client: Client, make: Make) -> None:
+    """Who does not wait for an item does not wait behind those who do."""
+    queue = make(client)
+    getting = [asyncio.create_task(queue.get()) for _ in range(2)]
+    await watches_created(client, 1)
+    async with asyncio.timeout(1):
+        assert await queue.poll() is None
+        assert await asyncio.gather(*(queue.poll() for _ in range(3))) == [None] * 3
+    await put_all(queue, range(4))
+    async with asyncio.timeout(10):
+        polled = [await queue.poll() for _ in range(2)]
+        assert {*polled, *await asyncio.gather(*getting)} == {b"0", b"1", b"2", b"3"}
+
+
+async def test_the_time_is_over_as_one_comes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken, and stays the first."""
+    queue = client.queue(NAME)
+    await put_all(queue, range(2))
+    find = queue._next
+
+    async def find_late(*, waits: bool) -> Any:
+        seen = await find(waits=waits)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.1)
+        return seen
+
+    monkeypatch.setattr(queue, "_next", find_late)
+    with pytest.raises(DeadlineExceededError) as caught:
+        await queue.get(timeout=0.05)
+    assert caught.value.maybe_applied is False
+    monkeypatch.undo()
+    assert await rest(queue) == [0, 1]
+
+
+@either
 async def test_nothing_in_time(client: Client, make: Make) -> None:
     """It gives up in time, and leaves nothing; the second one in a row too."""
     queue = make(client)

@@ -21,13 +21,16 @@ from aioetcd import (
     PermissionDeniedError,
     PermissionType,
     Queue,
+    QueueError,
 )
-from aioetcd.concurrency._claim import Return, new_id
+from aioetcd.concurrency._claim import Return
+from aioetcd.concurrency._parts import new_id
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.test_barrier import compact
 from tests.concurrency.test_queue import NAME, either, fifo, left, put_all, rest, urgent
 from tests.concurrency.test_queue import Make as Make  # noqa: PLC0414
 from tests.harness import Faulty, faulty_client, until_answer_lost
+from tests.programs import run_program
 from tests.waiting import lateness, until
 
 
@@ -174,6 +177,7 @@ async def _persist(queue: Queue) -> bytes:
 async def test_what_cannot_be_known(torn: Faulty) -> None:
     """Where the history is gone that says who has it, the error names the item."""
     queue = await begin(torn, fifo)
+    page = (await torn.oracle.kv.get(f"{NAME}/items/", prefix=True)).kvs
     torn.proxy.blackhole(client_to_server=False)
     getting = asyncio.create_task(queue.get())
     await until_taken(torn, 8)
@@ -182,7 +186,10 @@ async def test_what_cannot_be_known(torn: Faulty) -> None:
     await torn.proxy.heal()
     with pytest.raises(EtcdError, match=rf"{NAME}/items/\w+' may have been taken.*b'1'") as caught:
         await getting
-    assert caught.value.maybe_applied is True
+    error = caught.value
+    assert isinstance(error, QueueError)
+    (item,) = [kv for kv in page if kv.value == b"1"]
+    assert (error.maybe_applied, error.key, error.value) == (True, item.key, b"1")
 
 
 async def test_what_cannot_be_known_and_nobody_waits_for(
@@ -318,6 +325,43 @@ async def test_what_cannot_be_put_back(
             getting.cancel()
         assert "its value was b'second'" in caplog.text
         await oracle.kv.delete(NAME + "/", prefix=True)
+
+
+GETTER = """
+logging.basicConfig()
+
+async def main():
+    client = Client(ENDPOINT)
+    queue = client.queue(ARGUMENTS[0])
+    assert await queue.get() == b"0"
+    getting = asyncio.create_task(queue.get())
+    await asyncio.sleep(0.005)  # its answer is on the way
+    say("ends", getting.done())
+
+run(main())
+"""
+
+
+@pytest.mark.fault("another process, whose event loop ends")
+@pytest.mark.outside("another process")
+async def test_the_loop_ends_while_an_item_is_taken(quick_server: EtcdServer) -> None:
+    """Though nobody has closed the client, what was taken for nobody is put back, or logged."""
+    await quick_server.clear()
+    async with FaultProxy(quick_server.endpoint) as proxy, Client(quick_server.endpoint) as client:
+        await put_all(fifo(client), range(2))
+        proxy.delay(0.005)
+        ended = await asyncio.to_thread(run_program, GETTER, proxy.endpoint, NAME)
+        assert ended.out == ["ends False"]
+        assert await rest(fifo(client)) == [1] or "its value was b'1'" in ended.err
+    await quick_server.clear()
+
+
+@either
+async def test_nobody_says_whether_there_is_one(torn: Faulty, make: Make) -> None:
+    """Who does not wait for an item is told that nobody has answered."""
+    torn.proxy.blackhole()
+    with pytest.raises(DeadlineExceededError, match="nobody has answered whether"):
+        await make(torn.client).poll(timeout=0.1)
 
 
 @either

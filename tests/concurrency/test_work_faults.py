@@ -18,6 +18,9 @@ from aioetcd import (
     JobCounts,
     JobLostError,
     NoEndpointError,
+    PermissionDeniedError,
+    PermissionType,
+    RequestTooLargeError,
     WorkerLostError,
     WorkQueue,
 )
@@ -219,6 +222,82 @@ async def test_k3_a_put_whose_answer_is_lost(
     assert not refused.value.maybe_applied
     await faulty.proxy.accept()
     assert await queue.counts() == NOBODY
+    await clean(faulty)
+
+
+async def test_the_loss_of_another_job(queue: WorkQueue, faulty: Faulty) -> None:
+    """A body that is left by another job's loss gives its own back."""
+    await queue.put("a")
+    await queue.put("b")
+    async with queue.worker() as worker, queue.worker() as other:
+        lost = await other.take()
+        await faulty.oracle.kv.delete(f"{NAME}/claims/", prefix=True)
+        with pytest.raises(JobLostError):
+            async with await worker.take():
+                await lost.ack()
+        assert (await queue.counts()).claimed == 0
+    await clean(faulty)
+
+
+@pytest.mark.fault("a server of its own")
+@pytest.mark.outside("what a user may do")
+async def test_an_acknowledgement_that_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """It is raised at the end of the block, and goes on in the background."""
+    async with (
+        EtcdServer(auth=("root", "pw")) as server,
+        Client(server.endpoint, username="root", password="pw") as root,
+    ):
+        await root.auth.add_user("worker", "pw")
+        await root.auth.add_role("worker")
+        grant = partial(root.auth.grant_permission, "worker", PermissionType.READWRITE)
+        await grant(NAME, prefix=True)
+        await root.auth.grant_role("worker", "worker")
+        async with Client(server.endpoint, username="worker", password="pw") as client:
+            queue = client.work_queue(NAME)
+            await queue.put("a")
+            async with queue.worker() as worker:
+                with pytest.raises(PermissionDeniedError):
+                    async with await worker.take():
+                        await root.auth.revoke_permission("worker", NAME, prefix=True)
+                assert "cannot be acknowledged yet" in caplog.text
+                await grant(NAME, prefix=True)
+                await until(is_count(root.work_queue(NAME), 0, 0, 0, 0))
+        assert caplog.text.count("cannot be acknowledged yet") == 1
+
+
+async def test_a_put_that_is_refused_leaves_no_delay(queue: WorkQueue, faulty: Faulty) -> None:
+    """Its lease is revoked, as is one of a put that is cancelled before the job is sent."""
+    with pytest.raises(RequestTooLargeError):
+        await queue.put(b"x" * 1_600_000, delay=60)
+    await until(faulty.no_leases)
+    faulty.proxy.delay(0.05)
+    putting = asyncio.create_task(faulty.client.work_queue(NAME).put("a", delay=60))
+    await faulty.client.ping()
+    putting.cancel()
+    await asyncio.wait({putting})
+    await until(faulty.no_leases)
+    assert await queue.counts() == NOBODY
+    await faulty.proxy.heal()
+    await clean(faulty)
+
+
+@pytest.mark.fault("K3: a job that comes back after an outage")
+async def test_giving_back_over_an_outage(
+    faulty: Faulty, queue: WorkQueue, own: WorkQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is warned of once, and costs one delay."""
+    await queue.put("a")
+    async with own.worker(ttl=60) as worker:
+        with pytest.raises(ValueError, match="no"):
+            async with await worker.take():
+                faulty.proxy.refuse()
+                faulty.proxy.cut()
+                raise ValueError("no")
+        await asyncio.sleep(1)  # it tries again and again
+        await faulty.proxy.accept()
+        await until(is_count(queue, 0, 0, 1, 0))
+        assert len(await faulty.lease_ids()) == 2
+    assert caplog.text.count("cannot be given back yet") <= 1
     await clean(faulty)
 
 

@@ -4,7 +4,8 @@ One txn deletes the item, if it is as it was seen, and writes the claim's id on 
 What holds at any moment:
 
 - A claim goes on until it is known whether it has taken the item, though nobody waits for it any
-  more. What it has taken for nobody is put back.
+  more. What it has taken for nobody is put back, by the same task: another one that is begun when
+  the event loop ends might never have its turn.
 - Where an answer was lost, the same txn is sent again: only one of both can be applied. Where the
   item is gone then, the receipt of the revision at which it was deleted tells who has it.
 - What is put back is put once, however often that is tried, and however late it arrives: on a lease
@@ -13,7 +14,8 @@ What holds at any moment:
 
 from __future__ import annotations
 
-import os
+import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
@@ -31,22 +33,21 @@ from aioetcd._transport.methods import (
     TXN,
 )
 from aioetcd.compare import Compare
-from aioetcd.concurrency._parts import Parts
-from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError
+from aioetcd.concurrency._parts import Parts, new_id
+from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError, QueueError
 from aioetcd.lease import new_lease_id
 from aioetcd.ops import Op
 from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import KeyValue
 
+_logger: logging.Logger = logging.getLogger("aioetcd.concurrency")
+
 # How long one request is waited for where the client has no limit.
 _PATIENCE = 10.0
+# So many bytes of a value are told by messages.
+_SHOWN = 1000
 # For so long an answer may be missing to what puts an item back.
 _GUARDED = 600
-
-
-def new_id() -> bytes:
-    """Give what nobody else has."""
-    return os.urandom(8).hex().encode()
 
 
 class Seen(NamedTuple):
@@ -57,7 +58,7 @@ class Seen(NamedTuple):
 
 
 class Claim:
-    """One try to take an item.
+    """One try to take an item; whoever makes it says in the end whether it was left for nothing.
 
     Args:
         parts: Read and write.
@@ -67,6 +68,7 @@ class Claim:
 
     Attributes:
         item: The item.
+        settled: Done when it is known what became of it, or nobody will ever know.
         is_taken: Whether it was taken here; None as long as nobody knows.
         is_overtaken: Whether it is still there, and `first` did not hold.
         error: What went wrong; with `maybe_applied`, nobody will ever know.
@@ -76,6 +78,7 @@ class Claim:
         self, parts: Parts, seen: Seen, *, receipt: bytes, first: Sequence[Compare]
     ) -> None:
         self.item: KeyValue = seen.kv
+        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_taken: bool | None = None
         self.is_overtaken: bool = False
         self.error: EtcdError | None = None
@@ -85,9 +88,22 @@ class Claim:
         self._first = first
         self._id = new_id()
         self._is_sent = False
+        self._parts = parts
+        self._return: Return | None = None
+        # Whether whoever made it has left, and got nothing of it.
+        self._is_left = asyncio.Event()
+        self._is_abandoned = False
+        self._given_up: str | None = None
 
-    async def settle(self, seconds: float) -> None:
-        """Take it, or find out that somebody else has; for the supervisor, which may repeat it."""
+    def leave(self, *, is_abandoned: bool) -> None:
+        """Its maker leaves it; what was taken for one that has abandoned it is put back."""
+        self._is_abandoned = is_abandoned
+        self._is_left.set()
+        if is_abandoned and self._given_up is not None:
+            self._log(self._given_up)
+
+    async def run(self, seconds: float) -> None:
+        """Bring it to its end; for the supervisor, which may repeat it."""
         deadline = monotonic() + seconds
         backoff = Backoff(0.01, 1.0)
         while self.is_taken is None and self.error is None:
@@ -99,16 +115,52 @@ class Claim:
                     raise
                 await anyio.sleep(backoff.next_delay())
             except EtcdError as error:
-                self.give_up(str(error))
+                self._lose_track(str(error))
+        self._settle()
+        await self._is_left.wait()
+        if self._is_abandoned and self.is_taken:
+            if self._return is None:  # the same one where this is repeated
+                guard = self._receipt + b"/" + self._id
+                self._return = Return(self._parts, self.item, guard)
+            await self._return.run(deadline - monotonic())
+        elif self._is_abandoned:
+            self._log("")
 
     def give_up(self, why: str) -> None:
+        """It does not come to its end."""
+        if self.is_taken is None and self.error is None:
+            self._lose_track(why)
+        self._settle()
+        self._given_up = why
+        if self._is_abandoned:
+            self._log(why)
+
+    def _settle(self) -> None:
+        if not self.settled.done():
+            self.settled.set_result(None)
+
+    def _lose_track(self, why: str) -> None:
         """Nobody will know what became of it."""
         kv = self.item
-        self.error = EtcdError(
+        self.error = QueueError(
             f"the item {kv.key!r} may have been taken here, or by somebody else, which cannot be "
-            f"known any more: its value was {kv.value[:100]!r}: {why}",
+            f"known any more: its value was {kv.value[:_SHOWN]!r}: {why}",
+            key=kv.key,
+            value=kv.value,
             maybe_applied=True,
         )
+
+    def _log(self, why: str) -> None:
+        """Tell of what was left and may be lost."""
+        if self.is_taken and not (self._return is not None and self._return.is_put):
+            _logger.error(
+                "the item %r was taken for nobody, and could not be put back: %s; its value was %r",
+                self.item.key,
+                why,
+                self.item.value[:_SHOWN],
+            )
+        elif self.error is not None and self.error.maybe_applied:
+            _logger.error("nobody has waited for it any more: %s", self.error)
 
     async def _try(self, is_first: bool, deadline: float) -> None:
         look, receipt = Op.get(self.item.key, keys_only=True), Op.get(self._receipt)
@@ -197,6 +249,9 @@ class Return:
         parts: Write.
         item: The item.
         guard: A key of its own.
+
+    Attributes:
+        is_put: Whether it is known to be back.
     """
 
     def __init__(self, parts: Parts, item: KeyValue, guard: bytes) -> None:
@@ -210,7 +265,7 @@ class Return:
             ],
         )
         self._is_granted = False
-        self._is_put = False
+        self.is_put: bool = False
 
     async def run(self, seconds: float) -> None:
         """Do it; for the supervisor, which may repeat it."""
@@ -232,9 +287,9 @@ class Return:
             with suppress(LeaseExistsError):  # by an earlier try
                 await self._calls.last_unary(LEASE_GRANT, grant, seconds)
             self._is_granted = True
-        if not self._is_put:
+        if not self.is_put:
             await self._calls.last_unary(IDEMPOTENT_TXN, self._put._request, seconds)
-            self._is_put = True
+            self.is_put = True
         revoke = rpc_pb2.LeaseRevokeRequest(ID=self._lease_id)
         with suppress(LeaseNotFoundError):
             await self._calls.last_unary(LEASE_REVOKE, revoke, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from aioetcd._transport.calls import Calls
@@ -27,3 +28,8 @@ class Parts(NamedTuple):
     kv: KV
     leases: Leases
     watcher: Watcher
+
+
+def new_id() -> bytes:
+    """Give what nobody else has."""
+    return os.urandom(16).hex().encode()

@@ -68,7 +68,7 @@ class Queued(Hold):
         else:
             tenure = session._tenure
         super().__init__(parts.transport.supervisor, tenure, on_lost)
-        self._name = encode_key(name)
+        self._name = encode_key(name, "name")
         self._turn = Turn(
             parts,
             tenure,

@@ -54,8 +54,9 @@ class Barrier(metaclass=NoPublicConstructor):
         """Hold up whoever waits from now on (RPC ``Txn``); where it is held already, do nothing.
 
         Where an answer is lost, the key is read: with this value and lease it counts as put here.
-        Otherwise the error is raised, because it may have been put and be released again. Who holds
-        with a lease, or a value of its own, is not mistaken for anybody else.
+        Otherwise the error is raised, because it may have been put and be released again; as it is
+        where there is neither a value nor a lease by which to know the key. Who holds with a lease,
+        or a value of its own, is not mistaken for anybody else.
 
         Args:
             value: What others see, for example in the error of a `wait` that took too long.
@@ -90,6 +91,8 @@ class Barrier(metaclass=NoPublicConstructor):
             except EtcdError:
                 raise error from None
             lease_id = None if lease is None else check_lease("lease", lease)
+            if not value and lease_id is None:  # anybody's key would look like this
+                raise
             ours = (1, encode("value", value), lease_id)
             if there is None or (there.version, there.value, there.lease) != ours:
                 raise
@@ -147,7 +150,7 @@ class Barrier(metaclass=NoPublicConstructor):
         held: KeyValue | None = None
         with anyio.move_on_after(seconds):
             while True:
-                found = await self._kv.get(self._key)
+                found = await self._kv.get(self._key, timeout=None)
                 if found.kv is None:
                     return
                 if held is not None and found.kv.create_revision != held.create_revision:
@@ -259,6 +262,7 @@ class DoubleBarrier(Queued):
                 prefix=True,
                 sort_target=SortTarget.CREATE,
                 max_create_revision=self._turn.revision,
+                timeout=None,
             )
             own = next((kv for kv in found.kvs if kv.key == self.key), None)
             if own is None or not self._turn.is_ours(own):
@@ -279,6 +283,7 @@ class DoubleBarrier(Queued):
             compare=[Compare.unchanged(kv) for kv in waiting],
             success=[Op.put(kv.key, b"", ignore_lease=True) for kv in waiting],
             idempotent=True,
+            timeout=None,
         )
 
     async def _wait_opened(self, start_revision: int) -> None:
@@ -304,6 +309,7 @@ class DoubleBarrier(Queued):
                     prefix=True,
                     min_mod_revision=self.revision,
                     max_mod_revision=self.revision,
+                    timeout=None,
                 )
                 keys = {kv.key for kv in found.kvs}
                 if not keys:

@@ -5,30 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
 from aioetcd._constructor import NoPublicConstructor
-from aioetcd._proto import rpc_pb2
-from aioetcd._transport.backoff import Backoff
-from aioetcd._transport.methods import IDEMPOTENT_TXN, LEASE_GRANT
+from aioetcd._transport.backoff import PASSING, Backoff
+from aioetcd._transport.methods import IDEMPOTENT_TXN
 from aioetcd._transport.supervisor import PATIENCE
 from aioetcd.compare import Compare
+from aioetcd.concurrency._delay import Call, Delay
 from aioetcd.concurrency._jobs import Claim, Fate
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import (
     EtcdError,
     JobLostError,
-    LeaseExistsError,
     LeaseNotFoundError,
     WorkerLostError,
 )
-from aioetcd.lease import MAX_TTL, new_lease_id
+from aioetcd.lease import MAX_TTL
 
 if TYPE_CHECKING:
     from aioetcd.concurrency.worker import Worker
@@ -39,8 +37,6 @@ _logger: logging.Logger = logging.getLogger("aioetcd.concurrency")
 
 # So long, in seconds, a job at the most is left alone after its body failed.
 _LONGEST_PAUSE = 60
-
-_Call = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 def delay_ttl(delay: float) -> int | None:
@@ -187,16 +183,19 @@ class Job(metaclass=NoPublicConstructor):
         if exc is None:
             try:
                 await self.ack(timeout=None)
-            except asyncio.CancelledError:
+            except JobLostError:
+                raise
+            except (asyncio.CancelledError, EtcdError):
                 await self._end_later("acknowledged", None)
                 raise
-        elif not isinstance(exc, JobLostError):
+        else:
             failed = isinstance(exc, Exception)
             await self._end_later("given back", self._pause() if failed else None)
 
     def _pause(self) -> int | None:
         """Give how long the job is left alone after it failed."""
-        if self.attempt == self._worker._max_attempts:
+        limit = self._worker._max_attempts
+        if limit is not None and self.attempt >= limit:
             return None  # it is put aside
         return int(min(2 ** min(self.attempt - 1, 30), _LONGEST_PAUSE))
 
@@ -224,40 +223,52 @@ class Job(metaclass=NoPublicConstructor):
         seconds = calls.resolve_timeout(timeout)
         self._ended = f"{how}, or is about to be,"  # by nobody else meanwhile
         is_ended = False
+        pause = None if delay is None else Delay(self._worker._parts, delay)
         try:
             if not self._is_held:
                 raise self._lost(maybe_applied="acknowledged" in self._tried)
             with self._worker._while_held() as scope:
-                await self._send(how, delay, calls.unary, seconds)
+                await self._send(how, pause, calls.unary, seconds)
                 is_ended = True
             if scope.cancelled_caught:
                 raise self._lost(maybe_applied="acknowledged" in self._tried)
         finally:
             self._ended = how if is_ended else None
+            if pause is not None:
+                pause.end()
 
-    async def _send(self, how: str, delay: int | None, call: _Call, timeout: float | None) -> None:
+    async def _send(self, how: str, pause: Delay | None, call: Call, timeout: float | None) -> None:
         """End the claim, once; say so where it is another's doing."""
         worker, deadline = self._worker, deadline_in(timeout)
-        lease_id = None if delay is None else await _grant(delay, call, timeout)
+        lease_id = None
+        if pause is not None:
+            await pause.grant(call, timeout)
+            lease_id = pause.lease_id
         if how == "acknowledged":
             ending = worker._keys.acknowledge(self._claim, worker._own_key)
         else:
             ending = worker._keys.requeue(self._claim, worker._own_key, lease_id)
-        tried_else = bool(self._tried - {how})
+        was_tried, tried_else = how in self._tried, bool(self._tried - {how})
         self._tried.add(how)
+        if pause is not None:
+            pause.may_be_used = True
         try:
             message = await call(IDEMPOTENT_TXN, ending.op._request, seconds_left(deadline))
         except LeaseNotFoundError:  # the delay is over already
+            if not was_tried:
+                self._tried.discard(how)
             await self._send(how, None, call, seconds_left(deadline))
             return
         except EtcdError as error:
-            if not error.maybe_applied:
+            if not error.maybe_applied and not was_tried:
                 self._tried.discard(how)
+                if pause is not None:
+                    pause.may_be_used = False
             raise
         result = ending.op._response(message)
         fate = ending.fate(result, tried_else=tried_else)
         if result.succeeded and how != "acknowledged":
-            worker._requeued = result.header.revision
+            worker._requeued = max(worker._requeued, result.header.revision)
         if fate is not Fate.ENDED:
             raise self._lost(maybe_applied=fate is Fate.UNKNOWN)
 
@@ -267,28 +278,37 @@ class Job(metaclass=NoPublicConstructor):
         if not self._is_held:
             return
         self._ended = how
+        pause = None if delay is None else Delay(worker._parts, delay)
         task = worker._supervisor.tidy(
-            partial(self._send_at_last, how, delay),
+            partial(self._send_at_last, how, pause),
             f"aioetcd end of the claim {self.key!r}",
             seconds=math.inf,
             give_up=self._warn,
         )
+        if pause is not None:
+            task.add_done_callback(lambda _: pause.end())
         await worker._supervisor.wait_tidied(task, min(PATIENCE, worker._tenure.bound))
 
-    async def _send_at_last(self, how: str, delay: int | None, seconds: float) -> None:
+    async def _send_at_last(self, how: str, pause: Delay | None, seconds: float) -> None:
         """End the claim, however long that takes, as long as the worker has its lease."""
         worker, deadline = self._worker, monotonic() + seconds
         backoff = Backoff(0.1, 1.0)
+        is_first = True
         while worker._tenure.is_held:
             left = min(seconds_left(deadline), worker._tenure.bound)
             try:
-                await self._send(how, delay, worker._parts.calls.last_unary, left)
+                await self._send(how, pause, worker._parts.calls.last_unary, left)
             except JobLostError as error:
                 _logger.info("%s", error)
                 return
-            except EtcdError:
+            except EtcdError as error:
                 if monotonic() >= deadline:
                     raise
+                if is_first:
+                    _logger.warning("the job %r cannot be %s yet: %s", self.id, how, error)
+                is_first = False
+                if pause is not None and not pause.is_granted and not isinstance(error, PASSING):
+                    pause = None  # rather too early than not at all
                 await anyio.sleep(backoff.next_delay())
             else:
                 return
@@ -300,14 +320,3 @@ class Job(metaclass=NoPublicConstructor):
             self._ended,
             why,
         )
-
-
-async def _grant(ttl: int, call: _Call, timeout: float | None) -> int:
-    """Grant the lease that is a delay."""
-    lease_id = new_lease_id()
-    try:
-        await call(LEASE_GRANT, rpc_pb2.LeaseGrantRequest(TTL=ttl, ID=lease_id), timeout)
-    except LeaseExistsError as error:
-        if not error.maybe_applied:  # else an earlier try, whose answer was lost, has made it
-            raise
-    return lease_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,8 @@ from aioetcd._checks import check_int, check_seconds
 from aioetcd._constructor import NoPublicConstructor
 from aioetcd._transport.supervisor import PATIENCE
 from aioetcd.compare import Compare
-from aioetcd.concurrency._claim import Claim, Return, Seen, new_id
-from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._claim import Claim, Seen
+from aioetcd.concurrency._parts import Parts, new_id
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import CompactedError, DeadlineExceededError, EtcdError
 from aioetcd.keys import encode_key
@@ -25,8 +24,6 @@ from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import EventType, KeyValue, SortTarget
 
 __all__ = ["PriorityQueue", "Queue"]
-
-_logger: logging.Logger = logging.getLogger("aioetcd.concurrency")
 
 # So many items are read at a time: the server sorts the whole queue for that.
 _PAGE = 32
@@ -42,7 +39,8 @@ class Queue(metaclass=NoPublicConstructor):
 
     Any number of tasks and processes may put and get. A `get` that is cancelled while it takes an
     item has it put back, at the end of the queue, in the background; closing the client waits for
-    that up to a second. What could not be put back is logged, with its value.
+    that up to a second. What could not be put back is logged, with the first 1000 bytes of its
+    value.
 
     Example:
         queue = client.queue("/queues/mails")
@@ -56,7 +54,7 @@ class Queue(metaclass=NoPublicConstructor):
 
     def __init__(self, parts: Parts, name: str | bytes) -> None:
         self._parts = parts
-        self._name = encode_key(name)
+        self._name = encode_key(name, "name")
         self._items = self._name + b"/items/"
         self._receipt = self._name + b"/receipt"
         # What was there when it was looked for last, and nobody here has claimed.
@@ -66,6 +64,8 @@ class Queue(metaclass=NoPublicConstructor):
         self._is_held_up = False  # by that alone
         # Whose turn it is to look for more, and how it is told that there may be.
         self._turn = asyncio.Lock()
+        # Who does not wait for an item takes turns with others like that alone.
+        self._quick_turn = asyncio.Lock()
         self._waiting: anyio.CancelScope | None = None
 
     def __repr__(self) -> str:
@@ -92,8 +92,9 @@ class Queue(metaclass=NoPublicConstructor):
     async def get(self, *, timeout: float | None = None) -> bytes:
         """Take the first value, and wait for one where there is none.
 
-        It costs one request (RPC ``Txn``), and another one for each 32 items; where it waits, a
-        watch. Tasks are served in the order of their coming.
+        It costs one request (RPC ``Txn``), and another one for each 32 items; one more for each
+        item that another process was faster with; where it waits, a watch. Tasks are served in the
+        order of their coming.
 
         Args:
             timeout: Wait so many seconds at the most; None waits without limit.
@@ -104,8 +105,8 @@ class Queue(metaclass=NoPublicConstructor):
             DeadlineExceededError: There was nothing within it. With `maybe_applied`, nobody has
                 answered yet whether an item was taken: if so, it will be put back.
             NoEndpointError: No endpoint could be reached.
-            EtcdError: By cause. With `maybe_applied` an item may have been taken, which the text
-                names.
+            QueueError: Nobody can know whether an item was taken here; it has its key and value.
+            EtcdError: By cause.
 
         Example:
             await client.queue("/queues/mails").put("hello")
@@ -168,10 +169,13 @@ class Queue(metaclass=NoPublicConstructor):
         deadline = deadline_in(seconds)
         with anyio.move_on_after(seconds) as timer:
             while True:
-                async with self._turn:
+                async with self._turn if waits else self._quick_turn:
                     seen = await self._next(waits=waits)
                     if seen is None:
                         return None
+                    if timer.cancel_called:  # in the same step of the event loop
+                        self._page.appendleft(seen)
+                        break
                     timer.deadline = math.inf  # a claim has its own time
                     if not self._claims_together:
                         claim = await self._claim(seen, deadline)
@@ -185,9 +189,8 @@ class Queue(metaclass=NoPublicConstructor):
         picker = self._parts.transport.picker
         if picker.current is None:
             raise picker.unreachable()
-        raise DeadlineExceededError(
-            f"there was nothing in the queue {self._name!r}", timeout=seconds
-        )
+        why = "there was nothing" if waits else "nobody has answered whether there is anything"
+        raise DeadlineExceededError(f"{why} in the queue {self._name!r}", timeout=seconds)
 
     async def _next(self, *, waits: bool) -> Seen | None:
         """Give the first one that nobody here has claimed; with `waits`, as soon as there is."""
@@ -210,8 +213,9 @@ class Queue(metaclass=NoPublicConstructor):
 
     def _add(self, items: Iterable[Seen]) -> None:
         """Note what was found, but for what somebody here claims just now."""
-        found = (seen for seen in items if seen.kv.key not in self._claiming)
-        self._page = deque(sorted([*self._page, *found], key=lambda seen: self._place(seen.kv)))
+        found = {seen.kv.key: seen for seen in (*self._page, *items)}
+        free = (seen for key, seen in found.items() if key not in self._claiming)
+        self._page = deque(sorted(free, key=lambda seen: self._place(seen.kv)))
 
     async def _list(self) -> tuple[Sequence[KeyValue], int]:
         """Read the first ones, and the revision."""
@@ -221,7 +225,7 @@ class Queue(metaclass=NoPublicConstructor):
     async def _oldest(self, prefix: bytes) -> GetResponse:
         limit = _PAGE + len(self._claiming)  # which may still be there
         return await self._parts.kv.get(
-            prefix, prefix=True, sort_target=SortTarget.CREATE, limit=limit
+            prefix, prefix=True, sort_target=SortTarget.CREATE, limit=limit, timeout=None
         )
 
     async def _wait(self) -> None:
@@ -248,29 +252,27 @@ class Queue(metaclass=NoPublicConstructor):
         """Try to take it."""
         claim = Claim(self._parts, seen, receipt=self._receipt, first=self._first(seen.kv))
         transport = self._parts.transport
-        task = transport.supervisor.tidy(
-            claim.settle,
-            f"aioetcd claim {seen.kv.key!r}",
-            seconds=math.inf,
-            give_up=claim.give_up,
+        _ = transport.supervisor.tidy(
+            claim.run, f"aioetcd claim {seen.kv.key!r}", seconds=math.inf, give_up=claim.give_up
         )
         self._claiming.add(seen.kv.key)
-        task.add_done_callback(lambda _: self._settled(claim, seen))
+        claim.settled.add_done_callback(lambda _: self._settled(claim, seen))
         patience = [] if transport.timeout is None else [transport.timeout]
         if deadline is not None:
             patience.append(max(deadline - monotonic(), 0.0) + PATIENCE)
+        is_abandoned = True
         try:
-            await asyncio.wait({task}, timeout=min(patience, default=None))
-            if not task.done():
+            await asyncio.wait({claim.settled}, timeout=min(patience, default=None))
+            if not claim.settled.done():
                 raise DeadlineExceededError(
                     f"the item {seen.kv.key!r} was to be taken, and nobody has answered; if it "
                     "was, it will be put back",
                     timeout=min(patience),
                     maybe_applied=True,
                 )
-        except BaseException:
-            task.add_done_callback(lambda _: self._give_back(claim))
-            raise
+            is_abandoned = False
+        finally:
+            claim.leave(is_abandoned=is_abandoned)
         if claim.error is not None:
             raise claim.error
         return claim
@@ -283,37 +285,13 @@ class Queue(metaclass=NoPublicConstructor):
         if self._waiting is not None and self._is_held_up:
             self._waiting.cancel()
 
-    def _give_back(self, claim: Claim) -> None:
-        """Put back what nobody waits for any more."""
-        item = claim.item
-        if claim.error is not None and claim.error.maybe_applied:
-            _logger.error("nobody has waited for it any more: %s", claim.error)
-        if not claim.is_taken:
-            return
-        guard = self._receipt + b"/" + new_id()
-
-        def warn(why: str) -> None:
-            _logger.error(
-                "the item %r was taken for nobody, and could not be put back: %s; its value was %r",
-                item.key,
-                why,
-                item.value[:1000],
-            )
-
-        _ = self._parts.transport.supervisor.tidy(
-            Return(self._parts, item, guard).run,
-            f"aioetcd put back {item.key!r}",
-            seconds=math.inf,
-            give_up=warn,
-        )
-
 
 class PriorityQueue(Queue):
     """A queue that gives the most urgent first; ``client.priority_queue(name)`` makes it.
 
     Of one priority the first that was put is taken first. Nobody is given a value while there is a
-    more urgent one. It is as a `Queue` otherwise; of those who get from one object, one at a time
-    takes an item.
+    more urgent one, but where the answer to its claim was lost and that has come since. It is as a
+    `Queue` otherwise; of those who get from one object, one at a time takes an item.
 
     Example:
         queue = client.priority_queue("/queues/mails")
@@ -372,7 +350,7 @@ class PriorityQueue(Queue):
     async def _list(self) -> tuple[Sequence[KeyValue], int]:
         while True:
             limit = _PAGE + len(self._claiming)
-            found = await self._parts.kv.get(self._items, prefix=True, limit=limit)
+            found = await self._parts.kv.get(self._items, prefix=True, limit=limit, timeout=None)
             if not found.more:
                 return found.kvs, found.header.revision
             # By their keys those of the last priority come in any order, and not all of them do.

@@ -11,7 +11,6 @@ What holds at any moment:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Generic, TypeVar
@@ -23,7 +22,7 @@ from aioetcd._constructor import create
 from aioetcd._transport.backoff import PASSING, Backoff
 from aioetcd.compare import Compare
 from aioetcd.concurrency._commit import Commit, Fate, Receipt, keys_of
-from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._parts import Parts, new_id
 from aioetcd.concurrency._transaction import Isolation, Read, Transaction
 from aioetcd.config.timeouts import Default, deadline_in, seconds_left
 from aioetcd.errors import DeadlineExceededError, EtcdError, StmConflictError
@@ -137,7 +136,7 @@ class Stm(Generic[_T]):
         receipt = None
         if self._receipt is not None:
             seen = tx._receipt or await self._begin_receipt(self._receipt)
-            receipt = Receipt(seen, _fresh())
+            receipt = Receipt(seen, new_id())
         commit = tx._commit(receipt)
         doubt: EtcdError | None = None
         backoff = Backoff(0.01, 1.0)
@@ -198,7 +197,7 @@ class Stm(Generic[_T]):
 
     async def _begin_receipt(self, key: bytes) -> KeyValue:
         """Read the receipt, and put it where it is missing: what is missing ends no commit."""
-        value, look = _fresh(), Op.get(key)
+        value, look = new_id(), Op.get(key)
         try:
             result = await self._kv.txn(
                 compare=[Compare.missing(key)],
@@ -243,7 +242,7 @@ class Stm(Generic[_T]):
         look = Op.get(key)
         result = await self._kv.txn(
             compare=[Compare.unchanged(receipt.seen)],
-            success=[Op.put(key, _fresh())],
+            success=[Op.put(key, new_id())],
             failure=[look],
             idempotent=True,
             timeout=seconds_left(self._deadline),
@@ -264,11 +263,6 @@ class Stm(Generic[_T]):
             async with watch:
                 event = await anext(watch)
         return receipt.fate_by_history(event.kv)
-
-
-def _fresh() -> bytes:
-    """Give a value that nobody else writes."""
-    return os.urandom(16).hex().encode()
 
 
 def _explained(doubt: EtcdError) -> EtcdError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from aioetcd._checks import check_int
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._transport.methods import TXN
+from aioetcd.concurrency._delay import Delay
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._jobs import Keys, count_of
-from aioetcd.concurrency._parts import Parts
+from aioetcd.concurrency._parts import Parts, new_id
 from aioetcd.concurrency.job import delay_ttl
 from aioetcd.concurrency.worker import Worker
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
@@ -85,19 +84,17 @@ class WorkQueue(metaclass=NoPublicConstructor):
             await queue.counts()  # JobCounts(waiting=1, claimed=0, delayed=1, dead=0)
         """
         data, ttl = encode("value", value), delay_ttl(delay)
-        id = os.urandom(16).hex().encode()
+        id = new_id()
         deadline = deadline_in(self._parts.calls.resolve_timeout(timeout))
-        lease_id = None
-        if ttl is not None:
-            lease_id = (await self._parts.leases.grant(ttl, timeout=seconds_left(deadline))).id
+        pause = None if ttl is None else Delay(self._parts, ttl)
         try:
-            try:
-                await self._txn(self._keys.put(id, data, lease_id), seconds_left(deadline))
-            except LeaseNotFoundError:  # the delay is over already
-                await self._txn(self._keys.put(id, data, None), seconds_left(deadline))
+            await self._put(id, data, pause, deadline)
         except EtcdError as error:
             if not error.maybe_applied or not await self._is_there(id, seconds_left(deadline)):
                 raise
+        finally:
+            if pause is not None:
+                pause.end()
         return id
 
     def worker(self, *, ttl: int = 10, on_lost: OnLost = "cancel") -> Worker:
@@ -230,6 +227,23 @@ class WorkQueue(metaclass=NoPublicConstructor):
             await client.work_queue("/work/mail").discard("none")  # False
         """
         return (await self._txn(self._keys.discard(encode_key(id, "id")), timeout)).succeeded
+
+    async def _put(
+        self, id: bytes, data: bytes, pause: Delay | None, deadline: float | None
+    ) -> None:
+        if pause is not None:
+            await pause.grant(self._parts.calls.unary, seconds_left(deadline))
+            pause.may_be_used = True
+            try:
+                await self._txn(self._keys.put(id, data, pause.lease_id), seconds_left(deadline))
+            except LeaseNotFoundError:
+                pass  # the delay is over already
+            except EtcdError as error:
+                pause.may_be_used = error.maybe_applied
+                raise
+            else:
+                return
+        await self._txn(self._keys.put(id, data, None), seconds_left(deadline))
 
     async def _txn(self, op: Op[TxnResponse], timeout: float | Default | None) -> TxnResponse:
         """Make a txn that may not be made twice."""

@@ -100,7 +100,7 @@ class Worker(Hold):
 
         It is handed out to nobody else until it is given back, or this worker is gone. To be
         cancelled strands none: what is taken on behalf of nobody is given back at once, and counts
-        as no attempt.
+        as no attempt, as long as the worker stays.
 
         Args:
             timeout: Seconds to wait at the most; None is without limit.
