@@ -61,6 +61,9 @@ class Queue(metaclass=NoPublicConstructor):
         self._page: deque[Seen] = deque()
         self._seen_at = 0
         self._claiming: set[bytes] = set()
+        # What was taken while somebody lists what is there: the answer may still have it.
+        self._gone: set[bytes] = set()
+        self._listing = 0
         self._is_held_up = False  # by that alone
         # Whose turn it is to look for more, and how it is told that there may be.
         self._turn = asyncio.Lock()
@@ -199,7 +202,14 @@ class Queue(metaclass=NoPublicConstructor):
             await self._parts.transport.wait_connected()
             if self._page:
                 return self._page.popleft()
-            kvs, self._seen_at = await self._list()
+            self._listing += 1
+            try:
+                kvs, self._seen_at = await self._list()
+                kvs = [kv for kv in kvs if kv.key not in self._gone]
+            finally:
+                self._listing -= 1
+                if not self._listing:
+                    self._gone.clear()
             self._add(Seen(kv, self._seen_at) for kv in kvs)
             if not self._page:
                 if not waits:
@@ -282,6 +292,8 @@ class Queue(metaclass=NoPublicConstructor):
         self._claiming.discard(seen.kv.key)
         if claim.error is not None and not claim.error.maybe_applied:
             self._add([seen])
+        elif self._listing:
+            self._gone.add(seen.kv.key)
         if self._waiting is not None and self._is_held_up:
             self._waiting.cancel()
 
