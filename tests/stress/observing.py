@@ -126,6 +126,18 @@ async def left_behind(run: Run, parties: Iterable[Party], control: Client) -> li
     return left + [f"the task {name!r}" for name in client_tasks() if name.startswith(tidying)]
 
 
+async def revoke_guards(run: Run, control: Client) -> None:
+    """Revoke what guards an item that a queue has put back, and was ended before it took it away.
+
+    Such a lease runs out by itself, in minutes, and blocks nobody.
+    """
+    for guard in (await control.kv.get("queue/receipt/", prefix=True)).kvs:
+        run.counts["guards left"] += 1
+        with contextlib.suppress(LeaseNotFoundError):
+            if guard.lease is not None:
+                await control.lease.revoke(guard.lease)
+
+
 async def revoke_late_grants(run: Run, parties: Iterable[Party], control: Client) -> None:
     """Revoke leases that were granted when nobody waited for that any more.
 

@@ -65,6 +65,7 @@ from tests.stress.observing import (
     client_tasks,
     left_behind,
     resources,
+    revoke_guards,
     revoke_late_grants,
     target,
 )
@@ -286,6 +287,7 @@ class Stress:
             while left := await left_behind(self.run, self.parties, control):
                 await anyio.sleep(0.05)
         if left:
+            await revoke_guards(self.run, control)
             await revoke_late_grants(self.run, self.parties, control)
             left = await left_behind(self.run, self.parties, control)
         self.violations += [Violation("left behind", each) for each in left]
