@@ -67,7 +67,7 @@ async def test_many_go_together(server: EtcdServer) -> None:
     """A thousand callers cost some round trips, and each has the answer to its own call."""
     asked = Asked()
     await server.clear()
-    async with Client(server.endpoint, observers=[asked]) as client:
+    async with Client(server.endpoint, observers=[asked]) as client:  # which is not connected yet
         kv = client.kv.batched()
         keys = [f"/k/{number}" for number in range(1000)]
         puts = await asyncio.gather(*(kv.put(key, key) for key in keys))
@@ -298,6 +298,17 @@ async def test_an_outage(server: EtcdServer) -> None:
         assert not any(each.maybe_applied for each in found if isinstance(each, EtcdError))
         await proxy.accept()
         await asyncio.gather(*(kv.put(f"/k/{n}", "v") for n in range(50)))
+        await until_idle(kv)
+
+
+async def test_a_connection_that_comes_late(proxy: FaultProxy) -> None:
+    """While there is none, few ask for it; then all go together."""
+    asked = Asked()
+    proxy.delay(0.3)
+    async with Client(proxy.endpoint, observers=[asked]) as client:
+        kv = client.kv.batched()
+        await asyncio.gather(*(kv.get(f"/k/{n}") for n in range(300)))
+        assert sum(asked.calls.values()) < 15
         await until_idle(kv)
 
 

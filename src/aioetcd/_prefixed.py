@@ -13,6 +13,7 @@ from aioetcd._transport.methods import Method, Request, Response
 from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.errors import EtcdError
 from aioetcd.keys import range_below
 
 
@@ -44,6 +45,7 @@ class Prefixed:
     def __init__(self, calls: Calls, prefix: bytes) -> None:
         self._calls = calls
         self.spawn: Spawn = calls.spawn
+        self.unreachable: Callable[[], EtcdError] = calls.unreachable
         self._prefix = prefix
 
     @property

@@ -192,8 +192,8 @@ async def test_is_owner(client: Client) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"name": ""}, ValueError, "key"),
-        ({"name": 5}, TypeError, "key"),
+        ({"name": ""}, ValueError, "name must not be empty"),
+        ({"name": 5}, TypeError, "name must be str or bytes"),
         ({"value": 5}, TypeError, "value"),
         ({"blocking": False, "timeout": 5}, ValueError, "timeout"),
         ({"timeout": 0}, ValueError, "timeout"),

@@ -8,6 +8,7 @@ from aioetcd._transport.methods import Method, Request, Response
 from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.errors import EtcdError
 
 Response_co = TypeVar("Response_co", covariant=True)
 
@@ -60,6 +61,10 @@ class Calls(Protocol):
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection to use, as far as is known."""
+        ...
+
+    def unreachable(self) -> EtcdError:
+        """Make the error that says why there is none."""
         ...
 
     @property

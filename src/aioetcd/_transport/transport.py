@@ -78,6 +78,7 @@ class Transport:
 
     Attributes:
         picker: Gives the connection to use.
+        unreachable: Makes the error that says why there is no connection.
         endpoint_sync: Takes the endpoints that the cluster names.
         tokens: Gives what goes with a call.
         supervisor: The owner of all background tasks.
@@ -113,6 +114,7 @@ class Transport:
             monitor=self.monitor,
             supervisor=self.supervisor,
         )
+        self.unreachable: Callable[[], EtcdError] = self.picker.unreachable
         self.ending: Ending = Ending()
         self.calls: Unary = Unary(
             self.picker,

@@ -89,8 +89,6 @@ class Partitioner(Generic[AnyStr], metaclass=NoPublicConstructor):
     txn, or give ``share.revision``, which grows from holder to holder, to what you write to.
 
     Example:
-        import asyncio
-
         partitioner = client.partitioner("/crawl", ["a.example"])
         begun = asyncio.Event()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioetcd._transport.calls import Answers, Calls
@@ -19,6 +19,7 @@ from aioetcd._transport.methods import (
 from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
+from aioetcd.errors import EtcdError
 from aioetcd.kv._lane import Keys, Lane
 
 
@@ -36,6 +37,7 @@ class Batched:
         self._reads = {is_endless: Lane(calls, READ_ONLY_TXN, keys) for is_endless in (0, 1)}
         self._writes = {is_endless: Lane(calls, TXN, keys) for is_endless in (0, 1)}
         self.spawn: Spawn = calls.spawn
+        self.unreachable: Callable[[], EtcdError] = calls.unreachable
 
     @property
     def prefix(self) -> bytes:

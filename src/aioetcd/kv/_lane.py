@@ -8,7 +8,7 @@ What holds at any moment:
   when the caller of the one before has its answer, or has given up.
 - What waits was surely not applied. What was sent has the fate of the txn that it went with; where
   that was refused, surely not applied, and perhaps because of one call alone, it is sent again in
-  two halves, down to single calls. Without a connection, all go alone.
+  two halves, down to single calls.
 - A caller that gives up, or whose time is over, changes nothing for the others.
 """
 
@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
 from copy import copy
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from aioetcd._proto import rpc_pb2
 from aioetcd._transport.backoff import PASSING
@@ -49,8 +48,6 @@ from aioetcd.errors import (
     TooManyOpsError,
 )
 from aioetcd.kv._many import TXN_BYTES, TXN_OPS
-
-_T = TypeVar("_T")
 
 # So many are out before others have to wait: while one is on its way back, the next is at work.
 _OUT = 2
@@ -130,7 +127,9 @@ class Call:
 
     def is_over(self, now: float) -> bool:
         """Fail if its time is over; give whether nobody waits for it any more."""
-        if now >= self.deadline:
+        if now >= self.deadline and not self.is_sent and not self.lane.is_connected:
+            self.fail(self.lane.unreachable())
+        elif now >= self.deadline:
             self.fail(
                 DeadlineExceededError(
                     f"{self.method.name} in a batch: no answer"
@@ -263,8 +262,19 @@ class Lane:
         self._waiting.append(call)
         self._flush()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection; without one, few ask for it, and the others wait."""
+        return self._calls.is_connected
+
+    def unreachable(self) -> EtcdError:
+        """Make the error that says why there is none."""
+        return self._calls.unreachable()
+
     def _has_room(self, now: float) -> bool:
-        return len(self._out) < _OUT or len(self._quick(now)) < _OUT
+        if len(self._out) < _OUT:
+            return True
+        return self.is_connected and len(self._quick(now)) < _OUT
 
     def _quick(self, now: float) -> list[float]:
         """Give since when that is out which others still wait for."""
@@ -294,7 +304,7 @@ class Lane:
         size = 0
         now = monotonic()
         waiting = self._waiting
-        while waiting and len(batch) < self._max_ops:
+        while waiting and len(batch) < (self._max_ops if self.is_connected else 1):
             call = waiting[0]
             if call.is_over(now):
                 waiting.popleft()
@@ -320,9 +330,9 @@ class Lane:
     async def _send(self, batch: list[Call]) -> None:
         now = monotonic()
         batch = [call for call in batch if not call.is_over(now)]
-        if len(batch) < 2 or not self._calls.is_connected:
-            # Without a connection each waits for one by itself, and is told what it is told alone.
-            await self._send_each(batch, self._send_alone)
+        if len(batch) < 2:
+            for call in batch:
+                await self._send_alone(call)
             return
         request = rpc_pb2.TxnRequest()
         for call in batch:
@@ -345,15 +355,9 @@ class Lane:
         for call in batch:
             call.is_sent = False
         middle = len(batch) // 2
-        await self._send_each((batch[:middle], batch[middle:]), self._send)
-
-    async def _send_each(
-        self, parts: Iterable[_T], send: Callable[[_T], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Send all parts at the same time."""
         async with Group() as group:
-            for part in parts:
-                group.start(send(part), "aioetcd part of a batch")
+            for half in (batch[:middle], batch[middle:]):
+                group.start(self._send(half), "aioetcd half of a batch")
 
     async def _send_alone(self, call: Call) -> None:
         left = None if call.deadline == inf else seconds_left(call.deadline)

@@ -119,6 +119,7 @@ class _Recorded:
         self.prefix = calls.prefix
         self.resolve_timeout = calls.resolve_timeout
         self.spawn = calls.spawn
+        self.unreachable = calls.unreachable
         self.download = calls.download
 
     @property
