@@ -304,7 +304,7 @@ async def test_an_outage(server: EtcdServer) -> None:
 async def test_a_connection_that_comes_late(proxy: FaultProxy) -> None:
     """While there is none, few ask for it; then all go together."""
     asked = Asked()
-    proxy.delay(0.3)
+    proxy.delay(0.1)
     async with Client(proxy.endpoint, observers=[asked]) as client:
         kv = client.kv.batched()
         await asyncio.gather(*(kv.get(f"/k/{n}") for n in range(300)))
