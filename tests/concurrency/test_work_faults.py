@@ -270,9 +270,11 @@ async def test_a_put_that_is_refused_leaves_no_delay(queue: WorkQueue, faulty: F
     with pytest.raises(RequestTooLargeError):
         await queue.put(b"x" * 1_600_000, delay=60)
     await until(faulty.no_leases)
-    faulty.proxy.delay(0.05)
+    faulty.proxy.delay(0.2)
+    sent = faulty.proxy.bytes_from_client
     putting = asyncio.create_task(faulty.client.work_queue(NAME).put("a", delay=60))
-    await faulty.client.ping()
+    # The grant is on its way, whose answer takes a while.
+    await faulty.proxy.wait_until(lambda proxy: proxy.bytes_from_client > sent)
     putting.cancel()
     await asyncio.wait({putting})
     await until(faulty.no_leases)
