@@ -22,7 +22,7 @@ from aioetcd import (
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import watches_created
 from tests.harness import Faulty, lose_answer, until_answer_lost
-from tests.waiting import lateness
+from tests.waiting import lateness, until
 
 KEY = "/barriers/migration"
 
