@@ -8,12 +8,10 @@ from typing import Any, Generic
 from google.protobuf.message import Message
 
 from aioetcd._proto import kv_pb2, rpc_pb2
-from aioetcd._transport.calls import Answers, Calls
+from aioetcd._transport.calls import Answers, Calls, Relayed
 from aioetcd._transport.methods import Method, Request, Response
-from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.errors import EtcdError
 from aioetcd.keys import range_below
 
 
@@ -34,7 +32,7 @@ class _TakenOff(Generic[Response]):
         return self._take_off(await anext(self._answers))
 
 
-class Prefixed:
+class Prefixed(Relayed):
     """Makes the RPCs of somebody else, all keys of which begin with a prefix.
 
     Args:
@@ -43,24 +41,13 @@ class Prefixed:
     """
 
     def __init__(self, calls: Calls, prefix: bytes) -> None:
-        self._calls = calls
-        self.spawn: Spawn = calls.spawn
-        self.unreachable: Callable[[], EtcdError] = calls.unreachable
+        super().__init__(calls)
         self._prefix = prefix
 
     @property
     def prefix(self) -> bytes:
         """What stands before each key, at the server."""
         return self._calls.prefix + self._prefix
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection to use, as far as is known."""
-        return self._calls.is_connected
-
-    def resolve_timeout(self, timeout: float | Default | None) -> float | None:
-        """Give the deadline in seconds that a call's ``timeout`` means."""
-        return self._calls.resolve_timeout(timeout)
 
     async def unary(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from aioetcd._transport.methods import Method, Request, Response
@@ -82,3 +83,58 @@ class Calls(Protocol):
     ) -> Answers[Response]:
         """Begin a server stream; see `Transport.download`."""
         ...
+
+
+class Relayed:
+    """Makes the RPCs of somebody else: what stands before him says what it does otherwise.
+
+    Args:
+        calls: That somebody.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self.spawn: Spawn = calls.spawn
+        self.unreachable: Callable[[], EtcdError] = calls.unreachable
+
+    @property
+    def prefix(self) -> bytes:
+        """What stands before each key, at the server."""
+        return self._calls.prefix
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to use, as far as is known."""
+        return self._calls.is_connected
+
+    def resolve_timeout(self, timeout: float | Default | None) -> float | None:
+        """Give the deadline in seconds that a call's ``timeout`` means."""
+        return self._calls.resolve_timeout(timeout)
+
+    async def unary(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
+    ) -> Response:
+        """Call a unary RPC."""
+        return await self._calls.unary(method, request, timeout, at=at)
+
+    async def last_unary(
+        self, method: Method[Request, Response], request: Request, timeout: float
+    ) -> Response:
+        """Call one in order to tidy up."""
+        return await self._calls.last_unary(method, request, timeout)
+
+    def download(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
+    ) -> Answers[Response]:
+        """Begin a server stream."""
+        return self._calls.download(method, request, timeout, at=at)

@@ -34,6 +34,7 @@ from aioetcd._transport.methods import (
 )
 from aioetcd.compare import Compare
 from aioetcd.concurrency._parts import Parts, new_id
+from aioetcd.config.timeouts import seconds_left
 from aioetcd.errors import EtcdError, LeaseExistsError, LeaseNotFoundError, QueueError
 from aioetcd.lease import new_lease_id
 from aioetcd.ops import Op
@@ -297,5 +298,4 @@ class Return:
 
 def _bound(timeout: float | None, deadline: float) -> float:
     """Give how long one request may take."""
-    left = max(deadline - monotonic(), 0.001)
-    return min(left, _PATIENCE if timeout is None else timeout)
+    return min(seconds_left(deadline), _PATIENCE if timeout is None else timeout)

@@ -36,6 +36,7 @@ from aioetcd.errors import ClientClosedError, CompactedError, EtcdError
 from aioetcd.ops import AnyOp, Op, TxnResponse
 from aioetcd.types.answers import GetResponse
 from aioetcd.types.store import EventType, KeyValue, SortOrder, SortTarget
+from aioetcd.watch import Watcher
 
 logger = logging.getLogger("aioetcd.concurrency")
 
@@ -198,7 +199,12 @@ class Turn:
             if (alien := next((kv for kv in before if not self.is_queued(kv)), None)) is not None:
                 return alien
             # As long as all of these are there, it is not one's turn.
-            await self._wait_deleted({kv.key for kv in before}, found.header.revision + 1)
+            await wait_deleted(
+                self._watcher,
+                {kv.key for kv in before},
+                found.header.revision + 1,
+                prefix=self._prefix,
+            )
         # The wait may have ended because the queue was swept away, our key with it.
         if not self.is_ours((await self._kv.get(self.key)).kv):
             self._lost("its key was deleted while it waited")
@@ -402,24 +408,6 @@ class Turn:
             max_create_revision=self.revision - 1,
         )
 
-    async def _wait_deleted(self, keys: Set[bytes], start_revision: int) -> bool:
-        """Wait until one of these is deleted. False: the history was compacted, look again."""
-        is_one = len(keys) == 1
-        watch = self._watcher(
-            min(keys) if is_one else self._prefix,
-            prefix=not is_one,
-            start_revision=start_revision,
-            only=EventType.DELETE,
-            timeout=None,
-        )
-        try:
-            async with watch:
-                while (await anext(watch)).kv.key not in keys:
-                    pass
-        except CompactedError:
-            return False
-        return True
-
     def _begin(self, revision: int) -> None:
         """Our key is there: from now on its deletion is a loss."""
         self._revision = revision
@@ -430,7 +418,7 @@ class Turn:
     async def _watch_own_key(self) -> None:
         start_revision = self.revision + 1
         try:
-            while not await self._wait_deleted({self.key}, start_revision):
+            while not await wait_deleted(self._watcher, {self.key}, start_revision):
                 found = await self._kv.get(self.key)
                 if not self.is_ours(found.kv):
                     break
@@ -445,6 +433,34 @@ class Turn:
     def _lost(self, why: str, cause: EtcdError | None = None) -> None:
         if not self._ended:
             self._on_lost(why, cause)
+
+
+async def wait_deleted(
+    watcher: Watcher, keys: Set[bytes], start_revision: int, *, prefix: bytes = b""
+) -> bool:
+    """Wait until one of these is deleted. False: the history was compacted, look again.
+
+    Args:
+        watcher: Watches them.
+        keys: They.
+        start_revision: They were there before it.
+        prefix: What all of them begin with, where they are many.
+    """
+    is_one = len(keys) == 1
+    watch = watcher(
+        min(keys) if is_one else prefix,
+        prefix=not is_one,
+        start_revision=start_revision,
+        only=EventType.DELETE,
+        timeout=None,
+    )
+    try:
+        async with watch:
+            while (await anext(watch)).kv.key not in keys:
+                pass
+    except CompactedError:
+        return False
+    return True
 
 
 def _found(response: object) -> KeyValue:

@@ -13,6 +13,7 @@ from aioetcd.compare import Compare
 from aioetcd.concurrency._guard import OnLost
 from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._queued import Queued, held_by
+from aioetcd.concurrency._turn import wait_deleted
 from aioetcd.config.timeouts import DEFAULT, Default, deadline_in, seconds_left
 from aioetcd.errors import BarrierLostError, CompactedError, DeadlineExceededError, EtcdError
 from aioetcd.keys import encode, encode_key
@@ -156,7 +157,7 @@ class Barrier(metaclass=NoPublicConstructor):
                 if held is not None and found.kv.create_revision != held.create_revision:
                     return
                 held = found.kv
-                if await self._is_deleted(found.header.revision + 1):
+                if await wait_deleted(self._watcher, {self._key}, found.header.revision + 1):
                     return
         if held is None and self._transport.picker.current is None:
             raise self._transport.picker.unreachable()
@@ -164,18 +165,6 @@ class Barrier(metaclass=NoPublicConstructor):
         raise DeadlineExceededError(
             f"the barrier {self._key!r}{holder} was not released", timeout=seconds
         )
-
-    async def _is_deleted(self, start_revision: int) -> bool:
-        """Wait until the key is deleted. False: the history was compacted, look again."""
-        watch = self._watcher(
-            self._key, start_revision=start_revision, only=EventType.DELETE, timeout=None
-        )
-        try:
-            async with watch:
-                await anext(watch)
-        except CompactedError:
-            return False
-        return True
 
 
 class DoubleBarrier(Queued):

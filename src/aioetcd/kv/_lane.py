@@ -304,7 +304,8 @@ class Lane:
         size = 0
         now = monotonic()
         waiting = self._waiting
-        while waiting and len(batch) < (self._max_ops if self.is_connected else 1):
+        most = self._max_ops if self.is_connected else 1
+        while waiting and len(batch) < most:
             call = waiting[0]
             if call.is_over(now):
                 waiting.popleft()

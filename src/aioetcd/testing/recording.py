@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from aioetcd import Batch, Client, EventType, KeyValue, _decode
 from aioetcd._constructor import create
 from aioetcd._proto import rpc_pb2
-from aioetcd._transport.calls import Calls
+from aioetcd._transport.calls import Calls, Relayed
 from aioetcd._transport.methods import Method
-from aioetcd.config.timeouts import Default
+from aioetcd.config.endpoints import Endpoint
+from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.keys import key_range
 from aioetcd.kv import KV
 from aioetcd.testing.history import Recorder
@@ -60,7 +61,7 @@ class RecordedClient:
     """
 
     def __init__(self, client: Client, recorder: Recorder, name: str = "client") -> None:
-        self.kv: KV = create(KV, cast("Calls", _Recorded(client._calls, recorder, name)))
+        self.kv: KV = create(KV, _Recorded(client._calls, recorder, name))
         self._client = client
         self._recorder = recorder
         self._name = name
@@ -109,31 +110,27 @@ class RecordedClient:
             yield batch
 
 
-class _Recorded:
+class _Recorded(Relayed):
     """Stands before a client's calls, and writes down the calls that pass."""
 
     def __init__(self, calls: Calls, recorder: Recorder, name: str) -> None:
-        self._calls = calls
+        super().__init__(calls)
         self._recorder = recorder
         self._name = name
-        self.prefix = calls.prefix
-        self.resolve_timeout = calls.resolve_timeout
-        self.spawn = calls.spawn
-        self.unreachable = calls.unreachable
-        self.download = calls.download
-
-    @property
-    def is_connected(self) -> bool:
-        return self._calls.is_connected
 
     async def unary(
-        self, method: Method[Any, Any], message: Any, timeout: float | Default | None
+        self,
+        method: Method[Any, Any],
+        message: Any,
+        timeout: float | Default | None = DEFAULT,
+        *,
+        at: Endpoint | None = None,
     ) -> Any:
         request = _request(message)
         if request is None:
-            return await self._calls.unary(method, message, timeout)
+            return await super().unary(method, message, timeout, at=at)
         with self._recorder.call(self._name, request) as call:
-            answer = await self._calls.unary(method, message, timeout)
+            answer = await super().unary(method, message, timeout, at=at)
             call.ok(answer.header.revision, **_told(answer))
             return answer
 
