@@ -25,6 +25,7 @@ from statistics import median
 from typing import NamedTuple
 
 import anyio
+from plots import draw
 
 from aioetcd import Client
 from aioetcd.testing import EtcdServer
@@ -73,12 +74,16 @@ class Worker:
         if kind in self._cannot:
             return None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{task}\n".encode())
-        answer = await self.line()
+        try:
+            self._process.stdin.write(f"{task}\n".encode())
+            answer = await self.line()
+        except TimeoutError:
+            self._process.kill()
+            answer = "no end of it"
         if not answer.startswith("{"):
             self._cannot.add(kind)
             if answer != "no":
-                print(f"{self.name} fails at {task!r}: it ended")
+                print(f"{self.name} fails at {task!r}: {answer.removeprefix('no ') or 'it ended'}")
             return None
         return Done(**json.loads(answer))
 
@@ -211,37 +216,21 @@ def ratio(own: Sequence[Done], others: Sequence[Done] | None, of: Callable[[Done
 
 def plot(what: str, results: Results, folder: Path) -> None:
     """Draw calls a second, and their CPU, over callers."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
     for kind in ("get", "put"):
-        figure, panes = plt.subplots(1, 2, figsize=(10, 4.2))
-        for pane, of, label in zip(
-            panes, (rate, cost), ("calls a second", "CPU a call, microseconds"), strict=True
-        ):
-            names = dict.fromkeys(name for each, name in results if each.startswith(kind))
-            for name in names:
-                points = [
+        names = dict.fromkeys(name for each, name in results if each.startswith(kind))
+        panes = {
+            label: {
+                name: [
                     (callers, median(map(of, results[f"{kind} {callers}", name])))
                     for callers in CALLERS
                     if results.get((f"{kind} {callers}", name))
                 ]
-                style = "-" if name.startswith("aioetcd") else "--"
-                pane.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
-            pane.set_xscale("log")
-            pane.set_yscale("log")
-            pane.set_xticks(CALLERS, map(str, CALLERS))
-            pane.set_xlabel("callers at a time")
-            pane.set_title(label, fontsize=10)
-            pane.grid(alpha=0.3, which="both")
-        panes[0].legend(fontsize=8)
-        figure.suptitle(f"{kind}: {what}", fontsize=9)
-        figure.tight_layout()
-        figure.savefig(folder / f"versus-{kind}.svg", metadata={"Date": None})
-        plt.close(figure)
+                for name in names
+            }
+            for label, of in (("calls a second", rate), ("CPU a call, microseconds", cost))
+        }
+        path = folder / f"versus-{kind}.svg"
+        draw(path, f"{kind}: {what}", "callers at a time", panes, solid="aioetcd")
 
 
 async def main(arguments: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ seconds and the seconds of CPU of this process that it took, and where there are
     fanout WATCHES COUNT        writes so many keys, which so many watches take each
     many COUNT                  writes so many keys, in few round trips
 
-What a client cannot do is answered by "no". Only what its own client needs is imported: each one is
-in an environment of its own.
+What a client cannot do is answered by "no", and what it fails at by "no" and why. Only what its own
+client needs is imported: each one is in an environment of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from importlib import import_module
 from time import perf_counter, process_time
 from typing import Any
@@ -301,11 +301,13 @@ async def work(worker: Worker) -> None:
     async with worker.stack:
         while line := await asyncio.to_thread(sys.stdin.readline):
             began, used = perf_counter(), process_time()
-            done: dict[str, float] | None = None
-            with suppress(NotImplementedError):
+            try:
                 done = await do(worker, line.split())
-            if done is None:
+            except NotImplementedError:
                 print("no", flush=True)
+                continue
+            except Exception as error:  # noqa: BLE001
+                print(f"no {error!r}".replace("\n", " "), flush=True)
                 continue
             done["seconds"], done["cpu"] = perf_counter() - began, process_time() - used
             print(json.dumps(done), flush=True)

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable
 from time import monotonic
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -29,6 +30,7 @@ from aioetcd import (
     RequestTooLargeError,
     UnavailableError,
 )
+from aioetcd._transport.methods import PUT
 from aioetcd.kv import KV
 from aioetcd.kv._batched import Batched
 from aioetcd.kv._lane import Lane
@@ -121,9 +123,9 @@ async def test_each_answer_is_that_of_the_single_call(client: Client) -> None:
     assert isinstance(first, PutResponse)
     assert isinstance(second, PutResponse)
     put, created, deleted, absent, kept = rest
-    assert len({each.header for each in rest}) == 1  # type: ignore[attr-defined]
-    made = [each.header.revision for each in (first, second, put)]  # type: ignore[attr-defined]
-    assert sorted(made) == [revision + 1, revision + 2, revision + 3]
+    assert len({each.header for each in (put, created, kept)}) == 1  # type: ignore[attr-defined]
+    made = [each.header.revision for each in (first, second, put, deleted)]  # type: ignore[attr-defined]
+    assert sorted(made) == [revision + 1, revision + 2, revision + 3, revision + 4]
     assert put.header._replace(revision=0) == first.header._replace(revision=0)  # type: ignore[attr-defined]
     assert put.prev_kv.text == "0"  # type: ignore[attr-defined]
     assert created.prev_kv is None  # type: ignore[attr-defined]
@@ -270,6 +272,49 @@ async def test_what_hangs_keeps_nobody_waiting(server: EtcdServer) -> None:
         await asyncio.wait(hung)
 
 
+@pytest.mark.fault("X: two seconds until a silent member is given up")
+async def test_hung_writes_hide_no_other_member(server: EtcdServer) -> None:
+    """While two writes wait for a member that is silent, others go to the one that is there."""
+    async with (
+        FaultProxy(server.endpoint) as silent,
+        FaultProxy(server.endpoint) as other,
+        Client([silent.endpoint, other.endpoint]) as client,
+    ):
+        kv = client.kv.batched()
+        await kv.get("connected")
+        silent.blackhole()
+        hung = [asyncio.create_task(kv.put(f"/hung/{n}", "v", timeout=60)) for n in range(2)]
+        await until(lambda: not client._calls.is_connected)
+        await kv.put("/late", "v", timeout=5)
+        for each in hung:
+            each.cancel()
+        await asyncio.wait(hung)
+        await until_idle(kv)
+
+
+@pytest.mark.parametrize("timeout", [None, 30])
+async def test_who_has_given_up_sends_nothing(proxy: FaultProxy, timeout: float | None) -> None:
+    """A write that waits for a connection is gone with its caller, as one that goes alone."""
+    asked = Asked()
+    async with Client(proxy.endpoint, observers=[asked]) as client:
+        kv = client.kv.batched()
+        await kv.get("connected")
+        proxy.refuse()
+        proxy.cut()
+        await until(lambda: not client._calls.is_connected)
+        calls = [asyncio.create_task(kv.put(f"/k/{n}", "v", timeout=timeout)) for n in range(4)]
+        lane = kv._calls._lanes[PUT, timeout is None]  # type: ignore[attr-defined]
+        await until(lambda: len(lane._out) == 4)
+        for each in calls:
+            each.cancel()
+        await asyncio.wait(calls)
+        await until_idle(kv)
+        await proxy.accept()
+        await kv.put("/last", "v")
+        found = await client.kv.get("/", prefix=True)
+        assert [each.key for each in found.kvs] == [b"/last"]
+
+
 async def test_half_of_them_refused(proxy: FaultProxy) -> None:
     """The others are made, and soon: what is taken apart goes side by side."""
     async with Client(proxy.endpoint) as client:
@@ -339,7 +384,7 @@ async def test_slow_ones_cost_nothing(proxy: FaultProxy, monkeypatch: pytest.Mon
     looks = 0
     look = Lane._look
 
-    def counted(lane: Lane) -> None:
+    def counted(lane: Lane[Any, Any]) -> None:
         nonlocal looks
         looks += 1
         look(lane)
@@ -373,7 +418,7 @@ async def until_idle(kv: KV) -> None:
     """Nothing is out any more, and no key is taken."""
     batched = kv._calls
     assert isinstance(batched, Batched)
-    for lane in (*batched._reads.values(), *batched._writes.values()):
+    for lane in batched._lanes.values():
         await until(lambda: not lane._out)  # noqa: B023
         assert (lane._keys._behind, lane._open) == ({}, set())
         assert not lane._waiting

@@ -191,7 +191,7 @@ func replay(client *clientv3.Client, watches int, revision int64, count int) (ou
 	if revision == 0 {
 		created.Wait()
 		for number := 0; number < count; number++ {
-			if _, err := client.Put(ctx, fmt.Sprintf("/w/%d", number%100), "v"); err != nil {
+			if _, err := client.Put(ctx, fmt.Sprintf("/w/%d", number%100), strings.Repeat("v", 64)); err != nil {
 				return outcome{}, err
 			}
 		}

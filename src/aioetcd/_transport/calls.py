@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from aioetcd._transport.methods import Method, Request, Response
-from aioetcd._transport.supervisor import Spawn
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.errors import EtcdError
@@ -61,16 +60,11 @@ class Calls(Protocol):
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection to use, as far as is known."""
+        """Whether there is a connection to use, and no doubt about it, as far as is known."""
         ...
 
     def unreachable(self) -> EtcdError:
         """Make the error that says why there is none."""
-        ...
-
-    @property
-    def spawn(self) -> Spawn:
-        """Runs something in the background; see `Supervisor.spawn`."""
         ...
 
     def download(
@@ -94,7 +88,6 @@ class Relayed:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self.spawn: Spawn = calls.spawn
         self.unreachable: Callable[[], EtcdError] = calls.unreachable
 
     @property
@@ -104,7 +97,7 @@ class Relayed:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection to use, as far as is known."""
+        """Whether there is a connection to use, and no doubt about it, as far as is known."""
         return self._calls.is_connected
 
     def resolve_timeout(self, timeout: float | Default | None) -> float | None:

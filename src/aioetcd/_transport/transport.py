@@ -253,8 +253,9 @@ class Transport:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection to use, as far as is known."""
-        return self.picker.in_use() is not None
+        """Whether there is a connection to use, and no doubt about it, as far as is known."""
+        connection = self.picker.in_use()
+        return connection is not None and not connection.is_doubted
 
     async def wait_connected(self) -> float | None:
         """Wait until there is a server to ask, so that whoever gives up has asked nobody.

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from aioetcd._transport.calls import Calls, Relayed
-from aioetcd._transport.methods import (
-    DELETE_RANGE,
-    PUT,
-    RANGE,
-    READ_ONLY_TXN,
-    TXN,
-    Method,
-    Request,
-    Response,
-)
+from aioetcd._transport.methods import DELETE_RANGE, PUT, RANGE, Method, Request, Response
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.timeouts import DEFAULT, Default
 from aioetcd.kv._lane import Keys, Lane
@@ -31,9 +21,13 @@ class Batched(Relayed):
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
         keys = Keys()
-        # Who waits without limit does not go with others: they have a time to give up.
-        self._reads = {is_endless: Lane(calls, READ_ONLY_TXN, keys) for is_endless in (0, 1)}
-        self._writes = {is_endless: Lane(calls, TXN, keys) for is_endless in (0, 1)}
+        # Who waits without limit does not go with others: they have a time to give up. Nor does a
+        # deletion with puts, which a full server refuses.
+        self._lanes: dict[tuple[Method[Any, Any], bool], Lane[Any, Any]] = {
+            (method, is_endless): Lane(calls, method, keys)
+            for method in (RANGE, PUT, DELETE_RANGE)
+            for is_endless in (False, True)
+        }
 
     async def unary(
         self,
@@ -44,19 +38,15 @@ class Batched(Relayed):
         at: Endpoint | None = None,
     ) -> Response:
         """Call a unary RPC, with others where that may be."""
-        lanes = self._lanes(method, request) if at is None else None
-        if lanes is None:
+        if at is not None or not _is_of_one_key(method, request):
             return await super().unary(method, request, timeout, at=at)
         seconds = self._calls.resolve_timeout(timeout)
-        return await lanes[seconds is None].call(method, request, seconds)
+        lane: Lane[Request, Response] = self._lanes[method, seconds is None]
+        return await lane.call(request, seconds)
 
-    def _lanes(self, method: Method[Any, Any], request: Any) -> Mapping[int, Lane] | None:
-        """Give those that it may go with: calls for a single key as it is now."""
-        if method is RANGE:
-            alone = request.range_end or request.revision or request.serializable
-            return None if alone else self._reads
-        if method is PUT:
-            return self._writes
-        if method is DELETE_RANGE:
-            return None if request.range_end else self._writes
-        return None
+
+def _is_of_one_key(method: Method[Any, Any], request: Any) -> bool:
+    """Whether it is for a single key as it is now."""
+    if method is RANGE:
+        return not (request.range_end or request.revision or request.serializable)
+    return method is PUT or (method is DELETE_RANGE and not request.range_end)

@@ -1,4 +1,4 @@
-"""Calls that wait together travel together: concurrent gets, puts and deletes in one txn.
+"""Calls that wait together travel together: concurrent gets, puts or deletes in one txn.
 
 What holds at any moment:
 
@@ -9,40 +9,39 @@ What holds at any moment:
 - What waits was surely not applied. What was sent has the fate of the txn that it went with; where
   that was refused, surely not applied, and perhaps because of one call alone, it is sent again in
   two halves, down to single calls.
-- A caller that gives up, or whose time is over, changes nothing for the others.
+- A caller that gives up, or whose time is over, changes nothing for the others; a txn for which
+  nobody waits any more is cancelled, as a call is whose caller gives up.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from copy import copy
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Generic, cast
 
 from aioetcd._proto import rpc_pb2
-from aioetcd._transport.backoff import PASSING
 from aioetcd._transport.calls import Calls
-from aioetcd._transport.group import Group
 from aioetcd._transport.methods import (
     DELETE_RANGE,
     PUT,
     RANGE,
+    READ_ONLY_TXN,
+    TXN,
     Method,
     Request,
     Response,
 )
 from aioetcd.config.timeouts import deadline_in, seconds_left
 from aioetcd.errors import (
-    AuthenticationError,
     ClientClosedError,
     DeadlineExceededError,
     EtcdError,
-    KeyNotFoundError,
+    InvalidRequestError,
     LeaseNotFoundError,
-    NoSpaceError,
     PermissionDeniedError,
     RequestTooLargeError,
     TooManyOpsError,
@@ -53,15 +52,11 @@ from aioetcd.kv._many import TXN_BYTES, TXN_OPS
 _OUT = 2
 # What has been out for so many seconds keeps nobody waiting any more.
 _SLOW = 0.25
+# Deadlines that are so near to each other are looked at together.
+_TOGETHER = 0.01
 
 # What may be said of a txn because of one of the calls in it.
-_OF_ONE = (
-    KeyNotFoundError,
-    LeaseNotFoundError,
-    PermissionDeniedError,
-    RequestTooLargeError,
-    TooManyOpsError,
-)
+_OF_ONE = (InvalidRequestError, LeaseNotFoundError, PermissionDeniedError)
 
 # How each call goes into a txn, and comes out of it.
 _FIELDS = {
@@ -71,81 +66,110 @@ _FIELDS = {
 }
 
 
-class Call:
+class Call(Generic[Request, Response]):
     """A call that does not go alone.
 
     Attributes:
         lane: Those that it goes with.
-        method: Its RPC.
         request: Its request message.
         key: The key that it writes; None for a read.
         timeout: Its deadline, in seconds from its beginning.
         deadline: The same in `time.monotonic`'s seconds.
+        limit: When it fails here; never, while the request that it is in ends at that time.
         answer: What becomes of it.
+        batch: That with which it was sent.
         is_sent: Whether it may have been applied.
         has_key: Whether no other write of its key may go before its caller has its answer.
     """
 
     __slots__ = (
         "answer",
+        "batch",
         "deadline",
         "has_key",
         "is_sent",
         "key",
         "lane",
-        "method",
+        "limit",
         "request",
         "timeout",
     )
 
     def __init__(
         self,
-        lane: Lane,
-        method: Method[Any, Any],
-        request: Any,
+        lane: Lane[Request, Response],
+        request: Request,
         key: bytes | None,
         timeout: float | None,
-        answer: asyncio.Future[Any],
+        answer: asyncio.Future[Response],
     ) -> None:
         self.lane = lane
-        self.method = method
         self.request = request
         self.key = key
         self.timeout = timeout
-        self.deadline = deadline_in(timeout) or inf
+        self.deadline = self.limit = deadline_in(timeout) or inf
         self.answer = answer
+        self.batch: Batch | None = None
         self.is_sent = False
         self.has_key = False
 
-    def fail(self, error: EtcdError) -> None:
+    def fail(self, error: Exception) -> None:
         """Have it raise a copy of an error: many raise it, each with its own traceback."""
         if not self.answer.done():
             error = copy(error)
-            if isinstance(error, DeadlineExceededError):
-                error.timeout = self.timeout
+            if isinstance(error, DeadlineExceededError) and error.timeout is not None:
+                error.timeout = self.timeout  # of its own, if it is not a limit of the server's
             self.answer.set_exception(error)
 
     def is_over(self, now: float) -> bool:
         """Fail if its time is over; give whether nobody waits for it any more."""
-        if now >= self.deadline and not self.is_sent and not self.lane.is_connected:
-            self.fail(self.lane.unreachable())
-        elif now >= self.deadline:
+        if now >= self.limit and not self.is_sent and not self.lane.calls.is_connected:
+            self.fail(self.lane.calls.unreachable())
+        elif now >= self.limit:
+            name = self.lane.method.name
             self.fail(
                 DeadlineExceededError(
-                    f"{self.method.name} in a batch: no answer"
+                    f"{name} in a batch: no answer"
                     if self.is_sent
-                    else f"{self.method.name} was not sent: those before it were not answered",
+                    else f"{name} was not sent: those before it were not answered",
+                    timeout=self.timeout,
                     maybe_applied=self.is_sent and self.key is not None,
                 )
             )
         return self.answer.done()
 
 
+class Batch:
+    """Calls that go together.
+
+    Args:
+        calls: They.
+
+    Attributes:
+        calls: Those whose fate is its own.
+        callers: How many still wait for it.
+        task: Sends it.
+    """
+
+    __slots__ = ("callers", "calls", "task")
+
+    def __init__(self, calls: list[Call[Any, Any]]) -> None:
+        self.calls = calls
+        self.callers = len(calls)
+        self.task: asyncio.Task[None] | None = None
+
+    def leave(self) -> None:
+        """One does not wait for it any more; cancel it if nobody does."""
+        self.callers -= 1
+        if not self.callers and self.task is not None:
+            self.task.cancel()  # which changes nothing once it has its answer
+
+
 class Keys:
     """Of each key, one write at a time may go: the others wait for it, in order."""
 
     def __init__(self) -> None:
-        self._behind: dict[bytes, deque[Call]] = {}
+        self._behind: dict[bytes, OrderedDict[Call[Any, Any], None]] = {}
 
     def is_taken(self, key: bytes | None) -> bool:
         """Whether a write of the key is under way."""
@@ -153,17 +177,22 @@ class Keys:
 
     def take(self, key: bytes) -> None:
         """Have a key that is not taken."""
-        self._behind[key] = deque()
+        self._behind[key] = OrderedDict()
 
-    def wait_for(self, call: Call, key: bytes) -> None:
+    def wait_for(self, call: Call[Any, Any], key: bytes) -> None:
         """Let a call have its turn when all before it are over."""
-        self._behind[key].append(call)
+        self._behind[key][call] = None
+
+    def give_up(self, call: Call[Any, Any], key: bytes) -> None:
+        """Forget one that does not wait any more."""
+        if (behind := self._behind.get(key)) is not None:
+            behind.pop(call, None)
 
     def release(self, key: bytes) -> None:
         """Let the next one go."""
         behind = self._behind[key]
         while behind:
-            call = behind.popleft()
+            call, _ = behind.popitem(last=False)
             if not call.answer.done():
                 call.has_key = True
                 call.lane.add(call)
@@ -171,110 +200,103 @@ class Keys:
         del self._behind[key]
 
 
-class Lane:
-    """Reads, or writes: those that wait, and those that are out.
+class Lane(Generic[Request, Response]):
+    """Calls of one RPC: those that wait, and those that are out.
 
     Args:
         calls: Makes them.
-        txn: That in which they go together.
+        method: The RPC.
         keys: Which keys are written.
+
+    Attributes:
+        calls: Makes them.
+        method: The RPC.
     """
 
-    def __init__(
-        self,
-        calls: Calls,
-        txn: Method[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse],
-        keys: Keys,
-    ) -> None:
-        self._calls = calls
-        self._txn = txn
+    def __init__(self, calls: Calls, method: Method[Request, Response], keys: Keys) -> None:
+        self.calls = calls
+        self.method = method
+        self._txn = TXN if method.effect.is_write else READ_ONLY_TXN
+        self._asked, self._answered = _FIELDS[method]
         self._keys = keys
         self._loop: asyncio.AbstractEventLoop | None = None
         # What is out, and since when.
         self._out: dict[object, float] = {}
-        self._waiting: deque[Call] = deque()
-        self._open: set[Call] = set()
+        self._waiting: OrderedDict[Call[Request, Response], None] = OrderedDict()
+        self._open: set[Call[Request, Response]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._max_ops = TXN_OPS
         self._max_bytes = TXN_BYTES
-        # Whether the server takes deletions alone: then they do not go with puts.
-        self._is_full = False
 
-    async def call(
-        self, method: Method[Request, Response], request: Request, timeout: float | None
-    ) -> Response:
+    async def call(self, request: Request, timeout: float | None) -> Response:
         """Make a call: alone if nothing is in its way, else with others."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop and self._loop is not None:
-            return await self._calls.unary(method, request, timeout)  # which says what is wrong
-        self._loop = loop
+        if loop is not self._loop:
+            if self._out or self._open:
+                return await self.calls.unary(self.method, request, timeout)  # says what is wrong
+            self._loop = loop
         key: bytes | None = None
-        if method.effect.is_write:
+        if self.method.effect.is_write:
             key = cast("rpc_pb2.PutRequest", request).key
         is_free = not self._waiting and not self._keys.is_taken(key)
         if is_free and self._has_room(monotonic()):
-            return await self._call_at_once(method, request, key, timeout)
-        call = Call(self, method, request, key, timeout, loop.create_future())
+            return await self._call_at_once(request, key, timeout)
+        call = Call(self, request, key, timeout, loop.create_future())
         if key is not None and self._keys.is_taken(key):
             self._keys.wait_for(call, key)
         else:
             if key is not None:
                 self._keys.take(key)
                 call.has_key = True
-            self._waiting.append(call)
+            self._waiting[call] = None
         self._open.add(call)
         try:
             self._flush()
             self._look_again(call.deadline)
-            return cast("Response", await call.answer)
-        except asyncio.CancelledError:
-            if not call.answer.cancelled():  # it came in the same moment
-                call.answer.exception()
-            raise
+            answer: Response = await call.answer
+            return answer
         finally:
-            self._open.discard(call)
-            if key is not None and call.has_key:
-                self._keys.release(key)
-            if not self._open and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            self._over(call)
 
     async def _call_at_once(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        key: bytes | None,
-        timeout: float | None,
+        self, request: Request, key: bytes | None, timeout: float | None
     ) -> Response:
         self._out[token := object()] = monotonic()
         if key is not None:
             self._keys.take(key)
         try:
-            return await self._calls.unary(method, request, timeout)
+            return await self.calls.unary(self.method, request, timeout)
         finally:
             del self._out[token]
             if key is not None:
                 self._keys.release(key)
             self._flush()
 
-    def add(self, call: Call) -> None:
+    def _over(self, call: Call[Request, Response]) -> None:
+        """Its caller has its answer, or waits no more."""
+        self._open.discard(call)
+        self._waiting.pop(call, None)
+        if not call.answer.done():
+            call.answer.cancel()
+        elif not call.answer.cancelled():
+            call.answer.exception()  # it may have come when its caller was cancelled
+        if call.batch is not None:
+            call.batch.leave()
+        if call.key is not None and call.has_key:
+            self._keys.release(call.key)
+        elif call.key is not None:
+            self._keys.give_up(call, call.key)
+        if not self._open and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def add(self, call: Call[Request, Response]) -> None:
         """Let a call wait that had to wait for its key."""
-        self._waiting.append(call)
+        self._waiting[call] = None
         self._flush()
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection; without one, few ask for it, and the others wait."""
-        return self._calls.is_connected
-
-    def unreachable(self) -> EtcdError:
-        """Make the error that says why there is none."""
-        return self._calls.unreachable()
-
     def _has_room(self, now: float) -> bool:
-        if len(self._out) < _OUT:
-            return True
-        return self.is_connected and len(self._quick(now)) < _OUT
+        return len(self._out) < _OUT or len(self._quick(now)) < _OUT
 
     def _quick(self, now: float) -> list[float]:
         """Give since when that is out which others still wait for."""
@@ -283,126 +305,121 @@ class Lane:
     def _flush(self) -> None:
         """Send what waits, as far as there is room."""
         while self._waiting and self._has_room(monotonic()):
-            batch = self._gather()
-            if not batch:
-                break
-            token = object()
-            try:
-                task = self._calls.spawn(partial(self._send, batch), "aioetcd batch")
-            except ClientClosedError as error:
-                for call in batch:
-                    call.fail(error)
-                continue
-            self._out[token] = monotonic()
-            task.add_done_callback(partial(self._ended, token, batch))
+            if batch := self._gather():
+                self._start(batch)
         if self._waiting:
             self._look_again(inf)
 
-    def _gather(self) -> list[Call]:
+    def _gather(self) -> list[Call[Request, Response]]:
         """Take from those that wait what goes into one txn."""
-        batch: list[Call] = []
+        batch: list[Call[Request, Response]] = []
         size = 0
         now = monotonic()
-        waiting = self._waiting
-        most = self._max_ops if self.is_connected else 1
-        while waiting and len(batch) < most:
-            call = waiting[0]
-            if call.is_over(now):
-                waiting.popleft()
-                continue
-            size += call.request.ByteSize()
-            if batch and (
-                size > self._max_bytes or (self._is_full and call.method is not batch[0].method)
-            ):
-                break
-            batch.append(waiting.popleft())
+        # Where there is no connection few ask for it: they are told what it is about.
+        most = self._max_ops if self.calls.is_connected else 1
+        while self._waiting and len(batch) < most:
+            call = next(iter(self._waiting))
+            if not call.is_over(now):
+                size += call.request.ByteSize()
+                if batch and size > self._max_bytes:
+                    break
+                batch.append(call)
+            del self._waiting[call]
         return batch
 
-    def _ended(self, token: object, batch: list[Call], _: object) -> None:
-        for call in batch:  # those that have no answer yet: the task was cancelled
+    def _start(self, calls: list[Call[Request, Response]]) -> None:
+        """Send some, in the background."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        batch = Batch(calls)
+        for call in calls:
+            call.batch = batch
+        # The client closes or not: what it sends tells how that ends. So it is nobody's task.
+        batch.task = loop.create_task(self._send(batch), name="aioetcd batch")
+        self._out[batch] = monotonic()
+        batch.task.add_done_callback(partial(self._ended, batch))
+
+    def _ended(self, batch: Batch, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # which ends the loop: asyncio raises it there
+        for call in batch.calls:  # those that have no answer yet
             call.fail(
                 ClientClosedError(
-                    "the client is closed", maybe_applied=call.is_sent and call.key is not None
+                    "the batch was cancelled, as all tasks are when the event loop ends",
+                    maybe_applied=call.is_sent and call.key is not None,
                 )
             )
-        del self._out[token]
+        del self._out[batch]
         self._flush()
 
-    async def _send(self, batch: list[Call]) -> None:
+    async def _send(self, batch: Batch) -> None:
         now = monotonic()
-        batch = [call for call in batch if not call.is_over(now)]
-        if len(batch) < 2:
-            for call in batch:
-                await self._send_alone(call)
+        calls = batch.calls = [call for call in batch.calls if not call.is_over(now)]
+        if not calls:
             return
-        request = rpc_pb2.TxnRequest()
-        for call in batch:
-            getattr(request.success.add(), _FIELDS[call.method][0]).CopyFrom(call.request)
+        deadline = max(call.deadline for call in calls)
+        for call in calls:
             call.is_sent = True
-        deadline = max(call.deadline for call in batch)
+            if call.deadline > deadline - _TOGETHER:
+                call.limit = inf  # the request knows better what has become of it
         left = None if deadline == inf else seconds_left(deadline)
         try:
-            response = await self._calls.unary(self._txn, request, left)
-        except EtcdError as error:
-            self._is_full = self._is_full or isinstance(error, NoSpaceError)
-            if error.maybe_applied or not self._may_be_of_one(error):
-                for call in batch:
+            if len(calls) == 1:
+                answers = [await self.calls.unary(self.method, calls[0].request, left)]
+            else:
+                answers = self._split(await self.calls.unary(self._txn, self._join(calls), left))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the callers'
+            if len(calls) > 1 and isinstance(error, _OF_ONE) and not error.maybe_applied:
+                self._learn(error, calls)
+                self._take_apart(batch)
+            else:
+                for call in calls:
                     call.fail(error)
-                return
-            self._learn(error, batch)
-        else:
-            self._answer(batch, response)
             return
-        for call in batch:
-            call.is_sent = False
-        middle = len(batch) // 2
-        async with Group() as group:
-            for half in (batch[:middle], batch[middle:]):
-                group.start(self._send(half), "aioetcd half of a batch")
-
-    async def _send_alone(self, call: Call) -> None:
-        left = None if call.deadline == inf else seconds_left(call.deadline)
-        call.is_sent, call.deadline = True, inf  # from now on it is the call that knows
-        try:
-            answer = await self._calls.unary(call.method, call.request, left)
-        except EtcdError as error:
-            call.fail(error)
-        else:
-            self._is_full = self._is_full and call.method is not PUT
-            if not call.answer.done():
-                call.answer.set_result(answer)
-
-    def _may_be_of_one(self, error: EtcdError) -> bool:
-        """Whether a txn may have been refused because of one of the calls in it."""
-        if self._txn.effect.is_write:
-            return isinstance(error, _OF_ONE)
-        # Reads harm nobody: also their answers together may have been too large.
-        return not isinstance(error, (*PASSING, AuthenticationError, ClientClosedError))
-
-    def _learn(self, error: EtcdError, batch: list[Call]) -> None:
-        """The server takes less than it does by default."""
-        if isinstance(error, TooManyOpsError):
-            self._max_ops = min(self._max_ops, len(batch) // 2)
-        elif isinstance(error, RequestTooLargeError):
-            size = sum(call.request.ByteSize() for call in batch)
-            self._max_bytes = min(self._max_bytes, size // 2)
-
-    def _answer(self, batch: list[Call], response: rpc_pb2.TxnResponse) -> None:
-        """Give each the answer that it would have been given alone."""
-        header = response.header
-        if len(response.responses) != len(batch):
+        if len(answers) != len(calls):
             wrong = EtcdError(
-                f"the server gave {len(response.responses)} answers to {len(batch)} operations",
-                maybe_applied=self._txn.effect.is_write,
+                f"the server gave {len(answers)} answers to {len(calls)} operations",
+                maybe_applied=self.method.effect.is_write,
             )
-            for call in batch:
+            for call in calls:
                 call.fail(wrong)
             return
-        for call, each in zip(batch, response.responses, strict=True):
+        for call, answer in zip(calls, answers, strict=True):
             if not call.answer.done():
-                answer = getattr(each, _FIELDS[call.method][1])
-                answer.header.CopyFrom(header)
                 call.answer.set_result(answer)
+
+    def _join(self, calls: list[Call[Request, Response]]) -> rpc_pb2.TxnRequest:
+        request = rpc_pb2.TxnRequest()
+        for call in calls:
+            getattr(request.success.add(), self._asked).CopyFrom(call.request)
+        return request
+
+    def _split(self, response: rpc_pb2.TxnResponse) -> list[Response]:
+        """Give each answer as it would have been given alone."""
+        answers = [getattr(each, self._answered) for each in response.responses]
+        for answer in answers:
+            answer.header.CopyFrom(response.header)
+        return answers
+
+    def _learn(self, error: EtcdError, calls: list[Call[Request, Response]]) -> None:
+        """The server takes less than it does by default."""
+        if isinstance(error, TooManyOpsError):
+            self._max_ops = min(self._max_ops, len(calls) // 2)
+        elif isinstance(error, RequestTooLargeError):
+            size = sum(call.request.ByteSize() for call in calls)
+            self._max_bytes = min(self._max_bytes, size // 2)
+
+    def _take_apart(self, batch: Batch) -> None:
+        """Send it again in halves, side by side."""
+        calls, batch.calls = batch.calls, []
+        for call in calls:
+            call.is_sent = False
+            call.limit = call.deadline
+        middle = len(calls) // 2
+        self._start(calls[:middle])
+        self._start(calls[middle:])
+        self._look_again(min(call.limit for call in calls))
 
     def _look_again(self, deadline: float) -> None:
         """See to it that somebody looks when a deadline is over, or what is out is slow."""
@@ -420,7 +437,7 @@ class Lane:
     def _look(self) -> None:
         self._timer = None
         now = monotonic()
-        still = [call.deadline for call in self._open if not call.is_over(now)]
+        still = [call.limit for call in self._open if not call.is_over(now)]
         self._flush()
         if still:
-            self._look_again(min(still))
+            self._look_again(max(min(still), now + _TOGETHER))
