@@ -38,7 +38,8 @@ def draw(
     for axis, (label, lines) in zip(axes[0], panes.items(), strict=True):
         for name, points in lines.items():
             style = "-" if name.startswith(solid) else "--"
-            axis.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
+            if points:
+                axis.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
         axis.set_xscale("log")
         axis.set_yscale("log")
         ticks = sorted({x for points in lines.values() for x, _ in points})
@@ -49,7 +50,7 @@ def draw(
         axis.set_xlabel(grows)
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)
-        if any(lines):
+        if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()

@@ -146,6 +146,9 @@ async def leases(client: Client, number: int) -> Figures:
     cpu, began = process_time(), perf_counter()
     await anyio.sleep(TTL)
     cpu, seconds = process_time() - cpu, perf_counter() - began
+    soonest = client.stats().soonest_expiry
+    assert soonest is not None
+    assert soonest > TTL / 3, "they are not renewed in time"
     for keep_alive in kept:
         await keep_alive.aclose()
     await of_all(lambda at: client.lease.revoke(ids[at]))

@@ -173,6 +173,9 @@ class Batched(Aioetcd):
         await super().connect()
         self.kv = self.client.kv.batched()
 
+    # The others are not batched, and the same: they are left to the view without.
+    scan, watch, put_many = Worker.scan, Worker.watch, Worker.put_many
+
 
 class Aetcd(Worker):
     async def connect(self) -> None:

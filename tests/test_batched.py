@@ -33,7 +33,7 @@ from aioetcd import (
 from aioetcd._transport.methods import PUT
 from aioetcd.kv import KV
 from aioetcd.kv._batched import Batched
-from aioetcd.kv._lane import Lane
+from aioetcd.kv._lane import Batch, Lane
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.waiting import until
 
@@ -313,6 +313,30 @@ async def test_who_has_given_up_sends_nothing(proxy: FaultProxy, timeout: float 
         await kv.put("/last", "v")
         found = await client.kv.get("/", prefix=True)
         assert [each.key for each in found.kvs] == [b"/last"]
+
+
+async def test_who_has_given_up_is_in_no_half(proxy: FaultProxy) -> None:
+    """A txn that is taken apart is sent for those who still wait, and ends when they give up."""
+    async with Client(proxy.endpoint) as client:
+        kv = client.kv.batched()
+        await kv.get("connected")
+        out = kv._calls._lanes[PUT, False]._out  # type: ignore[attr-defined]
+        proxy.delay(0.05)
+        leases = [None, None, None, None, 4711, None, None, None, None, None]
+        calls = [
+            asyncio.create_task(kv.put(f"/k/{number}", "v", lease=lease))
+            for number, lease in enumerate(leases)
+        ]
+        await asyncio.wait(calls[:2])  # which went at once, alone
+        await until(lambda: any(isinstance(each, Batch) for each in out))
+        (batch,) = out
+        calls[5].cancel()
+        await until(lambda: not batch.calls)  # it was refused
+        assert sorted(half.callers for half in out if half is not batch) == [3, 4]
+        for each in calls:
+            each.cancel()
+        await asyncio.wait(calls)
+        await until_idle(kv)
 
 
 async def test_half_of_them_refused(proxy: FaultProxy) -> None:

@@ -84,10 +84,10 @@ class KV(metaclass=NoPublicConstructor):
     def batched(self) -> KV:
         """Give the same methods, whose concurrent calls share round trips (RPC ``Txn``).
 
-        A `get`, `put` or `delete` of a single key goes at once while nothing is out. Those that
-        come meanwhile go together as soon as that is back: a lone caller waits no longer than with
-        `KV` itself, and hundreds at a time cost a fraction. Each has its own answer, error,
-        deadline and cancellation, as if it had gone alone. What is otherwise:
+        A `get`, `put` or `delete` of a single key goes at once while fewer than two such are out.
+        Those that come meanwhile go together as soon as one is back: a lone caller waits no longer
+        than with `KV` itself, and hundreds at a time cost a fraction. Each has its own answer,
+        error, deadline and cancellation, as if it had gone alone. What is otherwise:
 
         - Writes that travel together share one revision; a watch gives them in one batch.
         - Of a key, one write is under way at a time, in the order of the calls; but what its caller

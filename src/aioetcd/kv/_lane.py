@@ -77,7 +77,7 @@ class Call(Generic[Request, Response]):
         deadline: The same in `time.monotonic`'s seconds.
         limit: When it fails here; never, while the request that it is in ends at that time.
         answer: What becomes of it.
-        batch: That with which it was sent.
+        batch: That with which it was sent, as long as its caller waits.
         is_sent: Whether it may have been applied.
         has_key: Whether no other write of its key may go before its caller has its answer.
     """
@@ -114,9 +114,9 @@ class Call(Generic[Request, Response]):
         self.has_key = False
 
     def fail(self, error: Exception) -> None:
-        """Have it raise a copy of an error: many raise it, each with its own traceback."""
+        """Have it raise a copy of our error: many raise it, each with its own traceback."""
         if not self.answer.done():
-            error = copy(error)
+            error = copy(error) if isinstance(error, EtcdError) else error
             if isinstance(error, DeadlineExceededError) and error.timeout is not None:
                 error.timeout = self.timeout  # of its own, if it is not a limit of the server's
             self.answer.set_exception(error)
@@ -171,7 +171,7 @@ class Keys:
     def __init__(self) -> None:
         self._behind: dict[bytes, OrderedDict[Call[Any, Any], None]] = {}
 
-    def is_taken(self, key: bytes | None) -> bool:
+    def is_taken(self, key: bytes) -> bool:
         """Whether a write of the key is under way."""
         return key in self._behind
 
@@ -225,6 +225,7 @@ class Lane(Generic[Request, Response]):
         self._waiting: OrderedDict[Call[Request, Response], None] = OrderedDict()
         self._open: set[Call[Request, Response]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = inf
         self._max_ops = TXN_OPS
         self._max_bytes = TXN_BYTES
 
@@ -238,21 +239,22 @@ class Lane(Generic[Request, Response]):
         key: bytes | None = None
         if self.method.effect.is_write:
             key = cast("rpc_pb2.PutRequest", request).key
-        is_free = not self._waiting and not self._keys.is_taken(key)
-        if is_free and self._has_room(monotonic()):
+        is_taken = key is not None and self._keys.is_taken(key)
+        if not is_taken and not self._waiting and self._has_room(monotonic()):
             return await self._call_at_once(request, key, timeout)
         call = Call(self, request, key, timeout, loop.create_future())
-        if key is not None and self._keys.is_taken(key):
+        self._open.add(call)
+        if key is not None and is_taken:
             self._keys.wait_for(call, key)
         else:
             if key is not None:
                 self._keys.take(key)
                 call.has_key = True
             self._waiting[call] = None
-        self._open.add(call)
+        # Those that wait already have seen to it that somebody looks when what is out is slow.
+        if call.limit < self._looks_at or len(self._waiting) == 1:
+            self._look_again(call.limit)
         try:
-            self._flush()
-            self._look_again(call.deadline)
             answer: Response = await call.answer
             return answer
         finally:
@@ -282,13 +284,14 @@ class Lane(Generic[Request, Response]):
             call.answer.exception()  # it may have come when its caller was cancelled
         if call.batch is not None:
             call.batch.leave()
+            call.batch = None
         if call.key is not None and call.has_key:
             self._keys.release(call.key)
         elif call.key is not None:
             self._keys.give_up(call, call.key)
         if not self._open and self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._looks_at = None, inf
 
     def add(self, call: Call[Request, Response]) -> None:
         """Let a call wait that had to wait for its key."""
@@ -385,6 +388,7 @@ class Lane(Generic[Request, Response]):
             for call in calls:
                 call.fail(wrong)
             return
+        batch.calls = []
         for call, answer in zip(calls, answers, strict=True):
             if not call.answer.done():
                 call.answer.set_result(answer)
@@ -406,20 +410,21 @@ class Lane(Generic[Request, Response]):
         """The server takes less than it does by default."""
         if isinstance(error, TooManyOpsError):
             self._max_ops = min(self._max_ops, len(calls) // 2)
-        elif isinstance(error, RequestTooLargeError):
+        elif isinstance(error, RequestTooLargeError) and self.method.effect.is_write:
             size = sum(call.request.ByteSize() for call in calls)
             self._max_bytes = min(self._max_bytes, size // 2)
 
     def _take_apart(self, batch: Batch) -> None:
         """Send it again in halves, side by side."""
-        calls, batch.calls = batch.calls, []
+        calls, batch.calls = [call for call in batch.calls if call.batch is batch], []
         for call in calls:
             call.is_sent = False
             call.limit = call.deadline
         middle = len(calls) // 2
-        self._start(calls[:middle])
-        self._start(calls[middle:])
-        self._look_again(min(call.limit for call in calls))
+        for half in (calls[:middle], calls[middle:]):
+            if half:
+                self._start(half)
+        self._look_again(min((call.limit for call in calls), default=inf))
 
     def _look_again(self, deadline: float) -> None:
         """See to it that somebody looks when a deadline is over, or what is out is slow."""
@@ -428,14 +433,15 @@ class Lane(Generic[Request, Response]):
         if deadline == inf or self._loop is None:
             return
         if self._timer is not None:
-            if self._timer.when() <= deadline:
+            if self._looks_at <= deadline:
                 return
             self._timer.cancel()
+        self._looks_at = deadline
         # The loop's clock is `time.monotonic`, or as far from it now as then.
         self._timer = self._loop.call_later(max(deadline - monotonic(), 0.0), self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._looks_at = None, inf
         now = monotonic()
         still = [call.limit for call in self._open if not call.is_over(now)]
         self._flush()
