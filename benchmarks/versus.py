@@ -32,7 +32,7 @@ from aioetcd.testing import EtcdServer
 
 ROOT = Path(__file__).parent.parent
 WORKERS = ROOT / "benchmarks" / "workers.py"
-OWN = ("aioetcd", "aioetcd, batched", "bare stub")
+OWN = ("aioetcd", "aioetcd, batched", "bare stub", "bare txns")
 PEERS = ("aetcd", "etcd3aio", "etcd-client-py")
 CALLERS = (1, 64, 256, 1000)
 SCANNED, REPLAYED, WRITTEN = 100_000, 100_000, 20_000
@@ -70,7 +70,7 @@ class Worker:
 
     async def do(self, task: str) -> Done | None:
         """Let it do a task; None where it cannot."""
-        kind = task.split(maxsplit=1)[0]
+        kind = what_of(task)
         if kind in self._cannot:
             return None
         assert self._process.stdin is not None

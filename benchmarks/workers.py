@@ -37,7 +37,13 @@ def key_of(number: int) -> str:
 
 
 class Worker:
-    """Works with one of the clients."""
+    """Works with one of the clients.
+
+    Attributes:
+        together: How many keys a get or put is for.
+    """
+
+    together = 1
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -80,7 +86,7 @@ class Bare(Worker):
         await self.stack.enter_async_context(channel)
         self.kv: Any = rpc_pb2_grpc.KVStub(channel)
         self.watches: Any = rpc_pb2_grpc.WatchStub(channel)
-        await self.get("connects")
+        await self.get(key_of(0))
 
     async def get(self, key: str) -> object:
         request = self.rpc.RangeRequest(key=key.encode())
@@ -129,6 +135,37 @@ class Bare(Worker):
             ]
             await self.kv.Txn(self.rpc.TxnRequest(success=puts), timeout=10)
         return None
+
+
+class BareTxns(Bare):
+    """The stub with txns of 128, two at a time: how fast batched calls of 256 could be at best."""
+
+    together = 128
+    scan, watch, put_many = Worker.scan, Worker.watch, Worker.put_many
+
+    async def get(self, key: str) -> object:
+        first = int(key[3:])
+        gets = [
+            self.rpc.RequestOp(request_range=self.rpc.RangeRequest(key=key_of(each).encode()))
+            for each in range(first, first + self.together)
+        ]
+        txn = await self.kv.Txn(self.rpc.TxnRequest(success=gets), timeout=10)
+        answers = [each.response_range for each in txn.responses]
+        return [
+            (_header(txn.header), [_kv(kv) for kv in got.kvs], got.count, got.more)
+            for got in answers
+        ]
+
+    async def put(self, key: str) -> object:
+        first = int(key[3:])
+        puts = [
+            self.rpc.RequestOp(
+                request_put=self.rpc.PutRequest(key=key_of(each).encode(), value=VALUE)
+            )
+            for each in range(first, first + self.together)
+        ]
+        txn = await self.kv.Txn(self.rpc.TxnRequest(success=puts), timeout=10)
+        return [(_header(txn.header), each.response_put) for each in txn.responses]
 
 
 def _header(header: Any) -> tuple[int, int, int, int]:
@@ -221,6 +258,7 @@ class EtcdClientPy(Worker):
 
 WORKERS: dict[str, type[Worker]] = {
     "bare stub": Bare,
+    "bare txns": BareTxns,
     "aioetcd": Aioetcd,
     "aioetcd, batched": Batched,
     "aetcd": Aetcd,
@@ -230,9 +268,13 @@ WORKERS: dict[str, type[Worker]] = {
 
 
 async def called(
-    call: Callable[[str], Awaitable[object]], callers: int, milliseconds: int
+    call: Callable[[str], Awaitable[object]], together: int, callers: int, milliseconds: int
 ) -> dict[str, float]:
     """Let so many callers call for so long."""
+    if together > 1:
+        if callers != 2 * together:
+            raise NotImplementedError
+        callers = 2
     took: list[float] = []
     stop = perf_counter() + milliseconds / 1000
 
@@ -247,7 +289,7 @@ async def called(
             tasks.create_task(caller(number))
     took.sort()
     return {
-        "calls": len(took),
+        "calls": len(took) * together,
         "p50": took[len(took) // 2],
         "p99": took[len(took) * 99 // 100],
     }
@@ -283,9 +325,9 @@ async def watched(worker: Worker, watches: int, revision: int | None, count: int
 async def do(worker: Worker, task: list[str]) -> dict[str, float]:
     match task:
         case "get", callers, milliseconds:
-            return await called(worker.get, int(callers), int(milliseconds))
+            return await called(worker.get, worker.together, int(callers), int(milliseconds))
         case "put", callers, milliseconds:
-            return await called(worker.put, int(callers), int(milliseconds))
+            return await called(worker.put, worker.together, int(callers), int(milliseconds))
         case ["scan"]:
             return {"calls": await worker.scan()}
         case "replay", revision, count:
