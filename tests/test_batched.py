@@ -272,7 +272,7 @@ async def test_what_hangs_keeps_nobody_waiting(server: EtcdServer) -> None:
         await asyncio.wait(hung)
 
 
-@pytest.mark.fault("X: two seconds until a silent member is given up")
+@pytest.mark.fault("two seconds until a silent member is given up")
 async def test_hung_writes_hide_no_other_member(server: EtcdServer) -> None:
     """While two writes wait for a member that is silent, others go to the one that is there."""
     async with (

@@ -338,7 +338,8 @@ class Lane(Generic[Request, Response]):
         batch = Batch(calls)
         for call in calls:
             call.batch = batch
-        # The client closes or not: what it sends tells how that ends. So it is nobody's task.
+        # Not the supervisor's, which would cut it off when the client closes: the call itself tells
+        # how that ends, and whether it was sent.
         batch.task = loop.create_task(self._send(batch), name="aioetcd batch")
         self._out[batch] = monotonic()
         batch.task.add_done_callback(partial(self._ended, batch))
@@ -429,7 +430,9 @@ class Lane(Generic[Request, Response]):
     def _look_again(self, deadline: float) -> None:
         """See to it that somebody looks when a deadline is over, or what is out is slow."""
         if self._waiting:
-            deadline = min(deadline, min(self._quick(monotonic()), default=inf) + _SLOW)
+            now = monotonic()
+            # What was quick when there was no room may be slow by now: then at once.
+            deadline = min(deadline, min(self._quick(now), default=now - _SLOW) + _SLOW)
         if deadline == inf or self._loop is None:
             return
         if self._timer is not None:
