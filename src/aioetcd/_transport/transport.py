@@ -23,7 +23,7 @@ from aioetcd._transport.ending import Ending
 from aioetcd._transport.methods import AUTHENTICATE, MEMBER_LIST, Method, Request, Response
 from aioetcd._transport.monitor import Monitor, WatchedCall
 from aioetcd._transport.picker import CONNECT_TIMEOUT, Picker
-from aioetcd._transport.supervisor import Spawn, Supervisor
+from aioetcd._transport.supervisor import Supervisor
 from aioetcd._transport.sync import EndpointSync
 from aioetcd._transport.token import Tokens
 from aioetcd._transport.unary import Unary
@@ -82,7 +82,6 @@ class Transport:
         endpoint_sync: Takes the endpoints that the cluster names.
         tokens: Gives what goes with a call.
         supervisor: The owner of all background tasks.
-        spawn: Starts one.
         timeout: The default deadline of a call in seconds.
         longest_silence: Seconds after which gRPC itself finds a dead connection with open streams.
         monitor: Counts, logs and tells.
@@ -98,7 +97,6 @@ class Transport:
         self.longest_silence: float = config.keepalive_time + config.keepalive_timeout
         self.monitor: Monitor = Monitor(config.observers)
         self.supervisor: Supervisor = Supervisor(self._end)
-        self.spawn: Spawn = self.supervisor.spawn
         self._credentials = Credentials(
             config.tls,
             channel_options(config.keepalive_time, config.keepalive_timeout),
