@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -29,7 +29,9 @@ class PublicConstructor(NoPublicConstructor):
         __call__ = type.__call__
 
 
-def create(cls: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Make an instance of a class that has no public constructor."""
-    made: _T = type.__call__(cast("type", cls), *args, **kwargs)
-    return made
+if TYPE_CHECKING:
+
+    def create(cls: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Make an instance of a class that has no public constructor."""
+else:
+    create = type.__call__

@@ -23,6 +23,9 @@ from aioetcd.types.value import short
 
 __all__ = ["AnyOp", "Op", "TxnResponse"]
 
+# An enumeration gives its members slowly, and each read looks whether it is sorted.
+_NONE, _KEY = SortOrder.NONE, SortTarget.KEY
+
 _Response = TypeVar("_Response")
 _Response_co = TypeVar("_Response_co", covariant=True)
 _Item = TypeVar("_Item")
@@ -106,17 +109,8 @@ class Op(Generic[_Response_co], metaclass=NoPublicConstructor):
             request.limit = check_int("limit", limit, 1, none="no limit")
         if revision is not None:
             request.revision = check_int("revision", revision, 1, none="the latest")
-        if not isinstance(sort_order, SortOrder):
-            raise ValueError(f"sort_order must be a SortOrder, not {sort_order!r}")
-        if not isinstance(sort_target, SortTarget):
-            raise ValueError(f"sort_target must be a SortTarget, not {sort_target!r}")
-        if sort_target != SortTarget.KEY:
-            request.sort_target = int(sort_target)  # type: ignore[assignment]
-            # Without an order, etcd applies the limit before it sorts and returns wrong keys.
-            request.sort_order = int(sort_order or SortOrder.ASCEND)  # type: ignore[assignment]
-        elif sort_order == SortOrder.DESCEND:
-            # By key and ascending is the server's own order, and asking for it costs a full sort.
-            request.sort_order = int(SortOrder.DESCEND)  # type: ignore[assignment]
+        if sort_order is not _NONE or sort_target is not _KEY:
+            _sort(request, sort_order, sort_target)
         if check_flag("serializable", serializable):
             request.serializable = True
         if check_flag("keys_only", keys_only):
@@ -375,6 +369,20 @@ class _Txn(Op[TxnResponse]):
         response = TxnResponse(_decode.header(message.header), message.succeeded, responses)
         object.__setattr__(response, "_op", self)
         return response
+
+
+def _sort(request: rpc_pb2.RangeRequest, order: SortOrder, target: SortTarget) -> None:
+    if not isinstance(order, SortOrder):
+        raise ValueError(f"sort_order must be a SortOrder, not {order!r}")
+    if not isinstance(target, SortTarget):
+        raise ValueError(f"sort_target must be a SortTarget, not {target!r}")
+    if target != SortTarget.KEY:
+        request.sort_target = int(target)  # type: ignore[assignment]
+        # Without an order, etcd applies the limit before it sorts and returns wrong keys.
+        request.sort_order = int(order or SortOrder.ASCEND)  # type: ignore[assignment]
+    elif order == SortOrder.DESCEND:
+        # By key and ascending is the server's own order, and asking for it costs a full sort.
+        request.sort_order = int(SortOrder.DESCEND)  # type: ignore[assignment]
 
 
 AnyOp: TypeAlias = Op[OpResponse]

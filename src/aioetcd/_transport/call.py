@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -58,6 +58,77 @@ class LeftError(Exception):
     """The call was given up here, because its connection is left: it may be sent elsewhere."""
 
 
+class _Answer(asyncio.Future[Any]):
+    """Waits for gRPC's task, which goes on when whoever waits is cancelled.
+
+    Waiting for the task itself would hand the cancellation on to it, and get it back without its
+    message, and the mark by which anyio knows its own. A future that is told by the task takes one
+    more turn of the event loop for each call. So the waiting task is woken by gRPC's itself, and
+    only what does not come from there passes through here.
+
+    Args:
+        task: gRPC's.
+
+    Attributes:
+        is_cancelled: Whether somebody has cancelled whoever waits.
+    """
+
+    __slots__ = ("_context", "_error", "_task", "_wake", "is_cancelled")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        super().__init__(loop=task.get_loop())
+        self.is_cancelled: bool = False
+        self._task = task
+        self._error: BaseException | None = None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait."""
+        if not self._task.done():
+            self._asyncio_future_blocking = True
+            try:
+                yield self
+            except BaseException:
+                del self  # it knows whom to wake, who may keep the traceback
+                raise
+        return self._task.result()
+
+    def add_done_callback(
+        self, wake: Callable[[Any], object], *, context: Context | None = None
+    ) -> None:
+        """Have gRPC's task wake who waits, which asyncio asks for."""
+        self._wake, self._context = wake, context
+        self._task.add_done_callback(wake, context=context)
+
+    def done(self) -> bool:
+        """Whether nothing is waited for any more, which anyio asks."""
+        return self._error is not None or self._task.done()
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Be woken by whoever cancels."""
+        self.is_cancelled = True
+        return self.give_up(
+            asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        )
+
+    def give_up(self, error: BaseException) -> bool:
+        """Raise this, unless it is over; give whether it was not."""
+        if self.done():
+            return False
+        self._error = error
+        self._task.remove_done_callback(self._wake)
+        self.get_loop().call_soon(self._wake, self, context=self._context)
+        return True
+
+    def result(self) -> NoReturn:
+        """Raise that for which it was given up: for the rest, gRPC's task is asked itself."""
+        error, self._error = self._error, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del self, error  # its traceback is not to hold itself
+
+
 def _failure(error: grpc.aio.AioRpcError) -> Failure:
     failure = Failure(error.code().name, error.details() or "")
     failure.__cause__ = error.with_traceback(None)  # whose frames hold the call, and gRPC's thread
@@ -78,10 +149,8 @@ class OpenCalls:
 
     def __init__(self) -> None:
         # By gRPC's own task, which ends when its core is done with the call.
-        self._unary: dict[asyncio.Task[Any], Any] = {}
+        self._unary: dict[asyncio.Task[Any], tuple[Any, _Answer, bool]] = {}
         self._streams: dict[asyncio.Task[Any], Any] = {}
-        # Those that may be sent elsewhere: what wakes who waits for them.
-        self._may_leave: set[asyncio.Future[None]] = set()
         self._ends: weakref.WeakKeyDictionary[Any, Failure | None] = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
@@ -90,9 +159,6 @@ class OpenCalls:
 
     async def answer(self, call: Any, *, may_leave: bool = False) -> Any:
         """Wait for the answer to a unary call, and cancel the call when we are cancelled.
-
-        Waiting for the call itself would lose the message of the cancellation, and the mark by
-        which anyio knows its own.
 
         Args:
             call: The call.
@@ -103,45 +169,42 @@ class OpenCalls:
             LeftError: `leave` has given it up.
             ChannelClosedError: See there.
         """
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if may_leave:
-            self._may_leave.add(over)
-        task = next(call.__await__())
-        self._unary[task] = call
         # Of the task and not of the call, which has no end where whoever cancels all tasks has
         # cancelled gRPC's before its first step.
-        task.add_done_callback(partial(self._done, over))
+        task: asyncio.Task[Any] = call._call_response
+        waiting = _Answer(task)
+        self._unary[task] = call, waiting, may_leave
         # No frame may keep the call when an exception passes: a traceback that somebody keeps would
         # hold gRPC's thread.
+        failure: Exception
         try:
-            await over
-        except BaseException:
-            self._cancel(call)
-            del call
-            raise
-        finally:
-            if may_leave:
-                self._may_leave.discard(over)
-        try:
-            answer = await call
-            if answer is not None:
-                return answer
-            failure: Exception = no_message()  # grpc.aio logs why, and gives None
+            message = await waiting
+            if message is grpc.aio.EOF:
+                message = await call  # which knows why, and raises it
+            if message is not None:
+                return message
+            failure = no_message()  # grpc.aio logs why, and gives None
         except grpc.aio.AioRpcError as error:
             failure = _failure(error)
         except asyncio.CancelledError:
+            if waiting.is_cancelled:
+                raise
             failure = ChannelClosedError()
-        del call
+        finally:
+            if task.done():
+                del self._unary[task]
+            else:
+                self._cancel(call)
+                task.add_done_callback(self._done)
+            del call, task, waiting
         try:
             raise failure
         finally:
             del failure
 
-    def _done(self, over: asyncio.Future[None], task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         del self._unary[task]
-        if not over.done():
-            over.set_result(None)
-        elif not task.cancelled():
+        if not task.cancelled():
             task.exception()  # which nobody will ask for any more
 
     @staticmethod
@@ -190,9 +253,9 @@ class OpenCalls:
 
     def leave(self) -> None:
         """Give up the unary calls that may be sent elsewhere."""
-        for over in self._may_leave:
-            if not over.done():
-                over.set_exception(LeftError())
+        for _, waiting, may_leave in self._unary.values():
+            if may_leave:
+                waiting.give_up(LeftError())
 
     @staticmethod
     def drop(call: Any) -> None:
@@ -206,7 +269,7 @@ class OpenCalls:
 
     def close(self) -> None:
         """End all unary calls."""
-        for call in self._unary.values():
+        for call, *_ in self._unary.values():
             self._cancel(call)
 
     async def wait_idle(self) -> None:

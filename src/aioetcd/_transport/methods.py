@@ -16,24 +16,23 @@ Response = TypeVar("Response", bound=Message)
 
 
 class Effect(enum.Enum):
-    """What a request may do to the store, and so what may be done when its answer is lost."""
+    """What a request may do to the store, and so what may be done when its answer is lost.
 
-    READ = enum.auto()
+    Attributes:
+        is_write: Whether it may change anything.
+        is_repeatable: Whether a lost answer is a reason to send it again.
+    """
+
+    READ = (False, True)
     """Nothing: it is asked again."""
-    IDEMPOTENT = enum.auto()
+    IDEMPOTENT = (True, True)
     """Twice is the same as once: it is sent again."""
-    WRITE = enum.auto()
+    WRITE = (True, False)
     """Something: it is sent again only where the first surely was not applied."""
 
-    @property
-    def is_write(self) -> bool:
-        """Whether it may change anything."""
-        return self is not Effect.READ
-
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether a lost answer is a reason to send it again."""
-        return self is not Effect.WRITE
+    def __init__(self, is_write: bool, is_repeatable: bool) -> None:
+        self.is_write = is_write
+        self.is_repeatable = is_repeatable
 
 
 class Method(Generic[Request, Response]):

@@ -46,6 +46,7 @@ class Tokens:
         generation: Counts the tokens.
         metadata: What goes with a call.
         asked: How often one was asked for.
+        is_missing: Whether one is to be waited for.
     """
 
     def __init__(
@@ -59,22 +60,17 @@ class Tokens:
         self.generation: int = 0
         self.metadata: Metadata = ()
         self.asked: int = 0
+        self.is_missing: bool = user is not None
         self._authenticate = authenticate
         self._spawn = spawn
-        self._is_there = user is None
         self._renewal: asyncio.Future[None] | None = None
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether one is to be waited for."""
-        return not self._is_there
 
     def change(self, user: User | None) -> None:
         """Call as somebody else from now on, or with another password."""
         self.user = user
         self.metadata = ()
         self.generation += 1
-        self._is_there = user is None
+        self.is_missing = user is not None
         self._renewal = None
 
     def refused(self, generation: int) -> bool:
@@ -82,7 +78,7 @@ class Tokens:
         if self.user is None:
             return False
         if generation == self.generation:
-            self._is_there = False
+            self.is_missing = True
         return True
 
     async def wait(self) -> None:
@@ -91,7 +87,7 @@ class Tokens:
         Raises:
             EtcdError: The authentication failed.
         """
-        while not self._is_there:
+        while self.is_missing:
             if self._renewal is None:
                 self._begin()
             assert self._renewal is not None
@@ -129,7 +125,7 @@ class Tokens:
         elif failure is None:
             self.metadata = (("token", token),) if token else ()
             self.generation += 1
-            self._is_there = True
+            self.is_missing = False
         self._end(renewal, failure)
 
     def _end(self, renewal: asyncio.Future[None], failure: EtcdError | None) -> None:

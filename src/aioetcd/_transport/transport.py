@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -177,7 +177,7 @@ class Transport:
         """Give the deadline in seconds that a call's ``timeout`` means."""
         return self.timeout if timeout is DEFAULT else check_seconds("timeout", timeout)
 
-    async def unary(
+    def unary(
         self,
         method: Method[Request, Response],
         request: Request,
@@ -185,7 +185,7 @@ class Transport:
         *,
         connection: Connection | None = None,
         at: Endpoint | None = None,
-    ) -> Response:
+    ) -> Coroutine[Any, Any, Response]:
         """Call a unary RPC.
 
         It waits for a connection, repairs what grpc.aio does to cancellation, maps errors, and
@@ -203,16 +203,35 @@ class Transport:
             EtcdError: By cause; see `aioetcd.errors`.
         """
         loop = self.check_usable()
-        if at is not None:
-            apart = self.picker.apart(at)
-            try:
-                return await self.unary(method, request, timeout, connection=apart)
-            finally:
-                self.picker.release(apart)
         seconds = self.resolve_timeout(timeout)
+        if at is not None:
+            return self._unary_at(at, method, request, seconds)
         self.monitor.calls += 1
-        if not self.monitor.is_watched:
-            return await self.calls.call(loop, method, request, seconds, connection)
+        if self.monitor.is_watched:
+            return self._watched_unary(loop, method, request, seconds, connection)
+        return self.calls.call(loop, method, request, seconds, connection)
+
+    async def _unary_at(
+        self,
+        at: Endpoint,
+        method: Method[Request, Response],
+        request: Request,
+        seconds: float | None,
+    ) -> Response:
+        apart = self.picker.apart(at)
+        try:
+            return await self.unary(method, request, seconds, connection=apart)
+        finally:
+            self.picker.release(apart)
+
+    async def _watched_unary(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        method: Method[Request, Response],
+        request: Request,
+        seconds: float | None,
+        connection: Connection | None,
+    ) -> Response:
         with WatchedCall(self.monitor, method.name) as watched:
             return await self.calls.call(loop, method, request, seconds, connection, watched)
 

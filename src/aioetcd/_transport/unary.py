@@ -132,7 +132,7 @@ class Unary:
                 self._picker.watch(loop)
             try:
                 # No name for the call: a traceback that somebody keeps would hold gRPC's thread.
-                response: Response = await connection.calls.answer(
+                response: Any = await connection.calls.answer(
                     connection.unary(method)(request, timeout=left, metadata=sent or None),
                     may_leave=effect.is_repeatable and not fixed,
                 )
@@ -155,9 +155,14 @@ class Unary:
                 raise closed from closed.__cause__
             else:
                 connection.heard_at = sent_at
-                if self._picker.members.is_ours(_cluster_id(response), decides=not fixed):
-                    return response
-                failure = self._of_another_cluster(method, connection, response)
+                cluster_id: int = response.header.cluster_id
+                members = self._picker.members
+                if cluster_id == members.cluster_id or members.is_ours(
+                    cluster_id, decides=not fixed
+                ):
+                    answer: Response = response
+                    return answer
+                failure = self._of_another_cluster(method, connection, cluster_id)
                 if effect.is_write or fixed:
                     raise failure
                 connection = None
@@ -241,12 +246,12 @@ class Unary:
             watched.retries += 1
 
     def _of_another_cluster(
-        self, method: Method[Any, Any], connection: Connection, response: Any
+        self, method: Method[Any, Any], connection: Connection, cluster_id: int
     ) -> ClusterMismatchError:
-        other, ours = _cluster_id(response), self._picker.members.cluster_id
+        ours = self._picker.members.cluster_id
         name = connection.endpoint.name
         failure = ClusterMismatchError(
-            f"{method.name} at {name}: cluster {other:x} has answered, and the others are of "
+            f"{method.name} at {name}: cluster {cluster_id:x} has answered, and the others are of "
             f"{ours:x}",
             maybe_applied=method.effect.is_write,
             endpoint=name,
@@ -312,11 +317,6 @@ class Unary:
             if self._picker.current is None:
                 raise self._picker.unreachable() from failure
             raise DeadlineExceededError("no token: Authenticate was not answered") from failure
-
-
-def _cluster_id(response: Any) -> int:
-    cluster_id: int = response.header.cluster_id
-    return cluster_id
 
 
 def _no_answer(
