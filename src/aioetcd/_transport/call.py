@@ -15,6 +15,7 @@ import grpc.aio
 _DONE = 1.0
 
 
+_EOF = grpc.aio.EOF
 # HTTP/2's CANCEL, by a server that lost its interest in a call.
 _CANCELLED_BY_SERVER = "Received RST_STREAM with error code 8"
 # Go's error of a context, which a handler of etcd's may pass on with any code.
@@ -179,7 +180,7 @@ class OpenCalls:
         failure: Exception
         try:
             message = await waiting
-            if message is grpc.aio.EOF:
+            if message is _EOF:
                 message = await call  # which knows why, and raises it
             if message is not None:
                 return message

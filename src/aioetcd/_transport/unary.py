@@ -108,8 +108,9 @@ class Unary:
             if connection is None:
                 connection = self._picker.in_use()
                 if connection is None or (connection.is_doubted and not effect.is_repeatable):
-                    sure = not effect.is_repeatable
-                    connection = await self.connect(deadline, uncertain, failure, sure=sure)
+                    connection = await self.connect(
+                        deadline, uncertain, failure, sure=not effect.is_repeatable
+                    )
             # Whoever asks for a token sends none: etcd 3.4 would refuse the old one.
             has_token = method is not AUTHENTICATE
             if has_token and self._tokens.is_missing:
@@ -151,17 +152,15 @@ class Unary:
             except ChannelClosedError:
                 # If it was not us, somebody has cancelled gRPC's own task.
                 self._supervisor.end("gRPC's task for a call was cancelled" + AS_ALL)
-                closed = self._ending.error(maybe_applied=uncertain or effect.is_write)
-                raise closed from closed.__cause__
+                failure = self._ending.error(maybe_applied=uncertain or effect.is_write)
+                raise failure from failure.__cause__
             else:
                 connection.heard_at = sent_at
                 cluster_id: int = response.header.cluster_id
-                members = self._picker.members
-                if cluster_id == members.cluster_id or members.is_ours(
+                if cluster_id == self._picker.members.cluster_id or self._picker.members.is_ours(
                     cluster_id, decides=not fixed
                 ):
-                    answer: Response = response
-                    return answer
+                    return response  # type: ignore[no-any-return]
                 failure = self._of_another_cluster(method, connection, cluster_id)
                 if effect.is_write or fixed:
                     raise failure
@@ -197,8 +196,9 @@ class Unary:
                 raise failure
             self._retry(method, connection, delay, failure, watched)
             if not fixed:
-                is_role = verdict.blame is Blame.ROLE
-                connection = self._picker.elsewhere(connection) if is_role else None
+                connection = (
+                    self._picker.elsewhere(connection) if verdict.blame is Blame.ROLE else None
+                )
             with anyio.move_on_after(delay):
                 await self._ending.told.wait()
             if self._ending.reason is not None:

@@ -402,9 +402,10 @@ class Lane(Generic[Request, Response]):
 
     def _split(self, response: rpc_pb2.TxnResponse) -> list[Response]:
         """Give each answer as it would have been given alone."""
+        header = response.header
         answers = [getattr(each, self._answered) for each in response.responses]
         for answer in answers:
-            answer.header.CopyFrom(response.header)
+            answer.header.CopyFrom(header)
         return answers
 
     def _learn(self, error: EtcdError, calls: list[Call[Request, Response]]) -> None:
