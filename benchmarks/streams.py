@@ -142,6 +142,20 @@ async def follow(
             count()
 
 
+async def timed_puts(
+    client: Client, puts: int, delivered: Callable[[], Awaitable[object]]
+) -> tuple[float, float]:
+    """Put a key so many times; give the median time until it is delivered, and the CPU of a put."""
+    latencies = []
+    cpu = process_time()
+    for _ in range(puts):
+        started = perf_counter()
+        await client.kv.put("fan-out", VALUE)
+        await delivered()
+        latencies.append(perf_counter() - started)
+    return median(latencies), (process_time() - cpu) / puts
+
+
 async def fan_out(server: EtcdServer, watches: int) -> None:
     """Put one key, and deliver it to many watches."""
     puts = 20
@@ -155,24 +169,44 @@ async def fan_out(server: EtcdServer, watches: int) -> None:
             if received % watches == 0:
                 all_there.set()
 
+        async def delivered() -> None:
+            nonlocal all_there
+            await all_there.wait()
+            all_there = anyio.Event()
+
         async with anyio.create_task_group() as group:
             for _ in range(watches):
                 await group.start(follow, client.watch("fan-out"), count)
-            latencies = []
-            cpu = process_time()
-            for _ in range(puts):
-                all_there = anyio.Event()
-                started = perf_counter()
-                await client.kv.put("fan-out", VALUE)
-                await all_there.wait()
-                latencies.append(perf_counter() - started)
-            cpu = process_time() - cpu
+            latency, cpu = await timed_puts(client, puts, delivered)
             group.cancel_scope.cancel()
+        bare = [await fan_out_bare(server, client, watches, puts, streams) for streams in (1, 4)]
+    told = (f"{at * 1e3:.1f} ms and {used / watches * 1e6:.0f} us" for at, used in bare)
     print(
-        f"fan-out of one key to {watches} watches: put to last delivery "
-        f"{median(latencies) * 1e3:.1f} ms (median of {puts}), "
-        f"CPU {cpu / puts / watches * 1e6:.0f} us a delivery"
+        f"fan-out of one key to {watches} watches: put to last delivery {latency * 1e3:.1f} ms "
+        f"(median of {puts}), CPU {cpu / watches * 1e6:.0f} us a delivery; as many on bare "
+        f"streams: {next(told)} on one, {next(told)} on 4"
     )
+
+
+async def fan_out_bare(
+    server: EtcdServer, client: Client, watches: int, puts: int, streams: int
+) -> tuple[float, float]:
+    """Deliver as many on bare streams, whose answers are only parsed and counted."""
+    create = rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=b"fan-out"))
+    async with bare_channel(server.endpoint) as channel:
+        stub = rpc_pb2_grpc.WatchStub(channel)
+        calls = [stub.Watch() for _ in range(streams)]
+        share = watches // streams
+
+        async def read(number: int) -> None:
+            for _ in range(share):
+                await calls[number].read()
+
+        for number, call in enumerate(calls):
+            for _ in range(share):
+                await call.write(create)
+            await read(number)
+        return await timed_puts(client, puts, lambda: in_tasks(streams, read))
 
 
 async def open_and_close(server: EtcdServer, watches: int) -> None:
