@@ -183,7 +183,7 @@ async def watches_created(client: Client, count: int, *, after: int = 0) -> None
     """Wait until a client has so many watches open at the server, from beyond a revision."""
 
     def are_created() -> bool:
-        rules = [watches.rules for watches in client._shared.turns._streams.values()]
+        rules = [watches.rules for watches in client._shared.turns._streams[True]]
         states = [state for each in rules for state in each._open.values()]
         return len(states) == count and all((s.next_revision or 0) > after for s in states)
 

@@ -97,7 +97,7 @@ async def test_key_deleted_and_compacted_while_cut_off(faulty: Faulty, made_agai
 
 async def cut_watches(faulty: Faulty) -> None:
     """Cut the connection, and wait until the watches have noticed."""
-    (watches,) = faulty.client._shared.turns._streams.values()
+    (watches,) = faulty.client._shared.turns._streams[True]
     reconnects = watches.shared.reconnects
     faulty.proxy.cut()
     await until(lambda: watches.shared.reconnects > reconnects)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -486,8 +487,8 @@ async def test_large_answers_are_whole_revisions(client: Client, *, fragment: bo
         assert len(batches) == 1
 
 
-async def test_a_thousand_watches_share_one_stream(server: EtcdServer) -> None:
-    """They cost one connection and one stream, and each gets what is its own."""
+async def test_a_thousand_watches_share_four_streams(server: EtcdServer) -> None:
+    """They cost one connection and four streams, and each gets what is its own."""
     await server.clear()
     async with FaultProxy(server.endpoint) as proxy, Client(proxy.endpoint) as client:
         got: dict[int, list[tuple[str, bytes, bytes]]] = {}
@@ -500,7 +501,8 @@ async def test_a_thousand_watches_share_one_stream(server: EtcdServer) -> None:
             for number in range(1000):
                 group.start_soon(follow, number)
             await until_metric(server, WATCHERS, 1000, within=30)
-            assert (await server.metrics())[STREAMS] == 1
+            assert (await server.metrics())[STREAMS] == 4
+            assert watches_by_stream(client) == [250, 250, 250, 250]
             for base in range(0, 1000, 100):
                 await put_together(client, *(f"k/{base + n}" for n in range(100)))
             for base in range(0, 1000, 100):
@@ -512,6 +514,33 @@ async def test_a_thousand_watches_share_one_stream(server: EtcdServer) -> None:
         assert client.stats().watches == 0
         await until_metric(server, WATCHERS, 0)
         assert proxy.connections_total == 1
+
+
+def watches_by_stream(client: Client) -> list[int]:
+    """How many watches each stream has, of those with `require_leader`."""
+    return [len(stream.rules) for stream in client._shared.watches._streams[True]]
+
+
+async def test_watches_fill_one_stream_after_the_other(client: Client, server: EtcdServer) -> None:
+    """Where there is room they go first, and a stream that has none any more ends."""
+    made = [client.watch(f"k/{number}") for number in range(120)]
+    async with AsyncExitStack() as first, AsyncExitStack() as others:
+        for watch in made[:50]:
+            await first.enter_async_context(watch)
+        assert watches_by_stream(client) == [50]
+        for watch in made[50:]:
+            await others.enter_async_context(watch)
+        assert watches_by_stream(client) == [50, 50, 20]
+        assert (await server.metrics())[STREAMS] == 3
+        await first.aclose()
+        assert watches_by_stream(client) == [0, 50, 20]
+        await until_metric(server, STREAMS, 2)
+        async with client.watch("k/") as late:
+            assert watches_by_stream(client) == [1, 50, 20]
+            await put_together(client, "k/", "k/60", "k/119")
+            for watch in (late, made[60], made[119]):
+                assert len(await take(watch, 1)) == 1
+    await until_metric(server, WATCHERS, 0)
 
 
 async def test_without_require_leader_it_is_another_stream(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from aioetcd._checks import check_flag, check_int
 from aioetcd._constructor import NoPublicConstructor, create
 from aioetcd._proto import rpc_pb2
@@ -25,7 +27,8 @@ _FILTERS = {
 class Watcher(metaclass=NoPublicConstructor):
     """Makes watches; it is ``client.watch``, which many tasks may call.
 
-    All of its watches share one stream (one more for those without ``require_leader``).
+    Fifty of its watches share one stream, more of them up to four (and those without
+    ``require_leader`` others).
 
     Example:
         got = await client.kv.get("/config/", prefix=True)
@@ -71,7 +74,7 @@ class Watcher(metaclass=NoPublicConstructor):
                 the memory that one takes: without it a history comes in answers of up to 1000
                 revisions. What it had found before it announced the watch it does not split, in
                 any version. The server's own time for that grows with the square of the events in
-                such an answer, and meanwhile it sends nothing to any other watch of the client: a
+                such an answer, and meanwhile it sends nothing to any other watch of the stream: a
                 txn that deletes 100 000 keys takes a minute. So it is for large values, not for
                 many events.
             require_leader: Move to another endpoint when the member has lost its leader. Without
@@ -105,7 +108,7 @@ class Watcher(metaclass=NoPublicConstructor):
             check_int("start_revision", start_revision, 1, none="from now on")
         return create(
             Watch,
-            self._streams.stream(require_leader=require_leader),
+            partial(self._streams.stream, require_leader=require_leader),
             spec,
             start_revision=start_revision,
             timeout=self._calls.resolve_timeout(timeout),

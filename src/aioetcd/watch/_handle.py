@@ -64,13 +64,15 @@ class Watch(metaclass=NoPublicConstructor):
 
     def __init__(
         self,
-        stream: WatchStream,
+        stream: Callable[[], WatchStream],
         spec: WatchSpec,
         *,
         start_revision: int | None,
         timeout: float | None,
     ) -> None:
-        self._stream = stream
+        # It is on a stream once it has begun.
+        self._find_stream = stream
+        self._stream: WatchStream
         self._timeout = timeout
         # The state is the stream's for as long as the watch lives, this object only the user's:
         # nothing leads from there to here, so that it is gone when the user drops it.
@@ -205,9 +207,9 @@ class Watch(metaclass=NoPublicConstructor):
         """Ask the server for a bookmark, which arrives as a batch without events.
 
         It returns when the question is on its way. The answer comes when the server has sent
-        everything up to it to all watches of this client: usually at once, within a second where
-        some of them start beyond the store, and not while one of them lags. A watch that itself
-        starts beyond the store is told the revision before its start.
+        everything up to it to all watches of the stream that this one shares: usually at once,
+        within a second where some of them start beyond the store, and not while one of them lags. A
+        watch that itself starts beyond the store is told the revision before its start.
 
         Raises:
             UnsupportedByServerError: Servers before 3.4.25 and 3.5.8 answer too early.
@@ -254,7 +256,9 @@ class Watch(metaclass=NoPublicConstructor):
         self._revision = self.revision  # without the rest, which nobody takes any more
         self._rest.clear()
         self._closed = True
-        if self._state.phase is not Phase.ENDED:
+        if self._loop is None:
+            self._state.phase = Phase.ENDED
+        elif self._state.phase is not Phase.ENDED:
             self._stream.cancel(self._state)
 
     def _release(self) -> None:
@@ -276,6 +280,7 @@ class Watch(metaclass=NoPublicConstructor):
     async def _open(self) -> None:
         """Wait until it is created: whoever comes first begins it, whoever comes waits."""
         if self._loop is None and not self._closed:
+            self._stream = self._find_stream()
             try:
                 self._stream.add(self._state)
             except ClientClosedError as error:
@@ -321,16 +326,18 @@ class Watch(metaclass=NoPublicConstructor):
 
     async def _take(self) -> Batch:
         """Wait for the next batch. There is no await between taking it and handing it over."""
-        await checkpoint()
+        state = self._state
+        if state.inbox or state.phase is Phase.ENDED:
+            await checkpoint()  # a loop that finds some each time lets others run
         while True:
-            batch, has_request = self._stream.rules.take(self._state)
+            batch, has_request = self._stream.rules.take(state)
             if has_request:
                 self._stream.shared.poke()
             if batch is not None:
                 return batch
-            if self._state.phase is Phase.ENDED:
-                if self._state.error is not None:
-                    raise self._state.error
+            if state.phase is Phase.ENDED:
+                if state.error is not None:
+                    raise state.error
                 raise StopAsyncIteration
             await self._bell.wait()
 
@@ -360,14 +367,13 @@ class _Bell:
     """Wakes all who wait for something to have changed."""
 
     def __init__(self) -> None:
-        self._changed = anyio.Event()
+        self._changed = asyncio.Event()
 
     def ring(self) -> None:
         self._changed.set()
 
     async def wait(self) -> None:
-        if self._changed.is_set():
-            self._changed = anyio.Event()
+        self._changed.clear()
         await self._changed.wait()
 
 

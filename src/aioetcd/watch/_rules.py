@@ -216,6 +216,10 @@ class WatchRules:
             state.inbox.clear()
         self._end_all(error)
 
+    def __len__(self) -> int:
+        """Give how many watches there are."""
+        return len(self._watches)
+
     def counts(self) -> tuple[int, int]:
         """Give how many watches there are, and how many of them are paused."""
         paused = sum(state.phase is Phase.PAUSED for state in self._watches)

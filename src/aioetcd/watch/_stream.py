@@ -1,4 +1,4 @@
-"""A shared watch stream: the rules, their stream, and the unary calls that they need."""
+"""Shared watch streams: which one a watch is on, the rules, and the unary calls that they need."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ from aioetcd.watch._state import WatchState
 
 logger = logging.getLogger("aioetcd.watch")
 
+# grpc.aio reads the answers of one stream one after the other, each with a way through its thread:
+# an event for many watches is there four times as fast on four streams, at a third of the CPU, and
+# no faster on more. A stream has so many watches before another one is opened.
+_FULL = 50
+_STREAMS = 4
+
 
 class WatchStats(Value):
     """What the watches are doing."""
@@ -32,23 +38,30 @@ class WatchStats(Value):
 
 
 class WatchStreams:
-    """All watches of a client, on one stream, or two: one for those that need no leader."""
+    """All watches of a client, on few streams: others for those that need no leader."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._streams: dict[bool, WatchStream] = {}
+        self._streams: dict[bool, list[WatchStream]] = {True: [], False: []}
 
     def stream(self, *, require_leader: bool) -> WatchStream:
-        """Give the stream for a new watch."""
-        stream = self._streams.get(require_leader)
-        if stream is None:
-            stream = WatchStream(self._transport, require_leader=require_leader)
-            self._streams[require_leader] = stream
-        return stream
+        """Give the stream for a new watch.
+
+        They fill one stream after the other, then go where the fewest are.
+        """
+        streams = self._streams[require_leader]
+        fewest = min(streams, key=lambda stream: len(stream.rules), default=None)
+        for stream in streams:
+            if len(stream.rules) < _FULL:
+                return stream
+        if fewest is not None and len(streams) == _STREAMS:
+            return fewest
+        streams.append(WatchStream(self._transport, require_leader=require_leader))
+        return streams[-1]
 
     def stats(self) -> WatchStats:
         """Tell what the watches are doing."""
-        streams = self._streams.values()
+        streams = [stream for each in self._streams.values() for stream in each]
         counts = [stream.rules.counts() for stream in streams]
         return WatchStats(
             open=sum(count for count, _ in counts),

@@ -50,7 +50,8 @@ def has_reconnected(client: Client, proxy: FaultProxy, connections: int) -> bool
     """Whether the client made a new connection since there were so many, and has its watches."""
     return proxy.connections_total > connections and all(
         state.phase.value == "created"
-        for stream in client._shared.watches._streams.values()
+        for streams in client._shared.watches._streams.values()
+        for stream in streams
         for state in stream.rules._watches
     )
 

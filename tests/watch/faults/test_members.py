@@ -30,7 +30,7 @@ async def written(traffic: Traffic, per_second: float, *, writers: int = 2) -> A
 
 def stream_at(client: Client, *, require_leader: bool = True) -> str | None:
     """Give the endpoint that a client's watches are at now; None while their stream is lost."""
-    connection = client._shared.watches._streams[require_leader].shared.connection
+    connection = client._shared.watches._streams[require_leader][0].shared.connection
     return None if connection is None else connection.endpoint.name
 
 
@@ -213,8 +213,8 @@ async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> No
             last = await traffic.last_word()
             await followed.wait_for(last)
             await followed.check(store=direct, start_revision=1, through=last)
-        assert client._shared.watches._streams[False].shared.reconnects > 0
-        assert client._shared.watches._streams[True].shared.reconnects > 0
+        assert client._shared.watches._streams[False][0].shared.reconnects > 0
+        assert client._shared.watches._streams[True][0].shared.reconnects > 0
 
 
 @pytest.mark.fault("W12")
@@ -251,7 +251,7 @@ async def test_w12_a_member_that_lags(rng: random.Random) -> None:
             await followed.wait_for(last)
             cluster.client_proxies[ahead].refuse()
             assert cluster.client_proxies[ahead].cut() > 0
-            stream = client._shared.watches._streams[False]
+            (stream,) = client._shared.watches._streams[False]
             await until(lambda: stream.rules.suspicion is not None)
             assert await used(client, cluster, require_leader=False) == behind
             await cluster.rejoin(behind)
