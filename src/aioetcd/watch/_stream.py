@@ -50,14 +50,13 @@ class WatchStreams:
         They fill one stream after the other, then go where the fewest are.
         """
         streams = self._streams[require_leader]
-        fewest = min(streams, key=lambda stream: len(stream.rules), default=None)
         for stream in streams:
             if len(stream.rules) < _FULL:
                 return stream
-        if fewest is not None and len(streams) == _STREAMS:
-            return fewest
-        streams.append(WatchStream(self._transport, require_leader=require_leader))
-        return streams[-1]
+        if len(streams) < _STREAMS:
+            streams.append(WatchStream(self._transport, require_leader=require_leader))
+            return streams[-1]
+        return min(streams, key=lambda stream: len(stream.rules))
 
     def stats(self) -> WatchStats:
         """Tell what the watches are doing."""
