@@ -96,3 +96,26 @@ async def test_a_cancelled_call_leaves_no_cycle(proxy: FaultProxy) -> None:
             await until(lambda: [each() for each in waiting] == [None])
         finally:
             gc.enable()
+
+
+async def test_leaving_wakes_nobody_who_was_cancelled(proxy: FaultProxy) -> None:
+    """A call that was cancelled is open until gRPC is done with it, and its caller elsewhere."""
+    async with Client(proxy.endpoint) as hung:
+        await hung.kv.get("k")
+        proxy.hang()
+
+        async def use() -> bool:
+            try:
+                await hung.kv.get("k")
+            except asyncio.CancelledError:
+                calls = open_calls(hung)
+                assert len(calls) == 1
+                calls.leave()
+                await until(lambda: len(calls) == 0)
+                return True
+            return False
+
+        caller = asyncio.ensure_future(use())
+        await until(lambda: len(open_calls(hung)) == 1)
+        caller.cancel()
+        assert await caller

@@ -74,12 +74,14 @@ class _Answer(asyncio.Future[Any]):
         is_cancelled: Whether somebody has cancelled whoever waits.
     """
 
-    __slots__ = ("_context", "_error", "_task", "_wake", "is_cancelled")
+    __slots__ = ("_context", "_error", "_is_over", "_task", "_wake", "is_cancelled")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         super().__init__(loop=task.get_loop())
         self.is_cancelled: bool = False
         self._task = task
+        # Whether whoever waited does so no more: he is not to be woken from what he does then.
+        self._is_over = False
         self._error: BaseException | None = None
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -89,6 +91,7 @@ class _Answer(asyncio.Future[Any]):
             try:
                 yield self
             except BaseException:
+                self._is_over = True
                 del self  # it knows whom to wake, who may keep the traceback
                 raise
         return self._task.result()
@@ -102,7 +105,7 @@ class _Answer(asyncio.Future[Any]):
 
     def done(self) -> bool:
         """Whether nothing is waited for any more, which anyio asks."""
-        return self._error is not None or self._task.done()
+        return self._is_over or self._task.done()
 
     def cancel(self, msg: Any = None) -> bool:
         """Be woken by whoever cancels."""
@@ -115,6 +118,7 @@ class _Answer(asyncio.Future[Any]):
         """Raise this, unless it is over; give whether it was not."""
         if self.done():
             return False
+        self._is_over = True
         self._error = error
         self._task.remove_done_callback(self._wake)
         self.get_loop().call_soon(self._wake, self, context=self._context)
