@@ -233,23 +233,26 @@ async def test_a_work_that_raises(
 
 async def test_a_work_that_raises_when_it_is_cancelled(server: EtcdServer, client: Client) -> None:
     """It is raised, also where it is this that was cancelled."""
+    working: set[str] = set()
 
     async def work(share: Share[str]) -> None:
+        working.add(share.item)
         try:
             await asyncio.Event().wait()
         finally:
+            working.remove(share.item)
             raise OopsError(share.item)
 
     async with members_of(server, ITEMS[:2], Shop().work) as members:
         partitioner = client.partitioner(NAME, ITEMS[:2], ttl=60)
         running = asyncio.create_task(partitioner.run(work))
-        await until(lambda: len(partitioner.held) == 2)
+        await until(lambda: len(working) == 2)
         await members.come()
         with pytest.raises(OopsError):
             await running
         await members.until_balanced()
     running = asyncio.create_task(partitioner.run(work))
-    await until(lambda: len(partitioner.held) == 2)
+    await until(lambda: len(working) == 2)
     running.cancel()
     with pytest.raises(OopsError):
         await running
