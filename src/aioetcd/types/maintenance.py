@@ -22,7 +22,8 @@ class Status(Value):
         raft_term: The election term.
         errors: What is wrong with it, such as alarms.
         is_learner: Whether it is a learner.
-        storage_version: The version of its data's format; None before 3.6.
+        storage_version: The version of its data's format; None before 3.6, and in a new member's
+            first seconds.
         db_size_quota: Bytes that the database may take; None before 3.6.
         downgrade_target: The version that the cluster is being downgraded to; None where it is not.
     """
