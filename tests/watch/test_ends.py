@@ -153,6 +153,17 @@ async def test_aclose_before_the_beginning(client: Client, server: EtcdServer) -
     assert (await server.metrics())[WATCHERS] == 0
 
 
+@pytest.mark.parametrize("read", [aiter, Watch.batches])
+async def test_aclose_before_a_loop_has_begun(
+    client: Client, read: Callable[[Watch], AsyncIterator[object]]
+) -> None:
+    """The loop ends, as each does whose watch is closed meanwhile."""
+    watch = client.watch("k")
+    loop = read(watch)
+    await watch.aclose()
+    assert [each async for each in loop] == []
+
+
 async def test_leaving_the_block_ends_loops_of_other_tasks(client: Client) -> None:
     """A loop in a task that outlives the block ends with it."""
     async with anyio.create_task_group() as group:

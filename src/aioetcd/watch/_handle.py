@@ -329,6 +329,8 @@ class Watch(metaclass=NoPublicConstructor):
         state = self._state
         if state.inbox or state.phase is Phase.ENDED:
             await checkpoint()  # a loop that finds some each time lets others run
+        if self._loop is None:  # closed before it began: it is on no stream
+            raise StopAsyncIteration
         while True:
             batch, has_request = self._stream.rules.take(state)
             if has_request:
