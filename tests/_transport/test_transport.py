@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sys
 import time
 from collections.abc import Awaitable
+from typing import Any
 
 import anyio
 import grpc.aio
@@ -24,6 +26,8 @@ from aioetcd import (
     UnavailableError,
 )
 from aioetcd._constructor import create
+from aioetcd._proto import rpc_pb2
+from aioetcd._proto.rpc_pb2_grpc import KVStub
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests._transport.weather import (
@@ -79,6 +83,60 @@ async def test_k3_answer_lost(proxy: FaultProxy, direct: Client) -> None:
         await proxy.heal()
         assert (await kv.get("k")).value == b"v"
         assert (await direct.kv.get("k")).kvs[0].version == 1
+
+
+# --- what others do to gRPC --------------------------------------------------------------------
+
+
+class Tracer(
+    grpc.aio.UnaryUnaryClientInterceptor,
+    grpc.aio.UnaryStreamClientInterceptor,
+    grpc.aio.StreamStreamClientInterceptor,
+):
+    """Counts calls, and passes them on, as OpenTelemetry's, Sentry's and Datadog's do."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def _intercept(self, continuation: Any, details: Any, request: Any) -> Any:
+        self.calls += 1
+        return await continuation(details, request)
+
+    intercept_unary_unary: Any = _intercept
+    intercept_unary_stream: Any = _intercept
+    intercept_stream_stream: Any = _intercept
+
+
+async def test_a_program_that_traces_its_calls(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What intercepts grpc.aio's channels is not in the way: calls are answered and cancelled."""
+    tracer = Tracer()
+
+    def traced(target: str, *_: object, **__: object) -> grpc.aio.Channel:
+        return insecure_channel(target, interceptors=[tracer])
+
+    insecure_channel = grpc.aio.insecure_channel
+    monkeypatch.setattr(grpc.aio, "insecure_channel", traced)
+    async with (
+        grpc.aio.insecure_channel(server.endpoint) as channel,
+        FaultProxy(server.endpoint) as proxy,
+        Client(proxy.endpoint) as client,
+        client.watch("k") as watch,
+    ):
+        await KVStub(channel).Range(rpc_pb2.RangeRequest(key=b"k"))
+        assert tracer.calls == 1
+        await client.kv.put("k", "v")
+        assert (await anext(watch)).kv.value == b"v"
+        assert (await client.kv.get("k")).value == b"v"
+        proxy.hang()
+        call = asyncio.create_task(client.kv.get("k"))
+        await asyncio.sleep(0)
+        call.cancel("enough")
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await call
+        await proxy.heal()
+    assert tracer.calls == 1
 
 
 # --- no write twice ----------------------------------------------------------------------------

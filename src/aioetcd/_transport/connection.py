@@ -12,6 +12,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
+# Not `grpc.aio`'s own names: what traces a program's calls puts its functions there, whose channels
+# give calls of another kind, which cannot be cancelled one by one. Observers are told of more.
+from grpc.aio._channel import insecure_channel, secure_channel
+
 from aioetcd._transport.call import LeftError, OpenCalls
 from aioetcd._transport.methods import Method
 from aioetcd.config.endpoints import Endpoint
@@ -86,11 +90,12 @@ class Connection:
             raise LeftError
         if self._channel is None:
             target = self.endpoint.target
-            self._channel = (
-                grpc.aio.insecure_channel(target, options=self._options)
+            channel: Any = (  # of the type that `grpc.aio` gives
+                insecure_channel(target, options=self._options)
                 if self._credentials is None
-                else grpc.aio.secure_channel(target, self._credentials, options=self._options)
+                else secure_channel(target, self._credentials, options=self._options)
             )
+            self._channel = channel
         return self._channel
 
     @property
