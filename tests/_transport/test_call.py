@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -119,3 +120,21 @@ async def test_leaving_wakes_nobody_who_was_cancelled(proxy: FaultProxy) -> None
         await until(lambda: len(open_calls(hung)) == 1)
         caller.cancel()
         assert await caller
+
+
+async def test_an_error_that_comes_too_late_is_not_told_to_nobody() -> None:
+    """gRPC's task fails in the turn in which its caller is cancelled: asyncio has no complaint."""
+    loop = asyncio.get_running_loop()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    task = loop.create_future()
+    call = SimpleNamespace(_call_response=task, _cancel=lambda _: None)
+    caller = asyncio.ensure_future(OpenCalls().answer(call))
+    await asyncio.sleep(0)
+    caller.cancel()
+    task.set_exception(OSError())
+    await asyncio.wait({caller})
+    assert caller.cancelled()
+    del task, call, caller
+    gc.collect()
+    assert complaints == []

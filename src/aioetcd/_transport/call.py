@@ -197,7 +197,7 @@ class OpenCalls:
             failure = ChannelClosedError()
         finally:
             if task.done():
-                del self._unary[task]
+                self._done(task)
             else:
                 self._cancel(call)
                 task.add_done_callback(self._done)
@@ -210,7 +210,7 @@ class OpenCalls:
     def _done(self, task: asyncio.Task[Any]) -> None:
         del self._unary[task]
         if not task.cancelled():
-            task.exception()  # which nobody will ask for any more
+            task.exception()  # which nobody may ask for any more
 
     @staticmethod
     def _cancel(call: Any) -> None:
