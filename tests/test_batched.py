@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
@@ -35,6 +36,7 @@ from aioetcd.kv import KV
 from aioetcd.kv._batched import Batched
 from aioetcd.kv._lane import Batch, Lane
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.servers import grpc_proxy
 from tests.waiting import until
 
 
@@ -202,6 +204,45 @@ async def test_a_server_that_takes_less() -> None:
             assert asked.calls["Txn"] <= (20 if size == 10 else 60)
         await asyncio.gather(*(kv.get(f"/k/{n}") for n in range(100)))
         assert (await client.kv.get("/k/", prefix=True, count_only=True)).count == 100
+
+
+async def test_answers_that_are_too_large_together(client: Client, server: EtcdServer) -> None:
+    """Who stands between may take no such answer: the gets are taken apart, each is answered."""
+    for number in range(20):
+        await client.kv.put(f"/k/{number}", bytes([number]) * 10_000)
+    await client.kv.put("/k/large", bytes(60_000))
+    limits = ("--max-recv-bytes=50000", "--max-send-bytes=40000")
+    async with grpc_proxy(server, *limits) as proxied, Client(proxied) as limited:
+        kv = limited.kv.batched()
+        gets = [kv.get(f"/k/{number}", timeout=20) for number in range(20)]
+        *found, large = await outcomes(*gets, kv.get("/k/large", timeout=20))
+        assert [isinstance(got, GetResponse) and got.value for got in found] == [
+            bytes([number]) * 10_000 for number in range(20)
+        ]
+        assert isinstance(large, EtcdError)
+        assert large.code == "RESOURCE_EXHAUSTED"
+
+
+async def test_a_batch_is_in_nobodys_context(server: EtcdServer) -> None:
+    """What an observer adds for whoever calls is not added in the name of a stranger."""
+    caller = ContextVar("caller", default="nobody")
+    told: list[tuple[str, str]] = []
+
+    class Traced(Observer):
+        def metadata(self, method: str) -> list[tuple[str, str]]:
+            told.append((method, caller.get()))
+            return []
+
+    async with Client(server.endpoint, observers=[Traced()]) as client:
+        kv = client.kv.batched()
+
+        async def put(number: int) -> None:
+            caller.set(str(number))
+            await kv.put(f"/k/{number}", "v")
+
+        await asyncio.gather(*map(put, range(40)))
+    assert {who for method, who in told if method == "Put"} == {"0", "1"}
+    assert {who for method, who in told if method == "Txn"} == {"nobody"}
 
 
 async def test_each_has_its_own_deadline(proxy: FaultProxy) -> None:

@@ -22,7 +22,7 @@ class Shared:
         transport: Makes the calls.
         leases: The renewals.
         watches: The users' watches.
-        turns: The recipes' watches, on a stream of their own: a large answer to one of the users'
+        turns: The recipes' watches, on streams of their own: a large answer to one of the users'
             delays no lock.
     """
 

@@ -129,6 +129,8 @@ class Observer:
     def metadata(self, method: str) -> Iterable[tuple[str, str]]:
         """Give what is to be sent with a call or a stream beside its request, as for tracing.
 
+        It runs in the context of whoever calls; a txn of `KV.batched` is of many, and in nobody's.
+
         Args:
             method: The RPC's name.
 

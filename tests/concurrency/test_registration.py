@@ -60,14 +60,23 @@ async def test_it_is_there_for_the_block(client: Client) -> None:
         await registration.__aenter__()
 
 
-async def test_it_comes_back(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """When its lease is revoked, and when its key is deleted; the block goes on."""
+@pytest.mark.parametrize("by_itself", [True, False])
+async def test_it_comes_back(
+    client: Client, server: EtcdServer, caplog: pytest.LogCaptureFixture, by_itself: bool
+) -> None:
+    """When its lease is revoked, and when its key is deleted; the block goes on.
+
+    Of a lease that others revoke the deletion of the key tells first.
+    """
     caplog.set_level("INFO", "aioetcd.concurrency")
-    async with client.registration(KEY, "v", ttl=60) as registration:
+    async with (
+        Client(server.endpoint) as other,
+        client.registration(KEY, "v", ttl=60) as registration,
+    ):
         first = await there(client)
         assert first is not None
         assert first.lease is not None
-        await client.lease.revoke(first.lease)
+        await (client if by_itself else other).lease.revoke(first.lease)
         second = await until_it_is_back(client, first)
         assert second.lease != first.lease
         await until(lambda: "is registered again" in caplog.text)

@@ -1,6 +1,6 @@
 """The one way to own a bidirectional stream.
 
-A stream of etcd is shared by many users: all watches, all leases of a client. What is said on it
+A stream of etcd is shared by many users: watches or leases of a client. What is said on it
 is decided by rules without I/O (`StreamRules`); this module connects, reads, writes, keeps the
 time and connects again. Nobody but its tasks touches the gRPC call, because cancelling a read or
 a write ends the call for all.

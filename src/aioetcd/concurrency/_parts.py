@@ -20,7 +20,7 @@ class Parts(NamedTuple):
         calls: For what is left to be done at the end.
         kv: Reads and writes.
         leases: Grants leases and keeps them alive.
-        watcher: Watches on the recipes' own stream.
+        watcher: Watches on the recipes' own streams.
     """
 
     transport: Transport

@@ -14,7 +14,13 @@ from aioetcd.concurrency._parts import Parts
 from aioetcd.concurrency._tenure import Tenure
 from aioetcd.concurrency._upkeep import Upkeep
 from aioetcd.config.timeouts import DEFAULT, Default
-from aioetcd.errors import ClientClosedError, CompactedError, EtcdError, LeaseLostError
+from aioetcd.errors import (
+    ClientClosedError,
+    CompactedError,
+    EtcdError,
+    LeaseLostError,
+    LeaseNotFoundError,
+)
 from aioetcd.keys import encode, encode_key
 from aioetcd.lease import MAX_TTL
 from aioetcd.ops import Op
@@ -142,6 +148,10 @@ class Registration(Upkeep):
                 await tenure.begin()
                 while True:
                     await self._keep(tenure.lease_id)
+            except LeaseNotFoundError as gone:
+                if not self._had_it:
+                    raise
+                return gone  # the key's deletion has told of it first
             finally:
                 self._is_registered = False
                 tenure.listeners.remove(tell)

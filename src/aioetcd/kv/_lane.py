@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from contextvars import Context
 from copy import copy
 from functools import partial
 from math import inf
@@ -58,12 +59,21 @@ _TOGETHER = 0.01
 # What may be said of a txn because of one of the calls in it.
 _OF_ONE = (InvalidRequestError, LeaseNotFoundError, PermissionDeniedError)
 
+_TOO_LARGE = "RESOURCE_EXHAUSTED"
+
 # How each call goes into a txn, and comes out of it.
 _FIELDS = {
     RANGE: ("request_range", "response_range"),
     PUT: ("request_put", "response_put"),
     DELETE_RANGE: ("request_delete_range", "response_delete_range"),
 }
+
+
+def _is_of_few(error: EtcdError) -> bool:
+    """Whether it may be said of a txn because of one of the calls in it, or of so many."""
+    # Where somebody on the way takes no answer so large, gRPC says so, and etcd nothing.
+    is_too_large = type(error) is EtcdError and error.code == _TOO_LARGE
+    return not error.maybe_applied and (is_too_large or isinstance(error, _OF_ONE))
 
 
 class Call(Generic[Request, Response]):
@@ -340,7 +350,8 @@ class Lane(Generic[Request, Response]):
             call.batch = batch
         # Not the supervisor's, which would cut it off when the client closes: the call itself tells
         # how that ends, and whether it was sent.
-        batch.task = loop.create_task(self._send(batch), name="aioetcd batch")
+        # In nobody's context: an observer is not to add what is one caller's for all of them.
+        batch.task = loop.create_task(self._send(batch), name="aioetcd batch", context=Context())
         self._out[batch] = monotonic()
         batch.task.add_done_callback(partial(self._ended, batch))
 
@@ -374,7 +385,7 @@ class Lane(Generic[Request, Response]):
             else:
                 answers = self._split(await self.calls.unary(self._txn, self._join(calls), left))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the callers'
-            if len(calls) > 1 and isinstance(error, _OF_ONE) and not error.maybe_applied:
+            if len(calls) > 1 and isinstance(error, EtcdError) and _is_of_few(error):
                 self._learn(error, calls)
                 self._take_apart(batch)
             else:

@@ -16,7 +16,8 @@ class ClientStats(Value):
         endpoint: The endpoint in use, or None while one is searched.
         calls: Calls made, however often each was sent; watches and renewals are none.
         retries: How often one of them was sent again.
-        reconnects: How often a stream of watches or leases was lost, and then opened again.
+        reconnects: How often a stream of watches or leases was lost, and then opened again. Many
+            watches, or leases, are on several streams, each of which counts.
         watches: Watches that have not ended.
         paused_watches: Those among them that wait for their consumer.
         leases: Leases kept alive.
