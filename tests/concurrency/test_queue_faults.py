@@ -159,8 +159,8 @@ async def test_k3_held_up(quick_server: EtcdServer) -> None:
             if getting.done():  # it was quick this time, and has put it back, or is about to
                 assert await getting in (b"1", b"2")
             else:
-                assert await oracle.get() == b"1"
-                assert await getting == b"2"
+                # The claim in doubt may be tried just now, and be the first.
+                assert {await oracle.get(), await getting} == {b"1", b"2"}
         assert faulty.client.stats().calls - before < 30
         await faulty.oracle.kv.delete(NAME + "/", prefix=True)
 
