@@ -28,6 +28,7 @@ from aioetcd import (
 from aioetcd._constructor import create
 from aioetcd._proto import rpc_pb2
 from aioetcd._proto.rpc_pb2_grpc import KVStub
+from aioetcd._transport.methods import PUT
 from aioetcd.kv import KV
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests._transport.weather import (
@@ -167,6 +168,19 @@ async def test_put_cut_after_it_was_applied(proxy: FaultProxy, direct: Client) -
         await proxy.heal()
         await kv.put("after", "v")
         assert (await direct.kv.get("k")).kvs[0].version == 1
+
+
+async def test_a_put_on_a_connection_that_is_closed(server: EtcdServer) -> None:
+    """It was not sent, and is not said to have been."""
+    async with connected(server.endpoint) as transport:
+        await create(KV, transport).get("k")
+        assert transport.picker.current is not None
+        closed = transport.picker.apart(transport.picker.current.endpoint)
+        await closed.aclose()
+        put = rpc_pb2.PutRequest(key=b"k")
+        with pytest.raises(EtcdError) as caught:
+            await transport.unary(PUT, put, 5.0, connection=closed)
+        assert not caught.value.maybe_applied
 
 
 async def test_k2_server_killed_with_a_put_in_flight(own_server: EtcdServer) -> None:

@@ -501,7 +501,7 @@ async def test_a_thousand_watches_share_four_streams(server: EtcdServer) -> None
             for number in range(1000):
                 group.start_soon(follow, number)
             await until_metric(server, WATCHERS, 1000, within=30)
-            assert (await server.metrics())[STREAMS] == 4
+            await until_metric(server, STREAMS, 4)
             assert watches_by_stream(client) == [250, 250, 250, 250]
             for base in range(0, 1000, 100):
                 await put_together(client, *(f"k/{base + n}" for n in range(100)))
@@ -531,7 +531,7 @@ async def test_watches_fill_one_stream_after_the_other(client: Client, server: E
         for watch in made[50:]:
             await others.enter_async_context(watch)
         assert watches_by_stream(client) == [50, 50, 20]
-        assert (await server.metrics())[STREAMS] == 3
+        await until_metric(server, STREAMS, 3)
         await first.aclose()
         assert watches_by_stream(client) == [0, 50, 20]
         await until_metric(server, STREAMS, 2)
@@ -552,8 +552,8 @@ async def test_without_require_leader_it_is_another_stream(
         client.watch("k", require_leader=False) as second,
         client.watch("k", require_leader=False) as third,
     ):
-        metrics = await server.metrics()
-        assert (metrics[WATCHERS], metrics[STREAMS]) == (3, 2)
+        await until_metric(server, WATCHERS, 3)
+        await until_metric(server, STREAMS, 2)
         await put_all(client, "k")
         for watch in (first, second, third):
             assert len(await take(watch, 1)) == 1
@@ -565,8 +565,8 @@ async def test_watchers_of_one_client_are_independent(client: Client, server: Et
         watcher = create(Watcher, client._calls, WatchStreams(client._transport))
         watch = watcher("k")
         async with watch:
-            metrics = await server.metrics()
-            assert (metrics[WATCHERS], metrics[STREAMS]) == (2, 2)
+            await until_metric(server, WATCHERS, 2)
+            await until_metric(server, STREAMS, 2)
             last = await put_all(client, "k")
             for each in (first, watch):
                 assert revisions(await take(each, 1)) == [last]

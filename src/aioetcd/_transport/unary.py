@@ -96,6 +96,7 @@ class Unary:
         added = self._monitor.metadata(method.name) if watched is not None else ()
         fixed = connection is not None
         effect = method.effect
+        may_leave = effect.is_repeatable and not fixed
         backoff: Backoff | None = None
         patience = PATIENCE if seconds is None else min(PATIENCE, seconds / 5)
         if method.waits:
@@ -135,12 +136,13 @@ class Unary:
                 # No name for the call: a traceback that somebody keeps would hold gRPC's thread.
                 response: Any = await connection.calls.answer(
                     connection.unary(method)(request, timeout=left, metadata=sent or None),
-                    may_leave=effect.is_repeatable and not fixed,
+                    may_leave=may_leave,
                 )
             except Failure as caught:
                 status = caught
             except LeftError:
-                uncertain = uncertain or effect.is_write
+                # What may not leave was not even sent: the connection was closed before.
+                uncertain = uncertain or (may_leave and effect.is_write)
                 failure = _no_answer(method, connection, seconds, maybe_applied=uncertain)
                 if fixed:
                     raise failure from None
