@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdCluster, EtcdServer
 from aioetcd.testing._membership import initial_cluster
+from aioetcd.testing._sockets import host_and_port
 from tests.waiting import until
 
 pytestmark = [
@@ -159,6 +161,8 @@ async def test_the_leader_is_removed(cluster: EtcdCluster) -> None:
     assert not gone.is_running
     assert not data.exists()
     assert endpoint not in cluster.endpoints
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(host_and_port(endpoint))  # nobody is given its port
     assert [proxy.target for proxy in cluster.client_proxies] == cluster.direct_endpoints
     assert (await listed(await cluster.leader())).keys() == {member.name for member in rest}
     await cluster.wait_healthy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import sys
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from aioetcd.testing._process import HOST, other_end
 from aioetcd.testing._separation import PeerProxy, Separation
-from aioetcd.testing._sockets import Listener, bind, close_with_reset
+from aioetcd.testing._sockets import Listener, bind, close_with_reset, host_and_port
 from aioetcd.testing.proxy import FaultProxy
 from aioetcd.testing.server import EtcdServer
 
@@ -38,6 +39,8 @@ class Wiring:
         self._members = members
         self._chance = random.Random(seed)
         self._fronts: list[Listener] = []
+        # The endpoints of those that were removed: a new member is not to be given one of them.
+        self._former: list[socket.socket] = []
         self._isolated: dict[int, Separation] = {}
         self._parted: dict[tuple[int, int], Separation] = {}
 
@@ -71,6 +74,8 @@ class Wiring:
         front.close()
         for ended in (proxy, *closed):
             await ended.aclose()
+        with contextlib.suppress(OSError):  # somebody outside has taken it at once
+            self._former.append(bind(*host_and_port(proxy.endpoint)))
 
     def arrange(self, order: list[int]) -> None:
         """Let the members be those of before in this order, and no others."""
@@ -91,6 +96,8 @@ class Wiring:
     async def aclose(self) -> None:
         """Close everything; nothing waits."""
         self.close_fronts()
+        for former in self._former:
+            former.close()
         for proxy in (*self.client_proxies, *self.pairs.values()):
             await proxy.aclose()
 
