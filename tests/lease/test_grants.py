@@ -130,8 +130,12 @@ async def test_l13_revocation_without_an_answer_twice(faulty: Faulty) -> None:
 
 
 @pytest.mark.fault("L11")
-async def test_l11_grant_answered_too_late_and_then_nothing(faulty: Faulty) -> None:
+async def test_l11_grant_answered_too_late_and_then_nothing(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where it cannot be asked whether a lease granted so late still lives, it may be there."""
+    # Nobody looks what the member is doing, and finds that it hangs.
+    monkeypatch.setattr(faulty.client._transport.picker, "doubt", lambda *_: None)
     faulty.proxy.hold_after(0)
     rules = faulty.client._shared.leases.rules
     granted = rules.granted
@@ -174,7 +178,7 @@ async def test_l12_the_granted_time_counts(election_timeout: int, granted: int) 
         assert min(pauses) >= 0.85 * third
         # One that is late is so by chance; that half of them are is a wrong interval.
         assert median(pauses) <= 1.15 * third
-        assert max(first, *pauses) <= 2 * third
+        assert max(first, *pauses) <= 2 * third + witness.late.seconds * SECOND
         assert {signal.ttl for signal in witness.signals(lease_id, "answered")} == {granted}
         assert witness.nothing_lost
         assert not session.is_lost

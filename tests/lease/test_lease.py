@@ -32,11 +32,13 @@ async def test_grant(client: Client) -> None:
 
 async def test_grant_tells_what_the_server_made_of_it(client: Client) -> None:
     """The server's smallest time to live is what counts, not the smaller one asked for."""
+    began = monotonic()
     lease = await client.lease.grant(1)
     assert lease.ttl == 2
     left = await client.lease.time_to_live(lease.id)
     assert left.granted_ttl == 2
-    assert 1.0 < (client.lease.keep_alive(lease.id).expires_in or 0) <= 2.0
+    expires_in = client.lease.keep_alive(lease.id).expires_in or 0
+    assert 2.0 - (monotonic() - began) <= expires_in <= 2.0
     await client.lease.revoke(lease.id)
 
 
@@ -388,13 +390,13 @@ async def test_leaving_one_lease_does_not_stop_the_others(faulty: Faulty) -> Non
 @pytest.mark.fault("leases outlive their time, which takes longer than that")
 async def test_leases_that_come_and_go(faulty: Faulty, rng: random.Random) -> None:
     """Whoever begins to keep a lease, and lets it go, when they like: none is lost meanwhile."""
-    end = monotonic() + 6
+    end = monotonic() + 10
 
     async def come_and_go() -> None:
         while monotonic() < end:
-            lease = await faulty.client.lease.grant(rng.randint(2, 4))
+            lease = await faulty.client.lease.grant(rng.randint(4, 6))
             async with faulty.client.lease.keep_alive(lease.id) as keep_alive:
-                until = monotonic() + rng.choice([0.0, 0.1, 0.5, 2.0, 4.0]) * rng.random()
+                until = monotonic() + rng.choice([0.0, 0.1, 0.5, 4.0, 8.0]) * rng.random()
                 async for renewal in keep_alive:
                     assert renewal.ttl == lease.ttl
                     if monotonic() > until:
@@ -498,9 +500,10 @@ async def test_expires_in_counts_down_and_is_raised_by_an_answer(faulty: Faulty)
     assert 0 < first <= 2
     await until(lambda: 0 < (keep_alive.expires_in or 0) < first - 0.2)
     low = keep_alive.expires_in
+    low_at = monotonic()
     assert low is not None
     await anext(keep_alive)
-    assert (keep_alive.expires_in or 0) > low
+    assert monotonic() + (keep_alive.expires_in or 0) > low_at + low
     faulty.proxy.blackhole()
     with pytest.raises(LeaseExpiredError):
         await renewed_for(keep_alive, 10)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import anyio
 import pytest
 
 from aioetcd import Client, KeepAlive
@@ -110,6 +111,9 @@ async def by_task_group(use: Coroutine[None, None, None], rng: random.Random) ->
     assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
 
 
+EVERYWHERE = {"entering", "iterating", "in the block", "in the loop", "taking one"}
+"""What a keep-alive may be cancelled in."""
+
 Cancel = Callable[[Coroutine[None, None, None], random.Random], Awaitable[None]]
 
 
@@ -125,12 +129,12 @@ def test_z1_keep_alive_left_at_any_moment(
     async def main() -> None:
         await server.clear()
         async with Client(server.endpoint) as client:
-            last.update(await leave_at_any_moment(client, server, rng, cancel))
+            with anyio.fail_after(30):
+                while not {*last} >= EVERYWHERE:
+                    last.update(await leave_at_any_moment(client, server, rng, cancel))
 
     run_on(loop, main())
-    assert last.total() == WORKERS * ROUNDS
-    # It came everywhere.
-    assert {*last} >= {"entering", "iterating", "in the block", "in the loop", "taking one"}
+    assert last.total() % (WORKERS * ROUNDS) == 0
 
 
 async def leave_at_any_moment(

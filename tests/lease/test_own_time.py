@@ -212,7 +212,7 @@ async def test_l5_paused_client_process(faulty: Faulty) -> None:
             assert await process.wait() == 0
         lost = [line for line in client.said if line["what"] == "lost"]
         assert [line["error"] for line in lost] == ["LeaseExpiredError"]
-        assert resumed_ns <= int(str(lost[0]["at_ns"])) <= resumed_ns + SECOND
+        assert resumed_ns <= int(str(lost[0]["at_ns"])) <= resumed_ns + 10 * SECOND
         acted = [int(str(line["at_ns"])) for line in client.said if line["what"] == "acted"]
         assert acted
         assert max(acted) < deleted_ns

@@ -9,8 +9,11 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import pytest
 
 from aioetcd import Client, DeleteResponse, EtcdError, Event, EventType, Op
+from aioetcd._proto import rpc_pb2
+from aioetcd._transport.wish import Wish
 from aioetcd.testing import RecordedClient, Recorder
 from aioetcd.testing.checkers import assert_clean, check_history
 from aioetcd.testing.checkers.requests import all_requests
@@ -21,6 +24,7 @@ from aioetcd.testing.history import (
     Subscription,
 )
 from aioetcd.watch import Watch
+from aioetcd.watch._rules import _EVENT_OVERHEAD, WatchRules
 
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
 STREAMS = "etcd_debugging_mvcc_watch_stream_total"
@@ -278,3 +282,29 @@ async def put_all(client: Client, *keys: str) -> int:
     for key in keys:
         revision = (await client.kv.put(key, key)).header.revision
     return revision
+
+
+def whole_answers(monkeypatch: pytest.MonkeyPatch, split: int) -> list[int]:
+    """Keep the sizes of answers that etcd should have split, and did not.
+
+    It does not split what it had found before it announced the watch, at any version: such an
+    answer follows the announcement, and where another does, it is not etcd that is at fault.
+    """
+    whole: list[int] = []
+    announced: set[int] = set()
+    received = WatchRules.received
+
+    def watched(
+        rules: WatchRules, response: rpc_pb2.WatchResponse, size: int, now: float
+    ) -> Wish | None:
+        if response.created:
+            announced.add(response.watch_id)
+        elif size < split:
+            announced.discard(response.watch_id)
+        else:
+            assert response.watch_id in announced, "not split, and not the first"
+            whole.append(size + len(response.events) * _EVENT_OVERHEAD)
+        return received(rules, response, size, now)
+
+    monkeypatch.setattr(WatchRules, "received", watched)
+    return whole

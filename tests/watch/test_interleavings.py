@@ -420,7 +420,7 @@ def steps_of(script: bytes) -> Iterator[tuple[str, int, int]]:
 
 @pytest.mark.timeout(900)  # AIOETCD_TEST_EXAMPLES may ask for many
 @pytest.mark.parametrize("limit", [20_000, 4], ids=["roomy", "tight"])
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES, print_blob=True)
 @given(script=SCRIPTS)
 def test_any_interleaving_delivers_each_event_once(limit: int, script: bytes) -> None:
     """Whatever is cut, refused, compacted, fragmented or not taken: each event once, in order."""

@@ -9,12 +9,9 @@ import anyio
 import pytest
 
 from aioetcd import Batch, Client, CompactedError, Op
-from aioetcd._proto import rpc_pb2
-from aioetcd._transport.wish import Wish
 from aioetcd.testing import EtcdServer, FaultProxy
 from aioetcd.testing.history import Delivery
 from aioetcd.watch import Watch
-from aioetcd.watch._rules import _EVENT_OVERHEAD, WatchRules
 from aioetcd.watch._state import INBOX_BYTES
 from tests.waiting import until, until_metric
 from tests.watch.faults.scenes import now, progress_every, put, read_until, unreachable
@@ -26,6 +23,7 @@ from tests.watch.following import (
     take,
     take_revision,
     takes_at_most,
+    whole_answers,
 )
 
 
@@ -139,32 +137,6 @@ async def test_w15_a_slow_consumer(own_server: EtcdServer, monkeypatch: pytest.M
         assert client.stats().reconnects == 0
 
 
-def whole_answers(monkeypatch: pytest.MonkeyPatch, split: int) -> list[int]:
-    """Keep the sizes of answers that etcd should have split, and did not.
-
-    It does not split what it had found before it announced the watch, at any version: such an
-    answer follows the announcement, and where another does, it is not etcd that is at fault.
-    """
-    whole: list[int] = []
-    announced: set[int] = set()
-    received = WatchRules.received
-
-    def watched(
-        rules: WatchRules, response: rpc_pb2.WatchResponse, size: int, now: float
-    ) -> Wish | None:
-        if response.created:
-            announced.add(response.watch_id)
-        elif size < split:
-            announced.discard(response.watch_id)
-        else:
-            assert response.watch_id in announced, "not split, and not the first"
-            whole.append(size + len(response.events) * _EVENT_OVERHEAD)
-        return received(rules, response, size, now)
-
-    monkeypatch.setattr(WatchRules, "received", watched)
-    return whole
-
-
 def resident_bytes() -> int:
     """Give the memory that this process has (Linux; 0 elsewhere)."""
     status = Path("/proc/self/status")
@@ -240,7 +212,7 @@ async def test_w17_a_thousand_watches_come_and_go_in_cuts(
         await until_metric(server, WATCHERS, 1)
 
 
-@pytest.mark.fault("Z12")
+@pytest.mark.alone("Z12: 120 000 events, and a second for what comes behind them")
 async def test_z12_a_txn_of_very_many_keys() -> None:
     """All others on the stream are told of what is theirs at once, though one gets a flood."""
     keys, each = 120_000, 10_000

@@ -77,7 +77,7 @@ async def test_w8_the_server_is_killed(own_server: EtcdServer, rng: random.Rando
             await own_server.start()
             assert own_server.pid != pid
             last = await traffic.last_word()
-            with takes_at_most(3):
+            with takes_at_most(10):
                 await followed.wait_for(last)
         await followed.check(store=direct, start_revision=1, through=last)
         assert client.stats().reconnects >= 3
@@ -205,8 +205,8 @@ async def test_w11_a_member_is_cut_off_from_the_others(rng: random.Random) -> No
             await patient.wait_for(await traffic.last_word())
             await cluster.isolate(member)
             async with written(traffic, 50):
-                with takes_at_most(5):
-                    await until_elsewhere(client, cluster, member, within=10)
+                with takes_at_most(10):  # etcd itself takes three to five to end a stream
+                    await until_elsewhere(client, cluster, member, within=15)
             last = await traffic.last_word()
             await followed.wait_for(last)
             await cluster.rejoin(member)
