@@ -95,7 +95,11 @@ async def demonstrate() -> None:
                 if lease is not None:
                     await client.lease.revoke(lease)
                 step = 3
-            elif step == 3 and await lease_of(client, "revoked") not in (None, lease):
+            elif (
+                step == 3
+                and "revoked" in there
+                and await lease_of(client, "revoked") not in (None, lease)
+            ):
                 return  # it is back
 
 

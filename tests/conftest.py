@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from aioetcd._transport import picker
 from aioetcd.testing import EtcdServer, FaultProxy, find_binary
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from aioetcd.namespace import Shared
 
 pytest_plugins = ("tests.tiers", "tests.leftovers")
+
+# An example that takes long is not slow: the machine may just have had no core for this process.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -339,7 +339,7 @@ def test_k3_any_mix() -> None:
     with asyncio.Runner() as runner:
         runner.run(server.start())
 
-        @settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+        @settings(max_examples=EXAMPLES, print_blob=True)
         @given(rounds=st.lists(ROUNDS, min_size=1, max_size=4))
         @example(rounds=[Round(FULL, "none", 0)])
         def mixes(rounds: list[Round]) -> None:

@@ -18,6 +18,16 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.own_logic("how the client ends when its loop or its tasks do")
 
+# What each program begins with. How long a client waits for its leases to be revoked is not tested
+# here, and on a busy machine that may take longer than a client waits.
+PATIENT = """
+from aioetcd._transport import supervisor
+
+supervisor._LAST = 10
+wait_tidied = supervisor.Supervisor.wait_tidied
+supervisor.Supervisor.wait_tidied = lambda self, task, patience=10: wait_tidied(self, task, 10)
+"""
+
 # --- the loop ends ------------------------------------------------------------------------------
 
 LOOP_ENDS = """
@@ -82,14 +92,14 @@ async def test_z2_the_loop_ends_with_everything_open(
 ) -> None:
     """`asyncio.run` ends with nothing closed: each task is told, and no lease stays."""
     ended = await anyio.to_thread.run_sync(
-        lambda: run_program(LOOP_ENDS, server.endpoint, loop=loop)
+        lambda: run_program(PATIENT + LOOP_ENDS, server.endpoint, loop=loop)
     )
 
     async def is_empty() -> bool:
         keys = (await client.kv.get("", prefix=True, count_only=True)).count
         return keys == 0 and not (await client.lease.leases()).ids
 
-    await until(is_empty, within=1)
+    await until(is_empty)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.pop() == "cancelled 8"
     holders = [f"{kind}{number}" for kind in ("session", "lock") for number in range(3)]
@@ -290,9 +300,9 @@ async def test_z4_what_ends_the_process(
     """It does, or it is logged where nobody else has it; all are told, and no lease stays."""
     starting = await anyio.to_thread.run_sync(lambda: run_program("", server.endpoint, loop=loop))
     ended = await anyio.to_thread.run_sync(
-        lambda: run_program(FAILS, server.endpoint, what, loop=loop)
+        lambda: run_program(PATIENT + FAILS, server.endpoint, what, loop=loop)
     )
-    await until(lambda: no_leases(client), within=1)
+    await until(lambda: no_leases(client))
     assert ended.code in code
     assert "the task 'crash' failed; the client closes" in ended.err
     if what == "own":  # asyncio keeps it in its task, so that the program goes on
@@ -300,4 +310,5 @@ async def test_z4_what_ends_the_process(
         assert "Own: mine" in ended.err
     else:
         assert ended.out == ["watch CancelledError"]
-    assert ended.seconds < 2 * starting.seconds + 2  # the interpreter, and what it does
+    # The interpreter, and what it does: nothing waits for as long as it may.
+    assert ended.seconds < 2 * starting.seconds + 5

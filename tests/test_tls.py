@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from aioetcd import TLS, Client, EtcdError, NoEndpointError
+from aioetcd._transport import handshake
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.waiting import until
 
@@ -24,6 +25,12 @@ async def secure() -> AsyncIterator[EtcdServer]:
     """A server that speaks TLS."""
     async with EtcdServer(tls=True, quick=True) as server:
         yield server
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the handshake that says why there is no connection take what a busy machine takes."""
+    monkeypatch.setattr(handshake, "_PATIENCE", 10.0)
 
 
 def trusting(server: EtcdServer) -> TLS:
@@ -55,6 +62,7 @@ async def test_tls(secure: EtcdServer) -> None:
 
 
 @pytest.mark.fault("T1")
+@pytest.mark.usefixtures("patient")
 async def test_t1_another_authority(secure: EtcdServer) -> None:
     """A certificate by somebody whom the client does not trust is refused, and said to be."""
     async with EtcdServer(tls=True, quick=True) as another:
@@ -63,6 +71,7 @@ async def test_t1_another_authority(secure: EtcdServer) -> None:
 
 
 @pytest.mark.fault("T1")
+@pytest.mark.usefixtures("patient")
 async def test_t1_another_name(secure: EtcdServer) -> None:
     """A certificate for another name is refused; where that is the one expected, it is not."""
     _ = secure.renew_certificate(name="etcd.example")
@@ -73,6 +82,7 @@ async def test_t1_another_name(secure: EtcdServer) -> None:
 
 
 @pytest.mark.fault("T1")
+@pytest.mark.usefixtures("patient")
 async def test_t1_an_expired_certificate(secure: EtcdServer) -> None:
     """It is told as such."""
     expired = secure.renew_certificate(expired=True)
@@ -80,6 +90,7 @@ async def test_t1_an_expired_certificate(secure: EtcdServer) -> None:
 
 
 @pytest.mark.fault("T1")
+@pytest.mark.usefixtures("patient")
 async def test_t1_plaintext_and_tls(secure: EtcdServer, server: EtcdServer) -> None:
     """Where one end speaks TLS and the other does not, it says which."""
     assert "it speaks TLS at this port" in await why_not(Client(secure.endpoint))
@@ -88,6 +99,7 @@ async def test_t1_plaintext_and_tls(secure: EtcdServer, server: EtcdServer) -> N
 
 
 @pytest.mark.fault("T1")
+@pytest.mark.usefixtures("patient")
 async def test_t1_the_clients_certificate() -> None:
     """A server that wants one says so when there is none, or one that has expired."""
     async with EtcdServer(tls="mutual", quick=True) as server:

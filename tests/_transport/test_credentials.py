@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from aioetcd._transport import handshake
 from aioetcd._transport.credentials import Credentials
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.config.tls import TLS
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,24 @@ async def test_a_port_is_asked_once_whether_it_speaks_tls() -> None:
         credentials.answered(endpoint)
         await credentials.explain(endpoint, "Socket closed")
         assert asked == 2
+
+
+async def test_a_port_that_has_not_said_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it may have been late; and where nobody listened somebody may come."""
+    monkeypatch.setattr(handshake, "_PATIENCE", 0.05)
+    asked = 0
+
+    def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writers.append(writer)
+
+    writers: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        endpoint = Endpoint.parse(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        credentials = Credentials(None, ())
+        for _ in range(2):
+            assert await credentials.explain(endpoint, "Socket closed") == "Socket closed"
+        await until(lambda: asked == 2)
+        for writer in writers:
+            writer.close()

@@ -690,5 +690,5 @@ class Machine(RuleBasedStateMachine):
 
 TestInterleavings = pytest.mark.timeout(600)(Machine.TestCase)  # to find the shortest example
 TestInterleavings.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=30, deadline=None, print_blob=True
+    max_examples=EXAMPLES, stateful_step_count=30, print_blob=True
 )

@@ -25,7 +25,7 @@ from aioetcd._transport import unary as unary_module
 from aioetcd._transport.transport import Transport
 from aioetcd.kv import KV
 from aioetcd.testing import FaultProxy
-from tests._transport.weather import LARGE, SLACK, connected, exists
+from tests._transport.weather import LARGE, SLACK, FewPauses, connected, exists
 from tests.harness import until_answer_lost
 from tests.programs import stranger
 from tests.waiting import lateness, until
@@ -75,16 +75,31 @@ async def test_retries_share_one_deadline(proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize("is_write", [True, False])
-async def test_r4_a_server_with_too_much_to_do(*, is_write: bool) -> None:
+async def test_r4_a_server_with_too_much_to_do(
+    monkeypatch: pytest.MonkeyPatch, *, is_write: bool
+) -> None:
     """What it surely has not done is sent again, ever less often, until the deadline."""
+    made: list[FewPauses] = []
+
+    def few_pauses(first: float, most: float) -> FewPauses:
+        made.append(FewPauses(first, most))
+        return made[-1]
+
+    monkeypatch.setattr(unary_module, "Backoff", few_pauses)
+    monkeypatch.setattr(unary_module, "PATIENCE", 60)  # nobody looks what the server is doing
     with stranger("RESOURCE_EXHAUSTED", "etcdserver: too many requests") as endpoint:
         async with connected(endpoint) as transport:
             kv = create(KV, transport)
             assert await transport.wait_connected()
+            began = time.monotonic()
             with pytest.raises(TooManyRequestsError) as caught:
-                await (kv.put("k", "v", timeout=1.5) if is_write else kv.get("k", timeout=1.5))
+                await (kv.put("k", "v", timeout=30) if is_write else kv.get("k", timeout=30))
+            took = time.monotonic() - began
             assert caught.value.maybe_applied is False
-            assert 3 <= transport.monitor.retries <= 12
+            (backoff,) = made
+            assert transport.monitor.retries == len(backoff.pauses) == FewPauses.NUMBER
+            assert backoff.pauses == sorted(backoff.pauses)
+            assert took > sum(backoff.pauses) - 0.01  # timers may be early
             assert transport.picker.current is not None, "who has much to do is not sick"
 
 

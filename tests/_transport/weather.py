@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from aioetcd import Client
+from aioetcd._transport.backoff import Backoff
 from aioetcd._transport.transport import Transport
 from aioetcd.config.client import Config
 from aioetcd.config.endpoints import parse_endpoints
@@ -54,6 +55,30 @@ async def exists(client: Client, key: str) -> bool:
 def was_refused(transport: Transport) -> bool:
     """Whether an endpoint was tried in vain by now."""
     return all(member.reason is not None for member in transport.picker.members)
+
+
+class FewPauses(Backoff):
+    """The pauses of a call before it is sent again: some as they are, then one beyond its deadline.
+
+    So it ends after a known number of tries, and with what the last one was told. Else a try may be
+    in flight at the deadline, on a slow machine the first, which is another failure.
+
+    Attributes:
+        pauses: Those that were made.
+    """
+
+    NUMBER = 4
+
+    def __init__(self, first: float, most: float) -> None:
+        super().__init__(first, most)
+        self.pauses: list[float] = []
+
+    def next_delay(self) -> float:
+        """Give the seconds to wait now."""
+        if len(self.pauses) == self.NUMBER:
+            return 1000.0
+        self.pauses.append(super().next_delay())
+        return self.pauses[-1]
 
 
 class Forgetful:

@@ -41,7 +41,7 @@ def states(draw: st.DrawFn) -> tuple[list[str], list[bytes], dict[bytes, str]]:
     return members, items, holders
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(states())
 def test_one_step(state: tuple[list[str], list[bytes], dict[bytes, str]]) -> None:
     """Nobody claims what is not free, nor two the same; nobody gives up what is within its quota.
@@ -72,7 +72,7 @@ def test_one_step(state: tuple[list[str], list[bytes], dict[bytes, str]]) -> Non
         assert len(claimed) >= min(free, wanted)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(states())
 def test_all_at_once(state: tuple[list[str], list[bytes], dict[bytes, str]]) -> None:
     """Where all see the same, two rounds lead to balance; then nobody does anything."""
@@ -157,7 +157,7 @@ class World:
             asked[item] = verb
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(state=states(), data=st.data())
 def test_members_that_are_behind(
     state: tuple[list[str], list[bytes], dict[bytes, str]], data: st.DataObject

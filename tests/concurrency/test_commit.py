@@ -110,7 +110,7 @@ def happen(store: Store, commit: Commit, events: list[Any]) -> int:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES, print_blob=True)
 @given(begun(), EVENTS, EVENTS)
 def test_what_is_believed(given: tuple[Store, Commit], before: list[Any], after: list[Any]) -> None:
     """Never applied, or open: and then of all copies one at the most."""
@@ -126,7 +126,7 @@ def test_what_is_believed(given: tuple[Store, Commit], before: list[Any], after:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES, print_blob=True)
 @given(begun(), EVENTS, EVENTS, st.lists(st.sampled_from(["put", "delete", None]), max_size=4))
 def test_what_a_receipt_tells(
     given: tuple[Store, Commit], before: list[Any], after: list[Any], others: list[str | None]

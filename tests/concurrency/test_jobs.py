@@ -205,7 +205,7 @@ def test_a_claim_is_forgotten_when_it_is_gone(store: Store) -> None:
     assert store.jobs.take() is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_order(data: st.DataObject) -> None:
     """Whatever happens in whatever order: the first that may be taken, by what is known, is given.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from typing import Any
 
 import anyio
@@ -56,8 +57,8 @@ async def test_one_member_has_all(client: Client) -> None:
     assert running.cancelled()
     assert shop.working == {}
     assert partitioner.held == frozenset()
-    assert not (await client.kv.txn(compare=[share.is_owner()], success=[Op.get("k")])).succeeded
     await until_nothing_is_left(client)
+    assert not (await client.kv.txn(compare=[share.is_owner()], success=[Op.get("k")])).succeeded
     running = asyncio.create_task(partitioner.run(shop.work))  # and once more
     await until(lambda: len(shop.working) == 9)
     running.cancel()
@@ -144,7 +145,7 @@ async def test_it_is_kept_until_the_work_has_ended(server: EtcdServer) -> None:
         await until(
             lambda: any(t.cancelling() for t in asyncio.all_tasks() if "work on" in t.get_name())
         )
-        holders = await first.holders()
+        holders = await first.holders(timeout=10)
         assert {kv.lease for kv in holders.values()} == {shop.working["i0"].lease_id}
         assert second.held == frozenset()
         assert len(first.held) == 9
@@ -334,7 +335,11 @@ async def test_an_item_that_is_taken_by_hand(client: Client) -> None:
     assert partitioner.held == {*ITEMS} - {"i3"}
     running.cancel()
     await asyncio.wait([running])
-    assert [*await partitioner.holders()] == ["i3"]
+
+    async def is_his_alone() -> bool:
+        return [*await partitioner.holders()] == ["i3"]
+
+    await until(is_his_alone)
     await client.kv.delete(NAME, prefix=True)
 
 
@@ -364,13 +369,28 @@ async def test_a_member_that_is_deleted_by_hand(server: EtcdServer, client: Clie
 
 async def test_a_key_that_nobody_has_waited_for(server: EtcdServer, client: Client) -> None:
     """A claim that arrives late is taken on, or given back."""
-    shop = Shop()
-    async with members_of(server, ITEMS[:2], shop.work) as members:
+    begun: list[Share[str]] = []
+    working: Counter[str] = Counter()
+
+    # One may begin before another knows that its key was deleted: nobody can have told it in time.
+    async def work(share: Share[str]) -> None:
+        begun.append(share)
+        working[share.item] += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            working[share.item] -= 1
+
+    def is_each_worked_on() -> bool:
+        return working == Counter(ITEMS[:2])
+
+    async with members_of(server, ITEMS[:2], work) as members:
         await members.come()
         await members.come()
         await members.until_balanced()
-        await until(lambda: len(shop.working) == 2)
-        one, other = shop.working["i0"], shop.working["i1"]
+        await until(is_each_worked_on)
+        latest = {share.item: share for share in begun}
+        one, other = latest["i0"], latest["i1"]
         for key in (one.key, other.key):  # the one's, as before; and the other's
             is_late = False
             while not is_late:
@@ -378,9 +398,9 @@ async def test_a_key_that_nobody_has_waited_for(server: EtcdServer, client: Clie
                 late = Op.put(key, "late", lease=one.lease_id)
                 done = await client.kv.txn(compare=[Compare.missing(key)], success=[late])
                 is_late = done.succeeded
-        await until(lambda: shop.begun >= 4)
+        await until(lambda: len(begun) >= 4)
         await members.until_balanced()
-        await until(lambda: len(shop.working) == 2)
+        await until(is_each_worked_on)
     await until_nothing_is_left(client)
 
 
@@ -393,7 +413,7 @@ async def test_what_is_none_of_its_keys(server: EtcdServer, client: Client) -> N
         partitioner = await members.come()
         await until(lambda: len(shop.working) == 8)
         assert partitioner.held == {*ITEMS[1:]}
-        holders = await partitioner.holders()
+        holders = await partitioner.holders(timeout=10)
         assert holders["i0"].lease is None
         await client.kv.delete(f"{NAME}/items/i0")
         await members.until_balanced()

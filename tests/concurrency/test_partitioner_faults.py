@@ -102,7 +102,7 @@ async def test_k4_what_is_given_back_late(faulty: Faulty) -> None:
 @pytest.mark.fault("X3")
 async def test_x3_a_loop_that_is_blocked(faulty: Faulty) -> None:
     """For longer than the lease lives: nobody begins to work then, and it joins again."""
-    partitioner = faulty.client.partitioner(NAME, ITEMS[:3], ttl=1)
+    partitioner = faulty.client.partitioner(NAME, ITEMS[:3], ttl=3)
     begun: list[Share[str]] = []
     is_blocked = asyncio.Event()
 
@@ -112,11 +112,11 @@ async def test_x3_a_loop_that_is_blocked(faulty: Faulty) -> None:
         begun.append(share)
         if len(begun) == 3 and not is_blocked.is_set():
             is_blocked.set()
-            time.sleep(2.5)  # noqa: ASYNC251
+            time.sleep(5)  # noqa: ASYNC251
         await asyncio.Event().wait()
 
     running = asyncio.create_task(partitioner.run(work))
-    await until(lambda: len(begun) == 6)
+    await until(lambda: len(begun) == 6, within=20)
     assert len({share.lease_id for share in begun}) == 2
     assert len(partitioner.held) == 3
     running.cancel()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
+from statistics import median
 
 import anyio
 import pytest
@@ -26,20 +26,11 @@ from aioetcd import (
 )
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import check_is_as_before, check_told_anew, soon
-from tests.concurrency.work import NAME, begun, drain, history, is_owner, keys
+from tests.concurrency.work import NAME, begun, drain, history, is_count, is_owner, no_keys
 from tests.harness import Faulty, lose_answer, until_answer_lost
 from tests.waiting import until
 
 NOBODY = JobCounts(0, 0, 0, 0)
-
-
-def is_count(queue: WorkQueue, *counts: int) -> Callable[[], Awaitable[bool]]:
-    """Give what looks whether a queue has so many jobs."""
-
-    async def look() -> bool:
-        return await queue.counts() == JobCounts(*counts)
-
-    return look
 
 
 @pytest.fixture
@@ -157,6 +148,8 @@ async def test_k3_a_job_whose_answer_is_lost(
         await until(is_count(queue, 0, 1, 0, 0))
         job = await taking
         await job.requeue()
+        # Before the event of that has come, nothing is taken.
+        await until(lambda: worker._mirror.revision >= worker._requeued)
         faulty.proxy.blackhole(client_to_server=False)
         taking = asyncio.create_task(worker.take())
         await lose_answer(faulty.proxy, is_count(queue, 0, 1, 0, 0))
@@ -215,8 +208,7 @@ async def test_k3_a_put_whose_answer_is_lost(
     assert len((await history(faulty.oracle)).puts) == 2
     faulty.proxy.refuse()
     faulty.proxy.cut()
-    with pytest.raises(NoEndpointError):
-        await faulty.client.kv.get("any", timeout=0.3)
+    await until(lambda: not faulty.client._calls.is_connected)
     with pytest.raises(NoEndpointError) as refused:
         await own.put("c", timeout=0.3)
     assert not refused.value.maybe_applied
@@ -235,7 +227,11 @@ async def test_the_loss_of_another_job(queue: WorkQueue, faulty: Faulty) -> None
         with pytest.raises(JobLostError):
             async with await worker.take():
                 await lost.ack()
-        assert (await queue.counts()).claimed == 0
+
+        async def none_is_claimed() -> bool:
+            return (await queue.counts()).claimed == 0
+
+        await until(none_is_claimed)
     await clean(faulty)
 
 
@@ -290,6 +286,8 @@ async def test_giving_back_over_an_outage(
     """It is warned of once, and costs one delay."""
     await queue.put("a")
     async with own.worker(ttl=60) as worker:
+        for _ in range(2):  # the third attempt has a delay that is long enough to be seen
+            await (await worker.take()).requeue()
         with pytest.raises(ValueError, match="no"):
             async with await worker.take():
                 faulty.proxy.refuse()
@@ -313,15 +311,16 @@ async def test_k4_a_claim_that_arrives_late(
     async with own.worker(ttl=60) as worker:
         found = worker._jobs._first()
         assert found is not None
-        faulty.proxy.delay(0.3)
-        with anyio.move_on_after(0.1 if how == "cancelled" else None):
+        # Long before it is known there that nobody waits for it, the claim arrives.
+        faulty.proxy.delay(0.6)
+        with anyio.move_on_after(0.5 if how == "cancelled" else None):
             with pytest.raises(TimeoutError):
-                await worker.take(timeout=0.1 if how == "timeout" else None)
+                await worker.take(timeout=0.5 if how == "timeout" else None)
         await until(partial(has_attempts, faulty.oracle, 2))  # it was taken, and taken back
         assert await queue.counts() == JobCounts(1, 0, 0, 0)
+        await faulty.proxy.heal()
         async with await worker.take() as job:
             assert job.attempt == 1
-        await faulty.proxy.heal()
     assert (await history(faulty.oracle)).acknowledged == {job.id: 1}
     await clean(faulty)
 
@@ -416,11 +415,12 @@ async def test_k2_the_server_is_killed(own_server: EtcdServer, rng: random.Rando
                 await own_server.kill()
                 await own_server.start()
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(3):
-                tasks.start_soon(work)
-            async with anyio.create_task_group() as killing:
-                killing.start_soon(kill)
+        # The killing goes on to its end, whenever the work is done: the server is there then.
+        async with anyio.create_task_group() as killing:
+            killing.start_soon(kill)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(work)
         assert await drain(queue) == []
         happened = await history(client)
         assert len(handled) == 40
@@ -451,11 +451,12 @@ async def test_z1_cancelled_at_any_moment(client: Client, rng: random.Random) ->
         where = "after"
 
     async with queue.worker(ttl=600) as worker:
-        for _ in range(3):
+        times = []
+        for _ in range(5):
             began = anyio.current_time()
-            where = ""
             await handle()
-            took = max(took, anyio.current_time() - began)
+            times.append(anyio.current_time() - began)
+        took = 2 * median(times)  # which one that was held up does not change
         for _ in range(300):
             pause = took * rng.uniform(0, 2)
             if rng.random() < 0.5:
@@ -482,4 +483,4 @@ async def test_z1_cancelled_at_any_moment(client: Client, rng: random.Random) ->
     assert len(happened.puts) == 150
     assert happened.acknowledged == dict.fromkeys(happened.puts, 1)
     assert {*done} <= {*happened.acknowledged}
-    assert await keys(client) == []
+    await until(lambda: no_keys(client))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import groupby
 
-from aioetcd import Client, Event, EventType, Job, Op, WorkQueue
+from aioetcd import Client, Event, EventType, Job, JobCounts, Op, WorkQueue
 from aioetcd.concurrency._jobs import Keys
 
 NAME = "/work/mail"
@@ -28,6 +28,20 @@ async def keys(client: Client, kind: str = "", name: str = NAME) -> list[str]:
     """Give the keys of a queue, or those of a kind, without its name."""
     found = await client.kv.get(f"{name}/{kind}", prefix=True, keys_only=True)
     return [kv.key.decode().removeprefix(f"{name}/") for kv in found.kvs]
+
+
+async def no_keys(client: Client) -> bool:
+    """Whether nothing is left of a queue: a worker that was left may be gone a moment later."""
+    return await keys(client) == []
+
+
+def is_count(queue: WorkQueue, *counts: int) -> Callable[[], Awaitable[bool]]:
+    """Give what looks whether a queue has so many jobs."""
+
+    async def look() -> bool:
+        return await queue.counts() == JobCounts(*counts)
+
+    return look
 
 
 async def drain(queue: WorkQueue) -> list[tuple[bytes, int]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aioetcd.testing.history import (
@@ -78,7 +78,6 @@ def test_files_are_put_together(tmp_path: Path) -> None:
     assert Recorder.load(tmp_path / "1", tmp_path / "2").records == RECORDS
 
 
-@settings(deadline=None)  # a file each, on a disk that others use as well
 @given(key=st.binary(), value=st.binary(), client=st.text())
 def test_any_bytes(
     tmp_path_factory: pytest.TempPathFactory, key: bytes, value: bytes, client: str

@@ -93,9 +93,10 @@ class Credentials:
             made = context(self._material)
             why = await why_no_tls(endpoint.target, made, self._server_name(endpoint))
         else:
-            if endpoint not in self._speaks_tls:
-                self._speaks_tls[endpoint] = await speaks_tls(endpoint.target)
-            why = _TLS_PORT if self._speaks_tls[endpoint] else None
+            known = self._speaks_tls.get(endpoint)
+            if known is None and (known := await speaks_tls(endpoint.target)) is not None:
+                self._speaks_tls[endpoint] = known
+            why = _TLS_PORT if known else None
         return reason if why is None else f"{why} ({reason})"
 
     def answered(self, endpoint: Endpoint) -> None:

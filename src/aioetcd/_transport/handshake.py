@@ -32,8 +32,10 @@ def may_be_tls(reason: str) -> bool:
     return any(text in reason for text in _REFUSALS)
 
 
-async def speaks_tls(target: str) -> bool:
+async def speaks_tls(target: str) -> bool | None:
     """Whether there is TLS at a port, whatever certificates it wants or has.
+
+    None where nobody has answered it: then it is not known.
 
     Args:
         target: ``host:port`` or ``[ipv6]:port``; a socket's path speaks no TLS.
@@ -47,8 +49,10 @@ async def speaks_tls(target: str) -> bool:
         await _shake_hands(target, anything, None)
     except ssl.SSLError as error:
         return "ALERT" in (error.reason or "")  # it wants a certificate, or another version
-    except (OSError, anyio.BrokenResourceError, anyio.EndOfStream):  # TimeoutError is an OSError
+    except (anyio.BrokenResourceError, anyio.EndOfStream, ConnectionResetError):
         return False
+    except OSError:  # TimeoutError is one
+        return None
     return True
 
 

@@ -143,7 +143,7 @@ class Barrier(metaclass=NoPublicConstructor):
         Example:
             await client.barrier("/barriers/migration").hold(value="host-7")
             try:
-                await client.barrier("/barriers/migration").wait(timeout=0.1)
+                await client.barrier("/barriers/migration").wait(timeout=1)
             except DeadlineExceededError as error:
                 "host-7" in str(error)  # True
         """
