@@ -109,11 +109,15 @@ def _is_traced() -> bool:
 
 
 def _stalled() -> float | None:
-    """Give the seconds for which this machine had no core for somebody, since it was started."""
+    """Give the seconds for which somebody on this machine waited for a core or a disk.
+
+    They count from its start, and twice where both was so at a time.
+    """
     try:
-        return int(Path("/proc/pressure/cpu").read_text().partition("total=")[2].split()[0]) / 1e6
+        told = [Path(f"/proc/pressure/{what}").read_text() for what in ("cpu", "io")]
     except OSError:  # not Linux
         return None
+    return sum(int(text.partition("total=")[2].split()[0]) for text in told) / 1e6
 
 
 def _touches_a_server(item: pytest.Item) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 
 import anyio
-import anyio.lowlevel
 import pytest
+from anyio.abc import TaskStatus
 
-from aioetcd.testing import EtcdServer
+from aioetcd.testing import EtcdCluster, EtcdServer
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], *, within: float = 10.0) -> None:
@@ -45,22 +46,54 @@ async def until_metric(server: EtcdServer, metric: str, count: int, *, within: f
     await until(is_seen, within=within)
 
 
-class Lateness:
-    """How late the event loop was, at the worst; `lateness` makes it.
+async def until_elected(
+    cluster: EtcdCluster, members: list[EtcdServer], *, within: float = 20
+) -> None:
+    """Wait until these members follow one of them; only they are asked."""
 
-    Attributes:
-        seconds: By so much may what the loop does at a time come later than promised.
-    """
+    async def elected() -> bool:
+        try:
+            seen = [await cluster._ask(member) for member in members]
+        except (OSError, RuntimeError):  # one does not answer
+            return False
+        said = {(status.leader_id, status.raft_term) for status in seen}
+        return len(said) == 1 and seen[0].leader_id in {status.member_id for status in seen}
+
+    await until(elected, within=within)
+
+
+class Lateness:
+    """How late the event loop was, all in all; `lateness` makes it."""
+
+    PERIOD = 0.01
+    """How often it looks, in seconds."""
+
+    USUAL = 0.005
+    """By so much a timer is late on any machine: it would add up to something, and is left out."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self._before = 0.0
+        self._due = math.inf  # the end of the sleep under way
 
-    async def measure(self) -> None:
-        """Look for ever."""
-        while True:
-            before = monotonic()
-            await anyio.sleep(0.02)  # what is measured
-            self.seconds = max(self.seconds, monotonic() - before - 0.02)
+    @property
+    def seconds(self) -> float:
+        """By so much may what the loop does meanwhile come later than promised.
+
+        It counts a delay that is not over yet, as whoever asks may have met it just now.
+        """
+        late = monotonic() - self._due
+        return self._before + (late if late > self.USUAL else 0.0)
+
+    async def measure(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Look until it is cancelled."""
+        try:
+            self._due = monotonic() + self.PERIOD
+            task_status.started()
+            while True:
+                await anyio.sleep(self._due - monotonic())  # what is measured
+                self._before, self._due = self.seconds, monotonic() + self.PERIOD
+        finally:
+            self._before, self._due = self.seconds, math.inf
 
 
 @asynccontextmanager
@@ -68,7 +101,6 @@ async def lateness() -> AsyncIterator[Lateness]:
     """Measure how late the loop is in a block, for bounds that follow the machine."""
     late = Lateness()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(late.measure)
+        await tasks.start(late.measure)
         yield late
-        await anyio.lowlevel.checkpoint()  # one that is late just now is seen
         tasks.cancel_scope.cancel()

@@ -17,7 +17,7 @@ import pytest
 
 from aioetcd.testing import EtcdCluster, EtcdServer, EtcdStartError
 from aioetcd.testing._binary import ask
-from tests.waiting import until
+from tests.waiting import until, until_elected
 
 pytestmark = pytest.mark.fault("three members, and their elections")
 
@@ -189,6 +189,7 @@ async def test_a_paused_leader_is_replaced(cluster: EtcdCluster) -> None:
     """A leader that is stopped does not count, and no question waits for its answer."""
     old = await cluster.leader()
     await old.pause()
+    await until_elected(cluster, _others(cluster, old))  # which takes as long as it does
     began = time.monotonic()
     assert await cluster.leader() is not old
     assert time.monotonic() - began < 5
@@ -217,6 +218,11 @@ async def test_isolate_and_rejoin(calm_cluster: EtcdCluster, leads: bool) -> Non
     await _put(cluster.members[0], "k", "before")
     leader = await cluster.leader()
     cut_off = leader if leads else _others(cluster, leader)[0]
+
+    async def has_it() -> bool:  # a majority had it when it was written
+        return await _value(cut_off, "k", serializable=True) == "before"
+
+    await until(has_it)
     await cluster.isolate(cut_off)
 
     async def is_alone() -> bool:

@@ -21,7 +21,7 @@ import pytest
 from aioetcd.testing import EtcdCluster, EtcdNotFoundError, EtcdServer, EtcdStartError, _binary
 from aioetcd.testing._folder import Folder, sweep
 from aioetcd.testing._process import processes
-from tests.waiting import lateness, until
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.own_logic("how processes, ports and folders are handled"),
@@ -48,8 +48,23 @@ def _etcds(folder: Path) -> list[int]:
     return found
 
 
+def _run(program: Path) -> bool:
+    """Whether a process has a program's path among its arguments."""
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            if str(program) in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                return True
+    return False
+
+
 def _folders(temporary: Path) -> list[Path]:
     return list(temporary.glob("aioetcd-*"))
+
+
+def _swept(temporary: Path) -> bool:
+    """Sweep, and tell whether no folder is left."""
+    sweep()
+    return _folders(temporary) == []
 
 
 @pytest.fixture
@@ -148,15 +163,26 @@ async def test_members_behind_scripts_form_a_cluster(script: Callable[[str], Pat
 
 
 async def test_a_program_that_does_not_answer(
-    temporary: Path, script: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    script: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that hangs when asked for its flags is ended, and the loop goes on meanwhile."""
-    monkeypatch.setattr(_binary, "_ANSWER_LIMIT", 0.5)
-    server = EtcdServer(script(f"sleep 600 # --data-dir={temporary}/x"))
-    async with lateness() as late:
-        with pytest.raises(EtcdNotFoundError, match=r"--help has not answered within 0\.5 s"):
+    monkeypatch.setattr(_binary, "_ANSWER_LIMIT", 1)
+    wrapper = script("sleep 600")
+    server = EtcdServer(wrapper)
+    async with anyio.create_task_group() as tasks:
+        seen = False
+
+        async def see() -> None:
+            nonlocal seen
+            await until(lambda: _run(wrapper))
+            seen = True
+
+        tasks.start_soon(see)
+        with pytest.raises(EtcdNotFoundError, match="--help has not answered within 1 s"):
             await server.start()
-    assert late.seconds < 0.4
+        assert seen, "nobody else had a turn while it was asked"
+    assert not _run(wrapper)
+    monkeypatch.setattr(_binary, "_ANSWER_LIMIT", 0.1)
     with pytest.raises(EtcdNotFoundError, match="--version has not answered"):
         _ = server.version
     await server.aclose()
@@ -348,11 +374,6 @@ anyio.run(main)
 @pytest.mark.parametrize("dies", [False, True])
 async def test_a_forked_child_ends_nothing(temporary: Path, dies: bool) -> None:
     """Neither its calls nor its end touch its parent's server; nor does it hold its folder."""
-
-    def swept() -> bool:
-        sweep()
-        return _folders(temporary) == []
-
     program = [sys.executable, "-c", _FORKING, *(["die"] if dies else [])]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with tempfile.TemporaryFile("w+") as output:  # no pipe: the child that stays would hold it
@@ -365,7 +386,7 @@ async def test_a_forked_child_ends_nothing(temporary: Path, dies: bool) -> None:
         assert said[:3] == ["True", "True", "True"]
         assert done.returncode == (-signal.SIGKILL if dies else 0)
         await until(lambda: _etcds(temporary) == [])
-        await until(swept)  # the child lets go of the folder as soon as it runs
+        await until(lambda: _swept(temporary))  # the child lets go of the folder as soon as it runs
     finally:
         if dies:
             os.kill(int(said[3]), signal.SIGKILL)
@@ -461,5 +482,4 @@ async def test_ended_by_a_signal_at_any_moment(
             assert _folders(temporary) == []
             assert _etcds(temporary) == []
     await until(lambda: _etcds(temporary) == [])
-    sweep()
-    assert _folders(temporary) == []
+    await until(lambda: _swept(temporary))

@@ -106,7 +106,7 @@ async def test_with_tls() -> None:
 @pytest.mark.fault("three members, and their elections")
 async def test_a_cluster() -> None:
     """Every member wants the password, and the kit still finds the leader and moves it."""
-    async with EtcdCluster(auth=AUTH) as cluster:
+    async with EtcdCluster(auth=AUTH, quick=False) as cluster:
         await cluster.move_leader(2)
         assert await cluster.leader() is cluster.members[2]
         for member, endpoint in zip(cluster.members, cluster.endpoints, strict=True):

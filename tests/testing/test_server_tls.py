@@ -199,7 +199,7 @@ async def test_data_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.fault("three members, and their elections")
 async def test_a_cluster() -> None:
     """One `tls` is good for every member, through its proxy, and the kit asks them all."""
-    async with EtcdCluster(tls="mutual") as cluster:
+    async with EtcdCluster(tls="mutual", quick=False) as cluster:
         await cluster.move_leader(1)
         assert await cluster.leader() is cluster.members[1]
         for member, endpoint in zip(cluster.members, cluster.endpoints, strict=True):
