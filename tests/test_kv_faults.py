@@ -22,6 +22,7 @@ from aioetcd.testing import (
 )
 from aioetcd.testing.checkers import assert_clean, check_history
 from aioetcd.testing.history import Operation
+from tests.harness import writes_through
 from tests.waiting import lateness, until
 
 
@@ -52,8 +53,7 @@ async def test_k2_a_server_that_is_killed_again_and_again(
     own_server: EtcdServer, rng: random.Random
 ) -> None:
     """Whenever it is killed while puts are on their way, each is there once, or not at all."""
-    # These may lose what a single member has acknowledged (etcd #14370).
-    keeps = not (3, 5, 0) <= own_server.version_info < (3, 5, 5)
+    keeps = writes_through(own_server)
     async with Client(own_server.endpoint, timeout=10) as client:
         unknown = 0
         for round_ in range(40):

@@ -25,6 +25,7 @@ from aioetcd.testing import EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.checkers import assert_clean, check_fencing, check_lock_holds
 from aioetcd.testing.history import GuardedTxn, LockHold
 from tests.concurrency.locks import EXCLUSIVE, NAME, one_of
+from tests.harness import writes_through
 
 
 class Counter:
@@ -96,13 +97,11 @@ async def kills(
     server: EtcdServer, proxy: FaultProxy, rng: random.Random, over: Callable[[], bool]
 ) -> int:
     """The server crashes and comes back with its data, three times."""
-    # These versions may tell a single member's last write before it is safe (#14370).
-    writes_through = not (3, 5, 0) <= server.version_info < (3, 5, 5)
     happened = 0
     while not over() and happened < 3:
         await anyio.sleep(rng.uniform(0.1, 0.4))
         pid = server.pid
-        await (server.kill() if writes_through else server.stop())
+        await (server.kill() if writes_through(server) else server.stop())
         await server.start()
         happened += server.pid != pid
     return happened

@@ -147,11 +147,11 @@ async def test_too_late(client: Client) -> None:
     await client.barrier(KEY).hold(value="host-7")
     async with lateness() as late:
         began = asyncio.get_running_loop().time()
-        with pytest.raises(DeadlineExceededError, match=r"host-7.*within 0\.2 s$") as caught:
-            await client.barrier(KEY).wait(timeout=0.2)
+        with pytest.raises(DeadlineExceededError, match=r"host-7.*within 1 s$") as caught:
+            await client.barrier(KEY).wait(timeout=1)
         took = asyncio.get_running_loop().time() - began
-    assert 0.2 <= took < 0.4 + late.seconds
-    assert caught.value.timeout == 0.2
+    assert 1 <= took < 1.2 + late.seconds
+    assert caught.value.timeout == 1
     assert caught.value.maybe_applied is False
     assert client.stats().watches == 0
 

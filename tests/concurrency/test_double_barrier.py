@@ -46,10 +46,26 @@ class Rooms:
         self.begun_to_leave: set[int] = set()
 
     async def visit(
-        self, client: Client, count: int, *, leave: asyncio.Event | None = None, **options: Any
+        self,
+        client: Client,
+        count: int,
+        *,
+        leave: asyncio.Event | None = None,
+        leave_within: float | None = None,
+        **options: Any,
     ) -> int:
-        """Enter, wait, and leave; see that all leave together."""
+        """Enter, wait, and leave; see that all leave together.
+
+        Args:
+            client: Whose party it is.
+            count: So many enter.
+            leave: What is waited for inside.
+            leave_within: A timeout for leaving alone, in seconds.
+            **options: The barrier's.
+        """
         async with client.double_barrier(NAME, count, **options) as barrier:
+            if leave_within is not None:
+                barrier._timeout = leave_within
             revision = barrier.revision
             self.inside[revision] += 1
             self.entered[revision] += 1
@@ -188,6 +204,7 @@ async def test_the_last_one_is_stuck(client: Client) -> None:
         await client.lease.revoke(lease)
 
 
+@pytest.mark.usefixtures("patient_look")
 async def test_keys_that_are_no_partys(client: Client) -> None:
     """What has no lease, or another's name, does not count."""
     async with client.session(ttl=60) as session:
@@ -199,6 +216,7 @@ async def test_keys_that_are_no_partys(client: Client) -> None:
         assert [kv.version for kv in await parties(client)] == [1, 1]
 
 
+@pytest.mark.usefixtures("patient_look")
 async def test_too_few_come(client: Client) -> None:
     """It gives up in time, and nothing is left of it."""
     before = monotonic()
@@ -223,7 +241,7 @@ async def test_some_do_not_leave(client: Client) -> None:
 
 async def _gives_up(rooms: Rooms, client: Client, leave: asyncio.Event) -> DeadlineExceededError:
     with pytest.raises(DeadlineExceededError) as caught:
-        await rooms.visit(client, 3, leave=leave, timeout=0.3)
+        await rooms.visit(client, 3, leave=leave, leave_within=1)
     return caught.value
 
 
@@ -410,7 +428,11 @@ async def test_more_than_the_server_takes() -> None:
         leases = await by_hand(client, 3)
         with pytest.raises(TooManyOpsError):
             await rooms.visit(client, 4)
-        assert [kv.lease for kv in await parties(client)] == leases
+
+        async def are_left() -> bool:
+            return [kv.lease for kv in await parties(client)] == leases
+
+        await until(are_left)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tests.concurrency.locks import (
     one_of,
     queue,
     wait_for_queue,
+    watches_created,
 )
 from tests.harness import Faulty
 from tests.waiting import until
@@ -190,19 +191,21 @@ async def test_x7_two_tasks_of_one_client(client: Client, shared: bool) -> None:
             order.append("second")
             assert await is_owner(client, lock)
 
-    async with locks_of(client, shared) as make, asyncio.TaskGroup() as tasks:
-        async with make(NAME) as first:
-            tasks.create_task(second(make))
-            await has_begun.wait()
-            # Longer than it takes to acquire one.
-            for _ in range(5):
-                async with make("another"):
-                    pass
-            assert order == []
-            assert (await queue(client))[0] == first.key
-            assert await is_owner(client, first)
-            order.append("first")
-        assert order == ["first"]
+    async with (
+        locks_of(client, shared) as make,
+        asyncio.TaskGroup() as tasks,
+        make(NAME) as first,
+    ):
+        tasks.create_task(second(make))
+        await has_begun.wait()
+        # Longer than it takes to acquire one.
+        for _ in range(5):
+            async with make("another"):
+                pass
+        assert order == []
+        assert (await queue(client))[0] == first.key
+        assert await is_owner(client, first)
+        order.append("first")
     assert order == ["first", "second"]
     assert await queue(client) == []
 
@@ -256,6 +259,7 @@ async def test_x8_the_one_before_goes_between_reading_and_watching(
         await before.release()
 
 
+@pytest.mark.usefixtures("patient_look")
 async def test_x8_the_one_before_goes_in_the_middle_of_the_queue(
     faulty: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +267,7 @@ async def test_x8_the_one_before_goes_in_the_middle_of_the_queue(
     async with faulty.oracle.lock(NAME, ttl=60) as held:
         between = asyncio.create_task(faulty.oracle.lock(NAME, ttl=60).acquire())
         await wait_for_queue(faulty.oracle, 2)
+        await watches_created(faulty.oracle, 3)  # that one has seen who is before
         middle = (await queue(faulty.oracle))[1]
         async with gone_once_seen(faulty.oracle, monkeypatch, compacted=False) as gone:
             last = asyncio.create_task(faulty.client.lock(NAME, ttl=60, timeout=30).acquire())

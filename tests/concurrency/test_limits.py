@@ -160,7 +160,7 @@ async def two_clients(
         Client(server.endpoint) as oracle,
         Client(proxy.endpoint, timeout=timeout) as client,
     ):
-        await client.kv.get("connect")
+        await client.kv.get("connect", timeout=10)  # the client's is for a fault
         yield proxy, client, oracle
 
 
@@ -238,6 +238,8 @@ async def test_z18_other_limits(
     """Entering a session or a watch takes the client's limit and at most a second; it says why."""
     async with two_clients(server, timeout=0.5) as (proxy, client, oracle):
         fault(proxy)
+        if fault is refuse:
+            await until(lambda: not client._transport.is_connected)
         while fault is refuse:  # else the grant may be on its way when the connection breaks
             with pytest.raises(NoEndpointError) as caught:
                 await client.kv.get("k", timeout=0.2)
@@ -259,6 +261,7 @@ async def test_z18_other_limits(
         await until(is_tidy)
 
 
+@pytest.mark.usefixtures("patient_look")
 async def test_a_lock_that_is_held_names_its_holder(client: Client) -> None:
     """Whoever waited in vain learns who has the lock: the first in the queue, not the last."""
     async with client.lock("L", ttl=60, value="host-7") as lock, anyio.create_task_group() as tasks:
@@ -277,6 +280,7 @@ async def test_a_lock_that_is_held_names_its_holder(client: Client) -> None:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.usefixtures("patient_look")
 @pytest.mark.parametrize("last_step", ["_put_own", "take"])
 async def test_a_turn_that_comes_with_the_end_of_the_time(client: Client, last_step: str) -> None:
     """Whoever stands first itself when its time is over is not told that it waits for itself."""

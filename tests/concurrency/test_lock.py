@@ -153,6 +153,7 @@ async def test_nested_locks(client: Client) -> None:
     assert (await client.kv.get("", prefix=True)).count == 0
 
 
+@pytest.mark.usefixtures("patient_look")
 async def test_a_holder_cannot_lock_again(client: Client) -> None:
     """The lock is not for a task but for a `Lock`: its holder waits for itself like any other."""
     async with client.lock(NAME, ttl=60) as lock:
@@ -228,9 +229,10 @@ async def test_not_blocking(client: Client) -> None:
 @pytest.mark.own_logic("what the client does by itself")
 async def test_timeout_is_for_the_waiting_only(client: Client) -> None:
     """A lock that was acquired in time is held for as long as the block takes."""
-    async with client.lock(NAME, ttl=60, timeout=0.3) as lock:
+    await client.ping()  # it is connected
+    async with client.lock(NAME, ttl=60, timeout=1) as lock:
         began = monotonic()
-        await until(lambda: monotonic() > began + 0.5)
+        await until(lambda: monotonic() > began + 1.2)
         assert await is_owner(client, lock)
 
 

@@ -77,6 +77,7 @@ async def test_readers_are_inside_together(client: Client) -> None:
     await until_nothing_is_left(client)
 
 
+@pytest.mark.usefixtures("patient_look")
 async def test_a_reader_with_a_time_limit(client: Client) -> None:
     """The error says who writes, and nothing is left behind."""
     shared = client.rwlock(NAME, ttl=60)

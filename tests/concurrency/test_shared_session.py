@@ -82,6 +82,7 @@ async def test_tasks_with_the_same_session_exclude_one_another(
         assert await queue(client) == []
 
 
+@pytest.mark.usefixtures("patient_look")
 @pytest.mark.own_logic("how a client shares a lease among its locks")
 async def test_a_local_waiter_gives_up(client: Client) -> None:
     """Whoever waits for another holder on the same session learns who it is, and leaves nothing."""
@@ -272,16 +273,18 @@ async def test_an_acquisition_whose_answer_is_lost(etcd_server: EtcdServer, bloc
 async def test_an_acquisition_that_nobody_answered(server: EtcdServer) -> None:
     """A key that was put, though its txn has failed without an answer, does not stay."""
     async with (
-        faulty_client(server, timeout=0.5) as faulty,
+        faulty_client(server) as faulty,
         faulty.client.session(ttl=60, on_lost="ignore") as session,
     ):
         lock = faulty.client.lock(NAME, session=session)
+        faulty.client._transport.timeout = 0.5  # from now on: the session had time to be entered
         faulty.proxy.blackhole(client_to_server=False)
         with pytest.raises(DeadlineExceededError) as caught:
             await lock.acquire()
         assert caught.value.maybe_applied
         assert await queue(faulty.oracle) == [lock.key]
         await faulty.proxy.heal()
+        faulty.client._transport.timeout = 10.0
 
         async def is_deleted() -> bool:
             return await queue(faulty.oracle) == []
@@ -303,11 +306,12 @@ async def test_a_deletion_that_nobody_answered(
     async with (
         FaultProxy(server.endpoint) as proxy,
         Client(server.endpoint) as oracle,
-        Client(proxy.endpoint, timeout=0.5) as client,
+        Client(proxy.endpoint) as client,
         client.session(ttl=60) as session,
     ):
         with caplog.at_level(logging.WARNING, "aioetcd.concurrency"):
             async with client.lock(NAME, session=session) as before:
+                client._transport.timeout = 0.5  # from now on: it had time to be acquired
                 proxy.blackhole()
             await until(lambda: "could not be deleted" in caplog.text)
             calls = client.stats().calls
@@ -318,6 +322,7 @@ async def test_a_deletion_that_nobody_answered(
         with pytest.raises(NoEndpointError):  # though nobody else on this lease has it
             await waiting.acquire()
         await proxy.heal()
+        client._transport.timeout = 10.0
         async with client.lock(NAME, session=session, timeout=10) as after:
             assert after.revision > before.revision
             assert await is_owner(oracle, after)

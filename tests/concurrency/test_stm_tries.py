@@ -16,6 +16,7 @@ from aioetcd import (
     NoEndpointError,
     StmConflictError,
     Transaction,
+    UnavailableError,
 )
 from aioetcd.testing import FaultProxy
 from tests.concurrency.transactions import (
@@ -130,10 +131,15 @@ async def test_a_deadline_is_for_all_of_it(client: Client) -> None:
         tx.put("k", "mine")
 
     interfering = Interfering(client, blind, put="k", times=10**9)
-    with pytest.raises((DeadlineExceededError, NoEndpointError)) as caught:
+    with pytest.raises((DeadlineExceededError, UnavailableError)) as caught:
         await client.stm(interfering, tries=None, timeout=0.5)
-    assert isinstance(caught.value, EtcdError)
-    assert caught.value.maybe_applied is False
+    error = caught.value
+    assert isinstance(error, EtcdError)
+    # The last commit may begin so late that nobody learns what became of it; that is said then.
+    in_doubt = any("stm(receipt=key)" in note for note in getattr(error, "__notes__", ()))
+    assert in_doubt or isinstance(error, DeadlineExceededError | NoEndpointError)
+    assert in_doubt or error.maybe_applied is False
+    assert (await client.kv.get("k")).value != b"mine"
 
     async def dawdle(tx: Transaction) -> None:
         tx.put("late", "x")

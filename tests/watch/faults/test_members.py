@@ -13,6 +13,7 @@ import pytest
 from aioetcd import Client
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.history import Delivery
+from tests.harness import writes_through
 from tests.waiting import until
 from tests.watch.faults.scenes import KEEPALIVE, now, progress_every
 from tests.watch.following import Traffic, following, takes_at_most
@@ -58,8 +59,6 @@ def longest_gap(recorder: Recorder, watch: str) -> float:
 @pytest.mark.fault("W8")
 async def test_w8_the_server_is_killed(own_server: EtcdServer, rng: random.Random) -> None:
     """A server that crashes and comes back with its data goes on with its watches."""
-    # These versions may tell a single member's last write before it is safe (#14370).
-    writes_through = not (3, 5, 0) <= own_server.version_info < (3, 5, 5)
     async with (
         Client(own_server.endpoint) as client,
         Client(own_server.endpoint, timeout=1) as direct,
@@ -71,7 +70,7 @@ async def test_w8_the_server_is_killed(own_server: EtcdServer, rng: random.Rando
             before, pid = traffic.revision, own_server.pid
             async with written(traffic, 400, writers=8):
                 await until(lambda: traffic.revision > before + 50)  # noqa: B023
-                if writes_through:
+                if writes_through(own_server):
                     await own_server.kill()
             await own_server.kill()
             await own_server.start()
