@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from time import monotonic
 
 import anyio
@@ -31,7 +32,8 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], *, within: floa
             if holds:
                 return
             await anyio.sleep(0.005)  # between two looks
-    pytest.fail(f"not within {within:g} s: {inspect.getsource(condition).strip()}")
+    what = condition.func if isinstance(condition, partial) else condition
+    pytest.fail(f"not within {within:g} s: {inspect.getsource(what).strip()}")
 
 
 async def until_metric(server: EtcdServer, metric: str, count: int, *, within: float = 10) -> None:
