@@ -39,7 +39,7 @@ class Wiring:
         self._members = members
         self._chance = random.Random(seed)
         self._fronts: list[Listener] = []
-        # The endpoints of those that were removed: a new member is not to be given one of them.
+        # The endpoints of those that were removed: the next member is not to be given one of them.
         self._former: list[socket.socket] = []
         self._isolated: dict[int, Separation] = {}
         self._parted: dict[tuple[int, int], Separation] = {}
@@ -58,6 +58,7 @@ class Wiring:
                 self.pairs[source, target] = way
         self._sever()  # from those that are isolated
         await proxy.start()
+        self._release_former()
 
     def peer_url(self, index: int) -> str:
         """Where the other members dial a member."""
@@ -96,10 +97,14 @@ class Wiring:
     async def aclose(self) -> None:
         """Close everything; nothing waits."""
         self.close_fronts()
-        for former in self._former:
-            former.close()
+        self._release_former()
         for proxy in (*self.client_proxies, *self.pairs.values()):
             await proxy.aclose()
+
+    def _release_former(self) -> None:
+        for former in self._former:
+            former.close()
+        self._former.clear()
 
     def close_fronts(self) -> None:
         """Let no member dial another any more."""
