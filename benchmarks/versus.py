@@ -246,6 +246,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Compare calls with other clients'.")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (5)")
     parser.add_argument("--milliseconds", type=int, default=1000, help="of each measure (1000)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these alone")
+    names = (*OWN, "Go", *PEERS)
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=names, metavar="NAME", help="these alone"
+    )
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="draw plots there")
     anyio.run(main, parser.parse_args())
