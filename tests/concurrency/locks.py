@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -102,6 +102,15 @@ async def soon(condition: Callable[[], Awaitable[bool]], *, within: float = 1.0)
         await until(look)
         took = monotonic() - began
     assert took < within + slowest + late.seconds
+
+
+async def until_run_out(client: Client, lease_ids: Set[int | None]) -> None:
+    """Wait until no such lease is there any more: when that is, is the server's affair."""
+
+    async def have_run_out() -> bool:
+        return lease_ids.isdisjoint((await client.lease.leases()).ids)
+
+    await until(have_run_out)
 
 
 async def cancel_after(

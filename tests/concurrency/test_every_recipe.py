@@ -18,7 +18,7 @@ import pytest
 
 from aioetcd import Client, EtcdError
 from aioetcd.testing import EtcdServer
-from tests.concurrency.locks import soon
+from tests.concurrency.locks import soon, until_run_out
 from tests.concurrency.recipes import RECIPES, Recipe
 from tests.concurrency.test_leaving import Moment, cancel_at_any_moment
 from tests.harness import Faulty, faulty_client
@@ -272,13 +272,10 @@ async def test_a_user_that_is_killed(quick_server: EtcdServer, user: Popen[str])
             tasks.create_task(enter(recipe, f"{kind}/")) for kind, recipe in RECIPES.items()
         ]
 
-        async def have_run_out() -> bool:
-            return its_leases.isdisjoint((await client.lease.leases()).ids)
-
         async def is_over() -> bool:
             keys = await client.kv.get("", prefix=True, count_only=True)
             is_tidy = keys.count == 0 and (await client.lease.leases()).ids == ()
             return is_tidy and all(task.done() for task in entering)
 
-        await until(have_run_out)  # when that is, is the server's affair
+        await until_run_out(client, its_leases)
         await soon(is_over)

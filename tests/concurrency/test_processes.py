@@ -18,8 +18,7 @@ from aioetcd import Client
 from aioetcd.testing import EtcdServer, FaultProxy, Recorder
 from aioetcd.testing.history import LockHold
 from tests.concurrency.counting import Counter, Weather, cuts, kills
-from tests.concurrency.locks import EXCLUSIVE, one_of, queue, soon
-from tests.waiting import until
+from tests.concurrency.locks import EXCLUSIVE, one_of, queue, soon, until_run_out
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 4
@@ -107,12 +106,9 @@ async def test_x11_a_holder_that_is_killed(quick_server: EtcdServer) -> None:
             assert not entered
             process.kill()
 
-            async def have_run_out() -> bool:
-                return its_leases.isdisjoint((await client.lease.leases()).ids)
-
             async def have_entered() -> bool:
                 await client.ping()  # a server that is late is seen by that
                 return entered == set(EXCLUSIVE)
 
-            await until(have_run_out)  # when that is, is the server's affair
+            await until_run_out(client, its_leases)
             await soon(have_entered)
