@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import anyio
 import pytest
 
 from aioetcd import Client
+from aioetcd._transport import members
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.waiting import until
 
@@ -98,6 +99,14 @@ async def lose_answer(proxy: FaultProxy, done: Callable[[], Awaitable[bool]]) ->
     """With answers swallowed already: lose the answer of a request that was carried out."""
     await until_answer_lost(proxy, done)
     await proxy.heal()
+
+
+@contextmanager
+def first_in_use() -> Iterator[None]:
+    """Have who connects in the block use the first endpoint, also where this machine is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(members, "HEAD_START", 5.0)
+        yield
 
 
 def writes_through(server: EtcdServer) -> bool:

@@ -31,13 +31,13 @@ from aioetcd import (
     RequestTooLargeError,
     UnavailableError,
 )
-from aioetcd._transport import members
 from aioetcd._transport import unary as unary_module
 from aioetcd._transport.methods import PUT
 from aioetcd.kv import KV
 from aioetcd.kv._batched import Batched
 from aioetcd.kv._lane import Batch, Lane
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.harness import first_in_use
 from tests.servers import grpc_proxy
 from tests.waiting import until
 
@@ -322,9 +322,7 @@ async def test_what_hangs_keeps_nobody_waiting(server: EtcdServer) -> None:
 
 
 @pytest.mark.fault("two seconds until a silent member is given up")
-async def test_hung_writes_hide_no_other_member(
-    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_hung_writes_hide_no_other_member(server: EtcdServer) -> None:
     """While two writes wait for a member that is silent, others go to the one that is there."""
     async with (
         FaultProxy(server.endpoint) as silent,
@@ -332,8 +330,7 @@ async def test_hung_writes_hide_no_other_member(
         Client([silent.endpoint, other.endpoint]) as client,
     ):
         kv = client.kv.batched()
-        with monkeypatch.context() as patch:
-            patch.setattr(members, "HEAD_START", 5.0)  # also where this machine is slow
+        with first_in_use():
             await kv.get("connected")
         assert client.stats().endpoint == silent.endpoint
         silent.blackhole()

@@ -14,11 +14,11 @@ import dns.rrset
 import pytest
 
 from aioetcd import Client, ClusterMismatchError, EtcdError
-from aioetcd._transport import members
 from aioetcd.config.endpoints import Endpoint
 from aioetcd.testing import EtcdCluster, EtcdServer
 from aioetcd.testing._process import HOST, Ports
 from tests._transport.weather import Forgetful
+from tests.harness import first_in_use
 from tests.waiting import lateness, until
 
 
@@ -143,17 +143,14 @@ async def test_c3_a_learner_is_in_the_list() -> None:
 
 
 @pytest.mark.fault("C4")
-async def test_c4_another_cluster_in_the_list(
-    server: EtcdServer, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_c4_another_cluster_in_the_list(server: EtcdServer, client: Client) -> None:
     """The answers of one cluster are not taken for another's: the second one is not used."""
     await client.kv.put("k", "ours")
     async with (
         EtcdServer(quick=True) as other,
         Client([server.endpoint, other.endpoint]) as both,
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(members, "HEAD_START", 5.0)  # also where this machine is slow
+        with first_in_use():
             assert (await both.kv.get("k")).value == b"ours"
         # The first one is gone, as far as this client can see.
         both.set_endpoints([other.endpoint])

@@ -30,6 +30,7 @@ from aioetcd.kv import KV
 from aioetcd.testing import EtcdCluster, EtcdServer, FaultProxy
 from tests._transport.test_look import Answering
 from tests._transport.weather import Forgetful, connected
+from tests.harness import first_in_use
 from tests.programs import run_program, stranger
 from tests.waiting import lateness, until
 
@@ -271,15 +272,12 @@ async def test_z14_another_cluster_on_the_same_connection(*, is_write: bool) -> 
 
 
 @pytest.mark.fault("Z14")
-async def test_z14_another_cluster(
-    own_server: EtcdServer, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_z14_another_cluster(own_server: EtcdServer, server: EtcdServer) -> None:
     """It is not used in the place of the one that is lost, and nothing is written there."""
     await server.clear()
     async with connected(own_server.endpoint, server.endpoint, timeout=1.2) as transport:
         kv = create(KV, transport)
-        with monkeypatch.context() as patched:
-            patched.setattr(members, "HEAD_START", 5.0)  # the other one is not in use at first
+        with first_in_use():
             await kv.put("k", "v", timeout=10)
         await own_server.kill()
         for call in (kv.put("k", "w"), kv.get("k")):
@@ -294,15 +292,14 @@ async def test_z14_another_cluster(
 
 
 @pytest.mark.fault("Z14: elections, and time-outs of members")
-async def test_z14_a_member_without_a_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_z14_a_member_without_a_quorum() -> None:
     """One that is cut off is left for one that is not, and not chosen where there is another."""
     async with EtcdCluster() as cluster:
         leader = await cluster.leader()
         others = [member.endpoint for member in cluster.members if member is not leader]
         async with connected(leader.endpoint, *others, timeout=10) as transport:
             kv = create(KV, transport)
-            with monkeypatch.context() as patched:
-                patched.setattr(members, "HEAD_START", 5.0)  # the others are not in use at first
+            with first_in_use():
                 await kv.put("k", "1")
             assert transport.state == f"connected to {leader.endpoint}"
             await cluster.isolate(leader)
