@@ -15,6 +15,9 @@ from aioetcd._transport import members
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.waiting import until
 
+# More bytes than HTTP/2 has to say by itself: 17 a ping, 13 a window. The shortest request has 78.
+_CHATTER = 60
+
 
 @pytest.fixture(scope="session")
 def quick_server() -> Iterator[EtcdServer]:
@@ -93,6 +96,14 @@ async def until_answer_lost(proxy: FaultProxy, done: Callable[[], Awaitable[bool
     """
     await until(done)
     await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+
+
+async def until_request_lost(proxy: FaultProxy) -> None:
+    """Wait until a request is swallowed of those that go through a proxy, as they are by now.
+
+    It is none yet where only what HTTP/2 says by itself was: a ping, its acknowledgement, windows.
+    """
+    await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > _CHATTER)
 
 
 async def lose_answer(proxy: FaultProxy, done: Callable[[], Awaitable[bool]]) -> None:

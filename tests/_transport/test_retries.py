@@ -143,12 +143,12 @@ async def test_closed_between_two_tries(proxy: FaultProxy, direct: Client, is_wr
     """A call in its pause is told, and what its first try may have done is not forgotten."""
     async with connected(proxy.endpoint) as transport:
         kv = create(KV, transport)
-        await kv.get("k")
+        await kv.put("k", b"v" * LARGE)
         proxy.blackhole(client_to_server=False)
         async with anyio.create_task_group() as group:
 
             async def call() -> None:
-                txn = partial(kv.txn, success=[Op.put("k", "v")], idempotent=True)
+                txn = partial(kv.txn, success=[Op.put("written", "v")], idempotent=True)
                 use: Callable[..., Awaitable[object]] = txn if is_write else partial(kv.get, "k")
                 with pytest.raises(ClientClosedError) as caught:
                     await use(timeout=8)
@@ -156,9 +156,9 @@ async def test_closed_between_two_tries(proxy: FaultProxy, direct: Client, is_wr
 
             group.start_soon(call)
             if is_write:
-                await until_answer_lost(proxy, lambda: exists(direct, "k"))
+                await until_answer_lost(proxy, lambda: exists(direct, "written"))
             else:
-                await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+                await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > LARGE)
             proxy.cut()
             await until(lambda: transport.monitor.retries == 1)
             start = time.monotonic()

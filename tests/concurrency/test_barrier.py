@@ -21,7 +21,7 @@ from aioetcd import (
 )
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import watches_created
-from tests.harness import Faulty, lose_answer, until_answer_lost
+from tests.harness import Faulty, lose_answer, until_answer_lost, until_request_lost
 from tests.waiting import lateness, until
 
 KEY = "/barriers/migration"
@@ -241,9 +241,9 @@ async def test_k3_held_and_the_answer_lost_and_more(faulty: Faulty, meanwhile: s
 
 async def test_k3_not_held(faulty: Faulty) -> None:
     """What never arrived is not said to be held."""
-    faulty.proxy.blackhole()
+    faulty.proxy.blackhole(server_to_client=False)
     holding = asyncio.create_task(faulty.client.barrier(KEY).hold())
-    await faulty.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+    await until_request_lost(faulty.proxy)
     await faulty.proxy.heal()
     with pytest.raises(EtcdError) as caught:
         await holding

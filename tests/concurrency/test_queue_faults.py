@@ -29,7 +29,7 @@ from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.test_barrier import compact
 from tests.concurrency.test_queue import NAME, either, fifo, left, put_all, rest, urgent
 from tests.concurrency.test_queue import Make as Make  # noqa: PLC0414
-from tests.harness import Faulty, faulty_client, until_answer_lost
+from tests.harness import Faulty, faulty_client, until_answer_lost, until_request_lost
 from tests.programs import run_program
 from tests.waiting import lateness, until
 
@@ -79,9 +79,9 @@ async def test_k3_taken_and_the_answer_lost(torn: Faulty, make: Make, others: in
 async def test_k3_taken_by_others(torn: Faulty, make: Make, others: int) -> None:
     """A claim that never arrived takes nothing, and what others have taken is not given."""
     queue = await begin(torn, make)
-    torn.proxy.blackhole()
+    torn.proxy.blackhole(server_to_client=False)
     getting = asyncio.create_task(queue.get())
-    await torn.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+    await until_request_lost(torn.proxy)
     assert [int(await make(torn.oracle).get()) for _ in range(others)] == [*range(1, 1 + others)]
     await torn.proxy.heal()
     async with asyncio.timeout(10):
@@ -93,9 +93,9 @@ async def test_k3_taken_by_others(torn: Faulty, make: Make, others: int) -> None
 async def test_k3_never_arrived(torn: Faulty, make: Make) -> None:
     """The same item is claimed again."""
     queue = await begin(torn, make)
-    torn.proxy.blackhole()
+    torn.proxy.blackhole(server_to_client=False)
     getting = asyncio.create_task(queue.get())
-    await torn.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+    await until_request_lost(torn.proxy)
     await torn.proxy.heal()
     async with asyncio.timeout(10):
         assert await getting == b"1"
@@ -110,9 +110,9 @@ async def test_k3_overtaken_meanwhile(torn: Faulty) -> None:
     for number in range(2):
         await late.put(str(number), priority=5)
     assert await late.get() == b"0"
-    torn.proxy.blackhole()
+    torn.proxy.blackhole(server_to_client=False)
     getting = asyncio.create_task(late.get())
-    await torn.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+    await until_request_lost(torn.proxy)
     await torn.oracle.priority_queue(NAME).put("7", priority=0)
     await torn.proxy.heal()
     async with asyncio.timeout(10):
@@ -419,13 +419,13 @@ async def test_k3_put_and_the_answer_lost(torn: Faulty) -> None:
 @pytest.mark.parametrize("arrives", [True, False])
 async def test_k3_put_and_not_there(torn: Faulty, arrives: bool) -> None:
     """Whether it was taken already, or never came, cannot be known, and is told so."""
-    torn.proxy.blackhole(client_to_server=not arrives)
+    torn.proxy.blackhole(client_to_server=not arrives, server_to_client=arrives)
     putting = asyncio.create_task(fifo(torn.client).put("7"))
     if arrives:
         await until_taken(torn, 1)
         assert await fifo(torn.oracle).get() == b"7"
     else:
-        await torn.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+        await until_request_lost(torn.proxy)
     await torn.proxy.heal()
     with pytest.raises(EtcdError) as caught:
         await putting

@@ -28,8 +28,7 @@ from aioetcd._transport.calls import Calls
 from aioetcd._transport.methods import RANGE, TXN, Method
 from aioetcd.concurrency.stm import Stm
 from aioetcd.testing import EtcdServer, FaultProxy
-from tests.harness import Faulty, writes_through
-from tests.waiting import until
+from tests.harness import Faulty, until_answer_lost, until_request_lost, writes_through
 
 SECONDS = float(os.environ.get("AIOETCD_TEST_BANK", "4"))
 """How long money is moved."""
@@ -73,17 +72,29 @@ class Losing:
         self._faulty = faulty
         self._function = function
         self._applied = applied
+        self._before: int | None = None
 
     async def __call__(self, tx: Transaction) -> Any:
         self.tries += 1
         result = await self._function(tx)
         if self.tries == 1:
-            self._faulty.proxy.blackhole(client_to_server=not self._applied)
+            self._before = (await self._faulty.oracle.kv.get("k")).header.revision
+            self._faulty.proxy.blackhole(
+                client_to_server=not self._applied, server_to_client=self._applied
+            )
         return result
 
     async def lost(self) -> None:
         """Wait until it is."""
-        await self._faulty.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+        if not self._applied:
+            await until_request_lost(self._faulty.proxy)
+            return
+
+        async def is_applied() -> bool:
+            kv = (await self._faulty.oracle.kv.get("k")).kv
+            return kv is not None and self._before is not None and kv.mod_revision > self._before
+
+        await until_answer_lost(self._faulty.proxy, is_applied)
 
     async def go_on(self) -> None:
         """Let the client find out."""
@@ -98,16 +109,8 @@ async def losing(
     """Run a transaction; the block is for what others do before the client knows of the loss."""
     if "receipt" in options:  # or what is lost is its creation
         await faulty.oracle.kv.put("receipt", "somebody's")
-    before = (await faulty.oracle.kv.get("k")).header.revision
     lost = Losing(faulty, function, applied=applied)
     running = asyncio.ensure_future(faulty.client.stm(lost, **options))
-
-    async def is_written() -> bool:
-        kv = (await faulty.oracle.kv.get("k")).kv
-        return kv is not None and kv.mod_revision > before
-
-    if applied:
-        await until(is_written)
     await lost.lost()
     try:
         yield running
@@ -455,6 +458,7 @@ async def test_x5_cancelled_at_any_moment(
 @pytest.mark.parametrize("how", CANCELS)
 async def test_cancelled_while_it_finds_out(faulty: Faulty, how: str) -> None:
     """It ends at once, wherever it is."""
+    await faulty.oracle.kv.put("receipt", "somebody's")  # or what is lost is its creation
     scope = anyio.CancelScope()
     lost = Losing(faulty, increment, applied=True)
 

@@ -27,7 +27,7 @@ from aioetcd import (
 from aioetcd.testing import EtcdServer, FaultProxy
 from tests.concurrency.locks import check_is_as_before, check_told_anew, soon
 from tests.concurrency.work import NAME, begun, drain, history, is_count, is_owner, no_keys
-from tests.harness import Faulty, lose_answer, until_answer_lost
+from tests.harness import Faulty, lose_answer, until_answer_lost, until_request_lost
 from tests.waiting import until
 
 NOBODY = JobCounts(0, 0, 0, 0)
@@ -73,7 +73,7 @@ async def test_k3_an_acknowledgement_whose_answer_is_lost(
 
 
 async def heal_when_swallowed(proxy: FaultProxy) -> None:
-    await proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+    await until_request_lost(proxy)
     await proxy.heal()
 
 
@@ -120,7 +120,7 @@ async def test_k3_an_acknowledgement_of_a_worker_that_died(
             job = await worker.take()
             faulty.proxy.blackhole(server_to_client=False)
             acking = asyncio.create_task(job.ack(timeout=None))
-            await faulty.proxy.wait_until(lambda proxy: proxy.bytes_swallowed > 0)
+            await until_request_lost(faulty.proxy)
             await faulty.oracle.lease.revoke(worker)
             async with queue.worker() as other:
                 again = await other.take()
