@@ -223,7 +223,7 @@ async def test_z7_while_open(
     async def is_left() -> bool:
         return not (await client.lease.leases()).ids
 
-    await until(is_left, within=1)
+    await until(is_left)
     assert (await client.kv.get("child")).kv is None
 
 
