@@ -160,7 +160,8 @@ async def test_k5_a_counter_in_a_bad_network(
                     proxy.blackhole(client_to_server=False)
                     await anyio.sleep(0.02)  # answers are lost for so long
                     await proxy.heal()
-                await anyio.sleep(rng.uniform(0, 0.05))
+                # Now and then it lasts for as long as a slow machine needs to get anywhere.
+                await anyio.sleep(rng.uniform(0, 0.05) if rng.random() < 0.9 else 0.5)
 
         async with anyio.create_task_group() as faults:
             faults.start_soon(disturb)

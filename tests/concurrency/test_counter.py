@@ -154,7 +154,8 @@ async def test_k5_answers_are_lost(client: Client, server: EtcdServer, rng: rand
                     proxy.blackhole(client_to_server=rng.random() < 0.5)
                     await asyncio.sleep(rng.uniform(0, 0.05))
                     await proxy.heal()
-            await asyncio.sleep(rng.uniform(0, 0.1))
+            # Now and then it is left in peace for as long as a slow machine needs to get anywhere.
+            await asyncio.sleep(rng.uniform(0, 0.1) if rng.random() < 0.9 else 0.5)
 
         adding = Adding(through, timeout=20)
         value = await adding.over(50, fault)
