@@ -21,6 +21,7 @@ from aioetcd import (
     Watch,
 )
 from aioetcd.testing import EtcdServer, FaultProxy
+from tests.waiting import until
 
 # How long a token lives, in seconds: etcd takes whole ones, and looks for old ones once a second.
 TTL = 3
@@ -201,6 +202,32 @@ async def test_a3_a_wrong_password(name: str) -> None:
                 pass
         assert await authenticated(server) <= before + 3
         assert client.stats().endpoint == server.endpoint  # it is nobody's fault there
+
+
+@pytest.mark.parametrize("what", ["watch", "keep_alive"])
+async def test_a3_nobody_is_signed_in_for_nobody(what: str) -> None:
+    """Once all who use a stream are told, it asks for no token any more, and ends."""
+
+    async def use(client: Client) -> None:
+        if what == "watch":
+            async with client.watch("a"):
+                pass
+        else:
+            async for _ in client.lease.keep_alive(5):
+                pass
+
+    def has_ended() -> bool:
+        return not any("stream" in task.get_name() for task in asyncio.all_tasks())
+
+    async with with_auth() as server, client_of(server.endpoint, "app", "wrong") as client:
+        before = await authenticated(server)
+        for _ in range(2):  # the second begins while the stream of the first still lingers
+            with anyio.fail_after(3), pytest.raises(AuthenticationError):
+                await use(client)
+        told = await authenticated(server)
+        assert 2 <= told - before <= 4
+        await until(has_ended)
+        assert await authenticated(server) == told
 
 
 async def test_a4_authentication_is_turned_on_and_off() -> None:

@@ -67,6 +67,7 @@ async def test_w8_the_server_is_killed(rng: random.Random) -> None:
             await client.kv.put(rng.choice(keys), "after")
             await cache.sync()
             assert shown(cache) == await stored(client)
-            assert cache.is_connected
+            # Where etcd cannot tell how far a watch is, all is listed again, and it connects anew.
+            await until(lambda: cache.is_connected)
         await until(lambda: follower.kvs == shown(cache))
         assert len(follower.changes) > len(keys)

@@ -152,6 +152,9 @@ class SharedStream(Generic[Request, Response]):
     async def _converse(self) -> None:
         refusals = 0
         while True:
+            while not self._rules.wanted:  # there is nobody to sign in for
+                self._send_wake.clear()
+                await self._send_wake.wait()
             try:
                 connection = await self._transport.picker.wait(None)
             except ClientClosedError:
@@ -165,6 +168,7 @@ class SharedStream(Generic[Request, Response]):
                 except EtcdError as refused:
                     is_final = isinstance(refused, AuthError)
                     self._rules.lost(refused, final=is_final, now=monotonic())
+                    self._time_wake.set()
                     await anyio.sleep(self._backoff.next_delay())
                 continue  # the connection may be another one by now
             self.connection = connection
