@@ -152,7 +152,7 @@ class SharedStream(Generic[Request, Response]):
     async def _converse(self) -> None:
         refusals = 0
         while True:
-            while not self._rules.wanted:  # there is nobody to sign in for
+            while not self._rules.wanted:  # nobody to open it, or to sign in, for
                 self._send_wake.clear()
                 await self._send_wake.wait()
             try:
